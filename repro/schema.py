@@ -1,0 +1,105 @@
+"""What a run directory holds: the tables, their columns and units, and the shape of `run.json`.
+
+A run directory is `data/<campaign>/<run>/` (or `runs/<campaign>/<run>/` on a user's machine):
+
+    run.json           written last; a directory without it is an unfinished run
+    pauses.parquet     every collection of every process
+    steps.parquet      every `execute_model` call of every rank
+    itl.parquet        gaps between tokens, as the client saw them
+    requests.parquet   one row a finished request: TTFT and TPOT
+    captures.parquet   CUDA graph capture (GPU) or compile (CPU) spans
+    census.parquet     heap counts at fixed points outside the timed window
+
+All times are nanoseconds of Linux's monotonic clock, which all processes of a host share.
+This module imports nothing of `repro`: the experiment writes by it, the dataset reads by it.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+ROLES = ("frontend", "engine", "worker")
+"""A process is known by what it does. With the `uni` executor the worker lives in `engine`."""
+
+CENSUS_POINTS = ("ready", "window-start", "window-end")
+"""When heaps are counted: after start-up, just before and just after the measured window."""
+
+_PROCESS = [("role", pa.string()), ("rank", pa.int32()), ("pid", pa.int32())]
+
+TABLES: dict[str, pa.Schema] = {
+    "pauses": pa.schema(
+        [
+            *_PROCESS,
+            ("generation", pa.int8()),
+            ("start_ns", pa.int64()),
+            ("duration_ns", pa.int64()),
+            ("collected", pa.int64()),  # objects found unreachable
+        ]
+    ),
+    "steps": pa.schema(
+        [
+            ("rank", pa.int32()),
+            ("step", pa.int64()),  # counted from the first step of the process
+            ("start_ns", pa.int64()),  # entry of execute_model
+            ("duration_ns", pa.int64()),  # until it returned to the executor
+            ("tokens", pa.int64()),  # tokens the scheduler put into the step
+        ]
+    ),
+    "itl": pa.schema(
+        [
+            ("t_ns", pa.int64()),  # when the later token reached the client
+            ("itl_ns", pa.int64()),  # gap to the token of the same request before it
+            ("count", pa.int64()),  # tokens that share t_ns and itl_ns
+        ]
+    ),
+    "requests": pa.schema(
+        [
+            ("t_ns", pa.int64()),  # when the last token reached the client
+            ("ttft_ns", pa.int64()),
+            ("tpot_ns", pa.float64()),  # (last - first token) / (output_tokens - 1); null for one token
+            ("output_tokens", pa.int64()),
+        ]
+    ),
+    "captures": pa.schema(
+        [
+            ("rank", pa.int32()),
+            ("kind", pa.string()),  # "capture" (CUDA graphs) or "compile" (CPU warm-up)
+            ("start_ns", pa.int64()),
+            ("duration_ns", pa.int64()),
+            ("graphs", pa.int64()),  # CUDA graphs captured, 0 on the CPU
+            ("memory_bytes", pa.int64()),  # GPU memory the capture took
+        ]
+    ),
+    "census": pa.schema(
+        [
+            *_PROCESS,
+            ("point", pa.string()),  # one of CENSUS_POINTS
+            ("t_ns", pa.int64()),
+            ("tracked", pa.int64()),  # len(gc.get_objects()): without the frozen ones
+            ("frozen", pa.int64()),  # gc.get_freeze_count()
+            ("collections_0", pa.int64()),  # gc.get_stats(), since the process began
+            ("collections_1", pa.int64()),
+            ("collections_2", pa.int64()),
+            ("threshold_0", pa.int64()),  # gc.get_threshold()
+            ("threshold_1", pa.int64()),
+            ("threshold_2", pa.int64()),
+            ("enabled", pa.bool_()),  # gc.isenabled()
+            ("rss_bytes", pa.int64()),
+        ]
+    ),
+}
+
+REQUIRED = {
+    "schema_version": int,
+    "status": str,  # "ok" or "failed"
+    "run_id": str,
+    "started_at": str,  # ISO 8601, UTC
+    "experiment": dict,  # every resolved parameter of `repro.experiment.config.Experiment`
+    "machine": dict,  # gpu_name, gpu_count, gpu_driver, cpu_model, cpu_count, memory_bytes, kernel
+    "versions": dict,  # python, vllm, torch, repro
+    "policy": dict,  # requested, verified, evidence (one entry a worker)
+}
+"""Keys of every `run.json` and their types. A failed run adds `reason` and `log_tail`;
+a run that is ok adds `window` {start_ns, end_ns, ramp_s} and `summary`."""
