@@ -23,8 +23,9 @@ SCHEMA_VERSION = 1
 ROLES = ("frontend", "engine", "worker")
 """A process is known by what it does. With the `uni` executor the worker lives in `engine`."""
 
-CENSUS_POINTS = ("ready", "window-start", "window-end")
-"""When heaps are counted: after start-up, just before and just after the measured window."""
+CENSUS_POINTS = ("ready", "window-start", "window-end", "shutdown")
+"""When heaps are counted: at the end of a worker's warm-up, before load, after the measured
+window, and in a worker's shutdown (after `gc.unfreeze()`, where the policy calls it)."""
 
 _PROCESS = [("role", pa.string()), ("rank", pa.int32()), ("pid", pa.int32())]
 

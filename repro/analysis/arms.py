@@ -1,0 +1,93 @@
+"""Which arms of a campaign may be compared: the same in everything but the worker's freeze."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from repro.dataset import Campaign
+
+EXPLICIT = {"freeze": True, "no-freeze": False}
+"""Policies that say whether the worker freezes; `stock` leaves it to the installed vLLM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two arms that differ only in whether the worker's heap is frozen.
+
+    Attributes
+    ----------
+    baseline, treated : str
+        Arms whose workers are not frozen, and are.
+    setting : str
+        What both have in common and other pairs of the campaign have not; often empty.
+    """
+
+    baseline: str
+    treated: str
+    setting: str
+
+
+def pairs(campaign: Campaign) -> list[Pair]:
+    """Every pair of arms to compare; those with the policy set by name before those with `stock`.
+
+    Returns
+    -------
+    list of Pair
+        Empty where the campaign has no two such arms.
+    """
+    arms = campaign.runs.drop_duplicates("arm")[["arm", "policy"]].copy()
+    arms["setting"] = [setting_of(row.arm, row.policy) for row in arms.itertuples()]
+    arms["freezes"] = [freezes(campaign, arm) for arm in arms["arm"]]
+    arms = arms.assign(stock=arms["policy"] == "stock").sort_values(["setting", "stock", "arm"])
+    return [
+        Pair(baseline=str(baseline), treated=str(treated), setting=str(setting))
+        for setting, group in arms.groupby("setting", sort=False)
+        for baseline in group.loc[group["freezes"] == "no", "arm"]
+        for treated in group.loc[group["freezes"] == "yes", "arm"]
+    ]
+
+
+def ordered_arms(campaign: Campaign) -> list[str]:
+    """The labels of all arms: by setting, and in each without the freeze before with it."""
+    arms = campaign.runs.drop_duplicates("arm")
+    order = [*(name for name, freezes in EXPLICIT.items() if not freezes), "stock"]
+    place = arms["policy"].map({name: number for number, name in enumerate(order)}).fillna(9)
+    setting = [setting_of(row.arm, row.policy) for row in arms.itertuples()]
+    return list(arms.assign(setting=setting, place=place).sort_values(["setting", "place"])["arm"])
+
+
+def setting_of(arm: str, policy: str) -> str:
+    """What sets an arm apart besides the policy: its label is that, then the policy."""
+    return arm.removesuffix(policy).strip()
+
+
+def freezes(campaign: Campaign, arm: str) -> str:
+    """Whether the workers of an arm decode with a frozen heap: `yes`, `no` or `unknown`.
+
+    By the policy where it says so, else by the census before load. `unknown` where the runs
+    disagree or no worker was counted, as with `uni`: there the worker has no heap of its own.
+    """
+    runs = campaign.runs.loc[campaign.runs["arm"] == arm]
+    policy = runs["policy"].iloc[0]
+    if policy in EXPLICIT:
+        return "yes" if EXPLICIT[policy] else "no"
+    counted = heaps(campaign, "worker", "window-start")
+    frozen = counted.loc[counted["run"].isin(runs["run"]), "frozen"]
+    if frozen.empty or frozen.gt(0).nunique() > 1:
+        return "unknown"
+    return "yes" if frozen.iloc[0] > 0 else "no"
+
+
+def heaps(campaign: Campaign, role: str, point: str) -> pd.DataFrame:
+    """Census rows of one role at one point, with the run's `arm` and `policy`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a process and run: the columns of `schema.TABLES["census"]`, `arm`, `policy`.
+    """
+    census = campaign.census
+    rows = census[(census["role"] == role) & (census["point"] == point)]
+    return rows.merge(campaign.runs[["run", "arm", "policy"]], on="run")

@@ -1,0 +1,223 @@
+"""Which pauses explain the tail: each long gap is laid over the pauses of every process.
+
+Coincidence is measured beside it: the same pauses, shifted round the window by a random time,
+explain what they explain by chance alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from repro.analysis.bootstrap import Floats, Integers, weighted_quantiles
+from repro.analysis.tails import sample
+from repro.dataset import Campaign
+
+FACTOR = 5.0
+MIN_SHARE = 0.2
+SHIFTS = 100
+
+UNEXPLAINED = "unexplained"
+NOBODY = -1
+"""Rank and generation of the row that counts the unexplained gaps."""
+
+CAUSE = ["role", "rank", "generation"]
+_COLUMNS = [
+    *("run", "arm", "median_ns", "tail_steps", "tail_tokens"),
+    *(*CAUSE, "steps", "tokens", "share", "chance"),
+]
+
+Train = tuple[Integers, Integers]
+"""Starts and ends of the pauses of one cause. A process runs one collection at a time, so both
+ascend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gaps:
+    """The long gaps of one run, one array each."""
+
+    start: Integers
+    end: Integers
+    needed: Floats  # overlap that explains the gap
+    tokens: Floats  # that share the gap
+    steps: Floats  # the gap's part in its step: its tokens over all tail tokens of the step
+
+
+def attribute(
+    campaign: Campaign,
+    factor: float = FACTOR,
+    *,
+    min_share: float = MIN_SHARE,
+    shifts: int = SHIFTS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The share of each run's tail that pauses explain, by process and generation.
+
+    A gap belongs to the tail if it is longer than `factor` times the run's median ITL. It is
+    explained by the pause that overlaps it most, if that overlap is at least `min_share` of what
+    the gap has over the median. Where the tokens of one step differ in gap, they share the step.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    factor : float
+        Above 1.
+    min_share : float
+        Above 0, up to 1.
+    shifts : int
+        Random shifts that the chance share is the mean of.
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a run and cause: `run`, `arm`, `median_ns`, `tail_steps`, `tail_tokens` (of the
+        whole run), `role`, `rank`, `generation` (each that has a pause in the run; last
+        `unexplained`, -1, -1), `steps`, `tokens` (explained by it), `share` (of the tail's
+        steps; NaN without a tail), `chance` (the share expected by coincidence).
+
+    Raises
+    ------
+    ValueError
+        If `factor`, `min_share` or `shifts` is out of range.
+    """
+    _check(factor, min_share, shifts)
+    itl = sample(campaign, "itl")
+    rng = np.random.default_rng(seed)
+    tables = []
+    for run in campaign.runs.to_dict("records"):
+        median, gaps = _tail(itl[itl["run"] == run["run"]], factor, min_share)
+        pauses = campaign.pauses[campaign.pauses["run"] == run["run"]]
+        window = run["window_start_ns"], run["window_end_ns"]
+        explained = _explained(gaps, pauses, window, rng.integers(*window, size=shifts))
+        tables.append(explained.assign(run=run["run"], arm=run["arm"], median_ns=median))
+    if not tables:
+        return pd.DataFrame(columns=_COLUMNS)
+    return pd.concat(tables, ignore_index=True)[_COLUMNS]
+
+
+def by_arm(attribution: pd.DataFrame) -> pd.DataFrame:
+    """The runs of `attribute` pooled within each arm.
+
+    Parameters
+    ----------
+    attribution : pandas.DataFrame
+        As `attribute` returns.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `arm`, `role`, `rank`, `generation`, `tail_steps`, `tail_tokens` (of the arm), `steps`,
+        `tokens`, `share`, `chance`; `unexplained` last in each arm.
+    """
+    tails = attribution.drop_duplicates("run").groupby("arm")[["tail_steps", "tail_tokens"]].sum()
+    parts = attribution.assign(chance=attribution["chance"] * attribution["tail_steps"])
+    pooled = parts.groupby(["arm", *CAUSE])[["steps", "tokens", "chance"]].sum().reset_index()
+    pooled = pooled.merge(tails.reset_index(), on="arm")
+    total = pooled["tail_steps"].where(pooled["tail_steps"] > 0)
+    pooled = pooled.assign(share=pooled["steps"] / total, chance=pooled["chance"] / total)
+    pooled = pooled.assign(last=pooled["role"] == UNEXPLAINED).sort_values(["arm", "last", *CAUSE])
+    columns = [column for column in _COLUMNS if column not in ("run", "median_ns")]
+    return pooled[columns].reset_index(drop=True)
+
+
+def _check(factor: float, min_share: float, shifts: int) -> None:
+    if not factor > 1:
+        raise ValueError(f"factor {factor} must be above 1: a tail is longer than the median")
+    if not 0 < min_share <= 1:
+        raise ValueError(f"min_share {min_share} must be above 0 and at most 1")
+    if shifts < 1:
+        raise ValueError(f"shifts {shifts} must be at least 1")
+
+
+def _tail(itl: pd.DataFrame, factor: float, min_share: float) -> tuple[float, _Gaps]:
+    """The median gap of one run, and the gaps above `factor` times it."""
+    gap, count = itl["value_ns"].to_numpy("int64"), itl["count"].to_numpy("float64")
+    median = weighted_quantiles(gap.astype("float64"), count, (0.5,))[0] if len(itl) else np.nan
+    long = gap > factor * median
+    end, step, tokens = itl["t_ns"].to_numpy("int64")[long], itl["step"][long], count[long]
+    _, which = np.unique(step, return_inverse=True)
+    return float(median), _Gaps(
+        start=end - gap[long],
+        end=end,
+        needed=min_share * (gap[long] - median),
+        tokens=tokens,
+        steps=tokens / np.bincount(which, tokens)[which] if len(end) else tokens,
+    )
+
+
+def _explained(
+    gaps: _Gaps, pauses: pd.DataFrame, window: tuple[int, int], shifts: Integers
+) -> pd.DataFrame:
+    """The causes of one run with what each explains, and what it would by chance."""
+    causes, trains = _trains(pauses, at_least=gaps.needed.min(initial=np.inf))
+    culprits = _culprits(gaps, trains)
+    steps = _weigh(culprits, gaps.steps, len(causes))
+    moved = (_culprits(gaps, _shift(trains, window, by)) for by in shifts)
+    by_chance = np.mean([_weigh(found, gaps.steps, len(causes)) for found in moved], axis=0)
+    total = gaps.steps.sum() or np.nan
+    return causes.assign(
+        tail_steps=round(gaps.steps.sum()),
+        tail_tokens=round(gaps.tokens.sum()),
+        steps=steps,
+        tokens=_weigh(culprits, gaps.tokens, len(causes)).round().astype("int64"),
+        share=steps / total,
+        chance=by_chance / total,
+    )
+
+
+def _trains(pauses: pd.DataFrame, at_least: float) -> tuple[pd.DataFrame, list[Train]]:
+    """The causes of one run, `unexplained` last, and the pauses of each but the last.
+
+    Pauses shorter than `at_least` are left out: there are many, and they can explain no gap.
+    """
+    causes, trains = [], []
+    for cause, group in pauses.sort_values("start_ns").groupby(CAUSE):
+        causes.append(cause)
+        group = group[group["duration_ns"] >= at_least]
+        start = group["start_ns"].to_numpy("int64")
+        trains.append((start, start + group["duration_ns"].to_numpy("int64")))
+    return pd.DataFrame([*causes, (UNEXPLAINED, NOBODY, NOBODY)], columns=CAUSE), trains
+
+
+def _shift(trains: list[Train], window: tuple[int, int], by: int) -> list[Train]:
+    """The pauses that begin in the window, all moved on by one time, round its end to its start."""
+    first, last = window
+    moved = []
+    for start, end in trains:
+        inside = (start >= first) & (start < last)
+        shifted = first + (start[inside] - first + by) % (last - first)
+        order = np.argsort(shifted)
+        moved.append((shifted[order], (shifted + end[inside] - start[inside])[order]))
+    return moved
+
+
+def _culprits(gaps: _Gaps, trains: list[Train]) -> Integers:
+    """The number of the cause that explains each gap; the number of causes where none does."""
+    culprit = np.full(len(gaps.start), len(trains), dtype=np.int64)
+    most = np.zeros(len(gaps.start))
+    for cause, train in enumerate(trains):
+        overlap = _longest_overlap(gaps, train)
+        better = (overlap >= gaps.needed) & (overlap > most)
+        culprit[better], most[better] = cause, overlap[better]
+    return culprit
+
+
+def _longest_overlap(gaps: _Gaps, train: Train) -> Floats:
+    """How long the pause that overlaps each gap most does so, 0 where none does."""
+    start, end = train
+    first = np.searchsorted(end, gaps.start, side="right")
+    number = np.maximum(np.searchsorted(start, gaps.end) - first, 0)
+    # One row a pair of a gap and a pause that touches it.
+    gap = np.repeat(np.arange(len(number)), number)
+    pause = np.arange(number.sum()) + np.repeat(first - number.cumsum() + number, number)
+    shared = np.minimum(end[pause], gaps.end[gap]) - np.maximum(start[pause], gaps.start[gap])
+    longest = np.zeros(len(number))
+    np.maximum.at(longest, gap, shared)
+    return longest
+
+
+def _weigh(culprits: Integers, weights: Floats, causes: int) -> Floats:
+    return np.bincount(culprits, weights, minlength=causes).astype(np.float64)

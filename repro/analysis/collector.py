@@ -1,0 +1,380 @@
+"""CPython's rule for when its cyclic collector runs, as a model small enough to check by hand.
+
+The rule of CPython 3.11 to 3.13, and again of 3.14 from 3.14.5 on (`gc_collect_generations` and
+`gc_collect_main` in Modules/gcmodule.c up to 3.12; `gc_select_generation` and `gc_collect_main` in
+Python/gc.c from 3.13):
+
+- Allocating a container adds 1 to the count of generation 0, freeing one takes 1 off (never below
+  0), whichever generation it is in. A pass becomes due when the count exceeds its threshold.
+- The pass collects the oldest generation whose count exceeds its threshold. Generations 1 and 2
+  count the passes of the generation below since their own last pass.
+- **The quarter rule**: generation 2 is passed over while `long_lived_pending` is below a quarter of
+  `long_lived_total`. Survivors of a generation-1 pass add to pending and are not taken off when
+  they die (python/cpython#122569). A full pass sets pending to 0 and total to what it left alive.
+- `gc.freeze()` empties the three generations and zeroes their counts; `gc.unfreeze()` puts the
+  frozen objects into generation 2. Neither touches pending or total.
+- Up to 3.11 a pass runs inside the allocation that makes it due. From 3.12 on it waits for the next
+  bytecode boundary, so one C call (unpickling, say) that allocates thousands gets one pass, not
+  several.
+
+CPython 3.14.0 to 3.14.4 had another collector: two generations and no full passes by themselves.
+Each pass took the young objects and an increment of the old ones, sized by the work left to do,
+so its pauses depend on the object graph. No counting model can give them, and it was withdrawn
+(python/cpython#148726): these versions are refused, as are free-threaded builds, whose collector
+has no generations.
+
+What the model leaves out: containers kept in CPython's free lists, which are reused uncounted;
+tuples and dicts that a pass stops tracking; garbage in cycles, which a pass frees.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+import sysconfig
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from statistics import mean
+
+FULL = 2
+_PERMANENT = 3
+
+
+class UnknownCollector(ValueError):
+    """A Python whose collector the model does not describe; the message says which it does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What differs between the collectors of two Python versions.
+
+    Attributes
+    ----------
+    thresholds : tuple of int
+        As `gc.get_threshold()` gives them. A first threshold of 0 means no automatic passes.
+    inside_allocation : bool
+        True: a pass runs inside the allocation that makes it due. False: at the next bytecode
+        boundary.
+    """
+
+    thresholds: tuple[int, int, int]
+    inside_allocation: bool
+
+
+_RULES = {
+    (3, 11): Rule(thresholds=(700, 10, 10), inside_allocation=True),
+    (3, 12): Rule(thresholds=(700, 10, 10), inside_allocation=False),
+    (3, 13): Rule(thresholds=(2000, 10, 10), inside_allocation=False),
+    (3, 14): Rule(thresholds=(2000, 10, 10), inside_allocation=False),  # 3.13's, ported forward
+}
+_INCREMENTAL = range(5)  # micro versions of 3.14
+
+
+def rule_for(version: str) -> Rule:
+    """The rule of one Python version, with its default thresholds.
+
+    Parameters
+    ----------
+    version : str
+        As `platform.python_version()` gives it, e.g. "3.12.3".
+
+    Raises
+    ------
+    UnknownCollector
+        The version has an incremental collector, or is none that the model was written for.
+    """
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    if match is None:
+        raise UnknownCollector(f"Python version {version!r} is not of the form 3.12.3")
+    major, minor, micro = map(int, match.groups())
+    if (major, minor) == (3, 14) and micro in _INCREMENTAL:
+        raise UnknownCollector(
+            f"Python {version} has the incremental collector of 3.14.0 to 3.14.4, which makes no "
+            "full collections of its own and has no model here; use 3.11 to 3.13, or 3.14.5 and up"
+        )
+    if (major, minor) not in _RULES:
+        raise UnknownCollector(
+            f"no model of the collector of Python {version}; there is one for 3.11, 3.12, 3.13 "
+            "and 3.14 from 3.14.5 on"
+        )
+    return _RULES[major, minor]
+
+
+def running_rule() -> Rule:
+    """The rule of the interpreter that runs this, with its default thresholds.
+
+    Raises
+    ------
+    UnknownCollector
+        As `rule_for`, and for a free-threaded build.
+    """
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        raise UnknownCollector(
+            "a free-threaded Python has a collector without generations, which has no model "
+            "here; use an ordinary build"
+        )
+    return rule_for(platform.python_version())
+
+
+@dataclass(eq=False)
+class Batch:
+    """Containers allocated together: how many of them live in each generation, frozen ones last."""
+
+    alive: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+
+
+class Collector:
+    """The collector's counters, and the heap as they see it.
+
+    Parameters
+    ----------
+    rule : Rule
+    old : int
+        Objects that a full collection has just left alive. They are the batch `heap`.
+    thresholds : tuple of int, optional
+        In place of the rule's own, as by `gc.set_threshold()`.
+
+    Attributes
+    ----------
+    counts : list of int
+        As `gc.get_count()`.
+    passes : list of int
+        Collections of each generation so far, automatic and explicit.
+    long_lived_total, long_lived_pending : int
+        The two sides of the quarter rule.
+    enabled : bool
+        As `gc.isenabled()`.
+    """
+
+    def __init__(
+        self, rule: Rule, *, old: int = 0, thresholds: tuple[int, int, int] | None = None
+    ) -> None:
+        self.rule = rule
+        self.thresholds = rule.thresholds if thresholds is None else thresholds
+        self.counts = [0, 0, 0]
+        self.passes = [0, 0, 0]
+        self.long_lived_total = old
+        self.long_lived_pending = 0
+        self.enabled = True
+        self.heap = Batch([0, 0, old, 0])
+        self._batches = {self.heap}
+        self._young: set[Batch] = set()
+
+    def allocate(self, number: int, *, in_one_call: bool = False) -> Batch:
+        """Allocate containers, running the passes that become due.
+
+        Parameters
+        ----------
+        number : int
+        in_one_call : bool
+            By one C call, with no bytecode boundary before its end.
+        """
+        batch = Batch()
+        self._batches.add(batch)
+        at_once = not self._automatic or (in_one_call and not self.rule.inside_allocation)
+        while number > 0:
+            until_due = max(1, self.thresholds[0] + 1 - self.counts[0])
+            linked = number if at_once else min(number, until_due)
+            batch.alive[0] += linked
+            self._young.add(batch)
+            self.counts[0] += linked
+            self._collect_if_due()
+            number -= linked
+        return batch
+
+    def release(self, batch: Batch, number: int | None = None) -> None:
+        """Free the newest `number` objects of a batch (default: all), by reference count."""
+        left = sum(batch.alive) if number is None else number
+        self.counts[0] = max(0, self.counts[0] - left)
+        for generation, alive in enumerate(batch.alive):
+            freed = min(alive, left)
+            batch.alive[generation] -= freed
+            left -= freed
+        if not any(batch.alive):
+            self._batches.remove(batch)
+            self._young.discard(batch)
+
+    def collect(self, generation: int = FULL) -> None:
+        """Collect a generation and all younger ones, as `gc.collect(generation)`."""
+        self.passes[generation] += 1
+        if generation < FULL:
+            self.counts[generation + 1] += 1
+        self.counts[: generation + 1] = [0] * (generation + 1)
+        promoted = self._promote(generation)
+        if generation == 1:
+            self.long_lived_pending += promoted
+        elif generation == FULL:
+            self.long_lived_pending = 0
+            self.long_lived_total = self.tracked(FULL)
+
+    def freeze(self) -> None:
+        """Hide every object from the collector, as `gc.freeze()`; total and pending stay."""
+        for batch in self._batches:
+            batch.alive[:] = [0, 0, 0, sum(batch.alive)]
+        self._young.clear()
+        self.counts = [0, 0, 0]
+
+    def unfreeze(self) -> None:
+        """Put the frozen objects into generation 2, as `gc.unfreeze()`; total and pending stay."""
+        for batch in self._batches:
+            batch.alive[FULL] += batch.alive[_PERMANENT]
+            batch.alive[_PERMANENT] = 0
+
+    def tracked(self, generation: int) -> int:
+        """Objects in one generation, as `len(gc.get_objects(generation))`."""
+        return sum(batch.alive[generation] for batch in self._batches)
+
+    def frozen(self) -> int:
+        """Objects hidden from the collector, as `gc.get_freeze_count()`."""
+        return self.tracked(_PERMANENT)
+
+    @property
+    def _automatic(self) -> bool:
+        return self.enabled and self.thresholds[0] > 0
+
+    def _collect_if_due(self) -> None:
+        if not self._automatic or self.counts[0] <= self.thresholds[0]:
+            return
+        for generation in (FULL, 1, 0):
+            if self.counts[generation] > self.thresholds[generation] and not (
+                generation == FULL and self.long_lived_pending < self.long_lived_total // 4
+            ):
+                self.collect(generation)
+                return
+
+    def _promote(self, generation: int) -> int:
+        """Move what lives in the collected generations to the next older one; return how many."""
+        older = min(generation + 1, FULL)
+        promoted = 0
+        for batch in self._young:
+            moved = sum(batch.alive[:older])
+            batch.alive[:older] = [0] * older
+            batch.alive[older] += moved
+            promoted += moved
+        self._young = {batch for batch in self._young if batch.alive[0] or batch.alive[1]}
+        return promoted
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLoad:
+    """The containers that one engine step allocates, the same in each step.
+
+    Attributes
+    ----------
+    allocations : int
+        Containers a step allocates and holds together, survivors included.
+    survivors : int
+        Those of them that outlive the step. They are allocated first.
+    lifetime_steps : int or None
+        Steps a survivor lives, so that as many die as are born; None: for ever, the heap grows.
+    in_one_call : bool
+        The step allocates by one C call, such as unpickling the scheduler's output.
+    """
+
+    allocations: int
+    survivors: int = 0
+    lifetime_steps: int | None = None
+    in_one_call: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.survivors <= self.allocations:
+            raise ValueError(
+                f"survivors={self.survivors} must lie between 0 and "
+                f"allocations={self.allocations}: the containers of a step that outlive it are "
+                "counted among all it allocates"
+            )
+        if self.lifetime_steps is not None and self.lifetime_steps < 1:
+            raise ValueError(
+                f"lifetime_steps={self.lifetime_steps} must be at least 1; None means for ever"
+            )
+
+
+def full_collection_steps(collector: Collector, load: StepLoad, steps: int) -> Iterator[int]:
+    """Run steps on a collector; yield the number of each step with a full collection, from 0."""
+    living: deque[Batch] = deque()
+    for step in range(steps):
+        before = collector.passes[FULL]
+        batch = collector.allocate(load.allocations, in_one_call=load.in_one_call)
+        collector.release(batch, load.allocations - load.survivors)
+        if load.survivors:
+            living.append(batch)
+        if load.lifetime_steps is not None and len(living) > load.lifetime_steps:
+            collector.release(living.popleft())
+        if collector.passes[FULL] > before:
+            yield step
+
+
+def period_of_full_collections(
+    load: StepLoad,
+    *,
+    long_lived_total: int,
+    rule: Rule,
+    thresholds: tuple[int, int, int] | None = None,
+) -> float:
+    """Steps from one full collection to the next, in closed form.
+
+    A generation-1 pass comes every `thresholds[1] + 2` passes and promotes the survivors of the
+    steps since the one before, and with them what the step it interrupts holds at that moment. A
+    full pass follows the generation-1 pass that brings the promoted to a quarter of
+    `long_lived_total`, and at the earliest the (`thresholds[2]` + 1)th.
+
+    Parameters
+    ----------
+    load : StepLoad
+    long_lived_total : int
+        Objects the last full collection left alive. `gc.freeze()` does not change it.
+    rule : Rule
+        See `rule_for`.
+    thresholds : tuple of int, optional
+        In place of the rule's own.
+
+    Returns
+    -------
+    float
+        `math.inf` if no full pass ever comes. If steps make several passes, whether the
+        generation-1 passes meet a step early or late, holding little or much, changes from one
+        full pass to the next, and single periods lie as far apart; this is their mean.
+    """
+    first, second, third = rule.thresholds if thresholds is None else thresholds
+    at_once = load.in_one_call and not rule.inside_allocation
+    passes_per_step, held = _passes(load, first, at_once=at_once)
+    if not held:
+        return math.inf
+    cadence = second + 2
+    lifetime = math.inf if load.lifetime_steps is None else load.lifetime_steps
+    survivors = load.survivors * min(cadence / passes_per_step, lifetime)
+    # Every `cadence`-th pass of the repeating sequence meets one of these classes only; a full
+    # pass takes the place of one pass more, which moves on to the next class.
+    classes = math.gcd(cadence, len(held))
+    periods = []
+    for start in range(classes):
+        promoted = survivors + mean(held[start::classes])
+        needed = math.ceil(long_lived_total // 4 / promoted) if promoted else math.inf
+        periods.append((max(third + 1, needed) * cadence + 1) / passes_per_step)
+    return mean(periods)
+
+
+def _passes(load: StepLoad, threshold: int, *, at_once: bool) -> tuple[float, list[int]]:
+    """Passes a step, and the step's own transient containers alive at each pass of a cycle.
+
+    The count with which a step begins decides the count with which it ends, so the sequence of
+    counts runs into a cycle of at most `threshold` + 1 steps, which is walked once.
+    """
+    if threshold == 0:
+        return 0.0, []
+    freed = load.allocations - (load.survivors if load.lifetime_steps is None else 0)
+    count, history, first_seen = 0, list[list[int]](), dict[int, int]()
+    while count not in first_seen:
+        first_seen[count] = len(history)
+        if at_once:
+            due = [load.allocations] if count + load.allocations > threshold else []
+        else:
+            due = list(range(threshold + 1 - count, load.allocations + 1, threshold + 1))
+        history.append([max(0, held - load.survivors) for held in due])
+        count = load.allocations - due[-1] if due else count + load.allocations
+        count = max(0, count - freed)
+    cycle = history[first_seen[count] :]
+    held = [held for step in cycle for held in step]
+    return len(held) / len(cycle), held

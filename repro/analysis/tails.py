@@ -1,0 +1,262 @@
+"""The tail of a latency: quantiles by arm with intervals, and ratios between two arms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from repro.analysis.bootstrap import (
+    Floats,
+    interval,
+    resampled_quantiles,
+    steps_needed,
+    weighted_quantiles,
+)
+from repro.dataset import Campaign, in_window
+
+Metric = Literal["itl", "ttft", "tpot", "step_interval"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
+"""The last is the maximum: the largest seen, no estimate of the largest possible. Its interval
+says how much hangs on single blocks of steps; it cannot reach above the value."""
+
+SCATTER_NS = {"serve": 10_000_000}
+"""Through HTTP the tokens of one engine step reach the client spread over milliseconds. Client ->
+width of the time bins that stand for its steps; any other client sees a step's tokens at once."""
+
+NS_PER_MS = 1e6
+
+_SAMPLE_COLUMNS = ["run", "t_ns", "step", "value_ns", "count"]
+_TABLE_COLUMNS = [
+    *("arm", "quantile", "value_ms", "low_ms", "high_ms"),
+    *("supported", "needs", "steps", "runs"),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One number with its 95% interval.
+
+    Attributes
+    ----------
+    value, low, high : float
+        In the unit of the sample, or a ratio; NaN where not supported.
+    supported : bool
+        Whether the sample has the steps that the quantile needs.
+    needs, steps : int
+        Steps the quantile needs, and steps there are (of a ratio: in the smaller sample).
+    """
+
+    value: float
+    low: float
+    high: float
+    supported: bool
+    needs: int
+    steps: int
+
+
+def sample(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
+    """All values of a metric in the measured windows.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    metric : {"itl", "ttft", "tpot", "step_interval"}
+
+    Returns
+    -------
+    pandas.DataFrame
+        `run`, `t_ns`, `step` (increasing in time within a run; rows of one step are one
+        observation), `value_ns`, `count` (how many times the value occurred).
+
+    Raises
+    ------
+    ValueError
+        If the metric is unknown.
+    """
+    match metric:
+        case "itl":
+            rows = campaign.itl.rename(columns={"itl_ns": "value_ns"})
+        case "ttft" | "tpot":
+            rows = campaign.requests.rename(columns={f"{metric}_ns": "value_ns"}).assign(count=1)
+            rows = rows[rows["value_ns"].notna()]
+        case "step_interval":
+            # All ranks take one engine step together: its number makes them one observation.
+            rows = step_intervals(campaign.steps).rename(columns={"interval_ns": "value_ns"})
+            return in_window(campaign, rows.assign(count=1))[_SAMPLE_COLUMNS]
+        case _:
+            raise ValueError(f"unknown metric {metric!r}: choose one of {', '.join(METRICS)}")
+    rows = in_window(campaign, rows)
+    return rows.assign(step=client_steps(campaign, rows))[_SAMPLE_COLUMNS]
+
+
+def client_steps(campaign: Campaign, rows: pd.DataFrame) -> pd.Series:
+    """The client step of each row: its `t_ns`, or the time bin it falls in (see `SCATTER_NS`)."""
+    width = campaign.runs.set_index("run")["client"].map(SCATTER_NS).fillna(1).astype("int64")
+    return rows["t_ns"] // rows["run"].map(width).astype("int64")
+
+
+def step_intervals(steps: pd.DataFrame) -> pd.DataFrame:
+    """Gaps between consecutive `execute_model` entries on one rank.
+
+    Parameters
+    ----------
+    steps : pandas.DataFrame
+        `Campaign.steps`, or rows of it without holes.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `run`, `rank`, `step` and `t_ns` of the later entry, `interval_ns`. The first step of a
+        rank has none.
+    """
+    ordered = steps.sort_values(["run", "rank", "start_ns"], kind="stable")
+    gap = ordered.groupby(["run", "rank"], observed=True)["start_ns"].diff()
+    later = ordered[gap.notna()]
+    return later[["run", "rank", "step"]].assign(
+        t_ns=later["start_ns"], interval_ns=gap[gap.notna()].astype("int64")
+    )
+
+
+def step_quantiles(
+    rows: pd.DataFrame, quantiles: tuple[float, ...] = QUANTILES, *, seed: int = 0
+) -> list[Estimate]:
+    """Quantiles of a sample, with intervals that resample runs, then blocks of steps.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        As `sample` returns; the runs must be of one arm.
+    quantiles : tuple of float
+    seed : int
+
+    Returns
+    -------
+    list of Estimate
+        One a quantile, in the unit of `value_ns`.
+    """
+    steps = _count_steps(rows)
+    if steps == 0:
+        return [_estimate(np.nan, np.full(2, np.nan), q, 0) for q in quantiles]
+    found = _quantiles(rows, quantiles)
+    bounds = interval(_replicates(rows, quantiles, seed))
+    return [_estimate(found[i], bounds[:, i], q, steps) for i, q in enumerate(quantiles)]
+
+
+def tail_table(campaign: Campaign, metric: Metric = "itl", *, seed: int = 0) -> pd.DataFrame:
+    """Quantiles of a metric by arm.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    metric : {"itl", "ttft", "tpot", "step_interval"}
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        `arm`, `quantile` (1 is the maximum), `value_ms`, `low_ms`, `high_ms` (NaN where not
+        supported), `supported`, `needs`, `steps`, `runs`; arms in alphabetical order.
+    """
+    rows = sample(campaign, metric)
+    table = []
+    for arm, runs in campaign.runs.groupby("arm")["run"]:
+        estimates = step_quantiles(rows[rows["run"].isin(runs)], seed=seed)
+        for quantile, found in zip(QUANTILES, estimates, strict=True):
+            table.append(
+                {
+                    "arm": arm,
+                    "quantile": quantile,
+                    "value_ms": found.value / NS_PER_MS,
+                    "low_ms": found.low / NS_PER_MS,
+                    "high_ms": found.high / NS_PER_MS,
+                    "supported": found.supported,
+                    "needs": found.needs,
+                    "steps": found.steps,
+                    "runs": len(runs),
+                }
+            )
+    return pd.DataFrame(table, columns=_TABLE_COLUMNS)
+
+
+def effect(
+    campaign: Campaign,
+    baseline_arm: str,
+    treated_arm: str,
+    quantile: float = 0.99,
+    metric: Metric = "itl",
+    *,
+    seed: int = 0,
+) -> Estimate:
+    """A quantile of the treated arm over that of the baseline: below 1, the treatment helps.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    baseline_arm, treated_arm : str
+        Labels in `campaign.runs["arm"]`.
+    quantile : float
+        From 0 to 1; 1 is the maximum.
+    metric : {"itl", "ttft", "tpot", "step_interval"}
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        If there is no such arm, or the metric is unknown.
+    """
+    rows = sample(campaign, metric)
+    baseline, treated = (_rows_of_arm(campaign, rows, a) for a in (baseline_arm, treated_arm))
+    steps = min(_count_steps(baseline), _count_steps(treated))
+    if steps == 0:
+        return _estimate(np.nan, np.full(2, np.nan), quantile, 0)
+    ratio = _quantiles(treated, (quantile,))[0] / _quantiles(baseline, (quantile,))[0]
+    # Different seeds: the two arms are drawn independently of each other.
+    ratios = _replicates(treated, (quantile,), seed) / _replicates(baseline, (quantile,), seed + 1)
+    return _estimate(ratio, interval(ratios)[:, 0], quantile, steps)
+
+
+def _rows_of_arm(campaign: Campaign, rows: pd.DataFrame, arm: str) -> pd.DataFrame:
+    runs = campaign.runs
+    if arm not in set(runs["arm"]):
+        arms = ", ".join(map(repr, sorted(runs["arm"].unique())))
+        raise ValueError(f"no arm {arm!r} in this campaign: choose among {arms}")
+    return rows[rows["run"].isin(runs.loc[runs["arm"] == arm, "run"])]
+
+
+def _count_steps(rows: pd.DataFrame) -> int:
+    return len(rows[["run", "step"]].drop_duplicates())
+
+
+def _quantiles(rows: pd.DataFrame, quantiles: tuple[float, ...]) -> Floats:
+    values, counts = rows["value_ns"].to_numpy("float64"), rows["count"].to_numpy("float64")
+    return weighted_quantiles(values, counts, quantiles)
+
+
+def _replicates(rows: pd.DataFrame, quantiles: tuple[float, ...], seed: int) -> Floats:
+    return resampled_quantiles(
+        rows["value_ns"].to_numpy("float64"),
+        rows["count"].to_numpy("float64"),
+        np.asarray(rows["run"].cat.codes, dtype=np.int64),
+        rows["step"].to_numpy("int64"),
+        quantiles,
+        seed=seed,
+    )
+
+
+def _estimate(value: float, bounds: Floats, quantile: float, steps: int) -> Estimate:
+    needs = steps_needed(quantile)
+    supported = steps >= needs
+    low, high = bounds if supported else (np.nan, np.nan)
+    return Estimate(
+        value=float(value) if supported else float("nan"),
+        low=float(low),
+        high=float(high),
+        supported=supported,
+        needs=needs,
+        steps=steps,
+    )

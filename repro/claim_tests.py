@@ -1,0 +1,430 @@
+"""What decides each claim: one test a claim, from a campaign to its findings.
+
+A test says what one campaign measured, or nothing where the campaign cannot tell. Every test is
+one that data could fail: where an interval leaves both answers open the verdict is
+`not reproduced`, never `reproduced`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from repro import words
+from repro.analysis.arms import Pair, freezes, heaps, pairs
+from repro.analysis.captures import capture_times
+from repro.analysis.gc_cost import FULL, full_collections
+from repro.analysis.ratios import ratio_of_runs
+from repro.analysis.tails import Estimate, Metric, effect
+from repro.dataset import Campaign, in_window
+
+SAME = (0.95, 1.05)
+"""A ratio whose whole interval lies in here is called no difference."""
+
+SAME_MEMORY = (0.99, 1.01)
+SAME_TAIL = (0.9, 1.1)
+"""Wider for the tail: P99 of two equal arms varies more than a capture's time does."""
+
+DRASTIC = 0.8
+"""At least a fifth lower; the one public number for such a change (LightLLM #1382) is 0.82."""
+
+SHORTER = 1 / 20
+"""How much shorter a full collection must be for its objects not to have been scanned."""
+
+HARDLY_ANY = 0.1
+"""Share of a frozen worker's objects that may be left for the collector to see."""
+
+RESTORED = 0.9
+"""Share of the objects before shutdown that must be tracked again after `gc.unfreeze()`."""
+
+FIRST_FROZEN = (0, 23)
+"""The first vLLM release with the pull request in it."""
+
+
+class Verdict(StrEnum):
+    """What the data say of a claim."""
+
+    REPRODUCED = "reproduced"
+    NOT_REPRODUCED = "not reproduced"
+    CONTRADICTED = "contradicted"
+    NOT_MEASURED = "not measured here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one campaign says of a claim.
+
+    Attributes
+    ----------
+    verdict : Verdict
+    number : str
+        The measured number the verdict rests on, with its interval where it has one.
+    reason : str
+        Why this number gives this verdict.
+    runs : tuple of str
+        The runs used.
+    """
+
+    verdict: Verdict
+    number: str
+    reason: str
+    runs: tuple[str, ...]
+
+
+# --- the tail -----------------------------------------------------------------------------
+
+
+def p99_falls(campaign: Campaign) -> list[Finding]:
+    """P99 ITL with over without the freeze, where the worker is a process of its own."""
+    return [
+        _tail_falls(campaign, pair)
+        for pair in pairs(campaign)
+        if _setting(campaign, pair, "executor") != "uni"
+        and _setting(campaign, pair, "data_parallel_size") == 1
+    ]
+
+
+def p99_falls_wide_ep(campaign: Campaign) -> list[Finding]:
+    """The same with several data-parallel ranks, as WideEP has them."""
+    return [
+        _tail_falls(campaign, pair)
+        for pair in pairs(campaign)
+        if _setting(campaign, pair, "data_parallel_size") > 1
+    ]
+
+
+def nothing_changes_with_uni(campaign: Campaign) -> list[Finding]:
+    """P99 ITL with over without the freeze, where the worker lives in the engine core."""
+    findings = []
+    for pair in pairs(campaign):
+        if _setting(campaign, pair, "executor") != "uni":
+            continue
+        ratio, name = _tail_ratio(campaign, pair)
+        runs = _runs(campaign, pair)
+        workers = campaign.pauses[campaign.pauses["run"].isin(runs)]["role"].eq("worker").any()
+        if workers:
+            findings.append(
+                Finding(
+                    verdict=Verdict.CONTRADICTED,
+                    number="a worker process",
+                    reason="with `uni` the worker was a process of its own",
+                    runs=runs,
+                )
+            )
+        elif not ratio.supported:
+            findings.append(_unsupported(ratio, name, runs))
+        else:
+            findings.append(_same(ratio, SAME_TAIL, name, runs))
+    return findings
+
+
+def _tail_falls(campaign: Campaign, pair: Pair) -> Finding:
+    ratio, name = _tail_ratio(campaign, pair)
+    runs = _runs(campaign, pair)
+    if not ratio.supported:
+        return _unsupported(ratio, name, runs)
+    if ratio.high < DRASTIC:
+        verdict, reason = Verdict.REPRODUCED, f"{name} falls by more than a fifth"
+    elif ratio.low > 1:
+        verdict, reason = Verdict.CONTRADICTED, f"{name} rises"
+    elif ratio.high < 1:
+        verdict, reason = Verdict.NOT_REPRODUCED, f"{name} falls, but not surely by a fifth"
+    else:
+        verdict, reason = Verdict.NOT_REPRODUCED, f"the interval of {name} includes no change"
+    number = f"{name} {words.ratio(ratio)}"
+    return Finding(
+        verdict=verdict, number=number, reason=reason + _further(campaign, pair), runs=runs
+    )
+
+
+def _tail_ratio(campaign: Campaign, pair: Pair, quantile: float = 0.99) -> tuple[Estimate, str]:
+    """The effect on ITL; on the step interval, where the client recorded no single tokens."""
+    seen = campaign.itl["run"].isin(_runs(campaign, pair)).any()
+    metric: Metric = "itl" if seen else "step_interval"
+    ratio = effect(campaign, pair.baseline, pair.treated, quantile, metric)
+    name = {"itl": "ITL", "step_interval": "step interval"}[metric]
+    return ratio, f"{words.quantile(quantile)} {name}"
+
+
+def _further(campaign: Campaign, pair: Pair) -> str:
+    """The tail beyond P99, for a claim that may be right further out."""
+    beyond = [_tail_ratio(campaign, pair, quantile) for quantile in (0.999, 1.0)]
+    said = [f"{name} {words.ratio(ratio)}" for ratio, name in beyond if ratio.supported]
+    where = f"; {pair.setting}" if pair.setting else ""
+    return (f"; {', '.join(said)}" if said else "") + where
+
+
+# --- the capture --------------------------------------------------------------------------
+
+
+def capture_takes_as_long(campaign: Campaign) -> list[Finding]:
+    """Capture time with the heap frozen over that with the collector on."""
+    return _frozen_capture(campaign, "capture_s", SAME, "capture time")
+
+
+def capture_takes_as_much_memory(campaign: Campaign) -> list[Finding]:
+    """GPU memory that the capture takes, likewise."""
+    return _frozen_capture(campaign, "memory_bytes", SAME_MEMORY, "memory")
+
+
+def no_collection_per_graph(campaign: Campaign) -> list[Finding]:
+    """Full collections during a capture that leaves the collector alone, against its graphs."""
+    times = capture_times(campaign)
+    times = times[(times["kind"] == "capture") & (times["capture_policy"] == "gc-on")]
+    times = times[times["graphs"] > 0]
+    if times.empty:
+        return []
+    most = times.loc[(times["collections_2"] / times["graphs"]).idxmax()]
+    each = most["collections_2"] >= most["graphs"]
+    return [
+        Finding(
+            verdict=Verdict.CONTRADICTED if each else Verdict.REPRODUCED,
+            number=f"{most['collections_2']} full collections in {most['graphs']} graphs",
+            reason="at least one a graph" if each else "fewer than one a graph in every run",
+            runs=tuple(times["run"]),
+        )
+    ]
+
+
+def _frozen_capture(
+    campaign: Campaign, column: str, same: tuple[float, float], name: str
+) -> list[Finding]:
+    times = capture_times(campaign)
+    times = times[times["kind"] == "capture"]
+    findings = []
+    for _, alike in times.groupby(["comparable", "model", "policy"]):
+        on, frozen = (alike[alike["capture_policy"] == p] for p in ("gc-on", "frozen"))
+        if on.empty or frozen.empty or not (alike[column] > 0).all():
+            continue
+        ratio = ratio_of_runs(on[column].tolist(), frozen[column].tolist())
+        what = f"{name}, frozen over gc-on"
+        runs = (*on["run"], *frozen["run"])
+        findings.append(
+            _same(ratio, same, what, runs)
+            if ratio.supported
+            else _unsupported(ratio, what, runs, "runs an arm")
+        )
+    return findings
+
+
+# --- the heap -----------------------------------------------------------------------------
+
+
+def engine_already_frozen(campaign: Campaign) -> list[Finding]:
+    """Frozen objects of the engine core where no worker was frozen."""
+    return _process_frozen(campaign, "engine", clients=("engine", "serve"))
+
+
+def frontend_already_frozen(campaign: Campaign) -> list[Finding]:
+    """Frozen objects of the API server; the `engine` client's front end is frozen by us."""
+    return _process_frozen(campaign, "frontend", clients=("serve",))
+
+
+def worker_not_frozen(campaign: Campaign) -> list[Finding]:
+    """Frozen objects of workers whose vLLM is without the freeze and untouched.
+
+    `no-freeze` would not do where vLLM freezes by itself: there the policy makes it true.
+    """
+    runs = campaign.runs
+    # The CPU worker is without the freeze in every release.
+    without = runs["gpu_name"].isna() | (runs["vllm"].map(_release) < FIRST_FROZEN)
+    upstream = runs[without & runs["policy"].isin(["stock", "no-freeze"])]
+    rows = heaps(campaign, "worker", "window-start")
+    rows = rows[rows["run"].isin(upstream["run"])]
+    if rows.empty:
+        return []
+    frozen = rows["frozen"].max()
+    return [
+        Finding(
+            verdict=Verdict.REPRODUCED if frozen == 0 else Verdict.CONTRADICTED,
+            number=f"{words.count(frozen)} frozen, {words.count(rows['tracked'].mean())} tracked",
+            reason="no worker had a frozen object" if frozen == 0 else "a worker was frozen",
+            runs=tuple(rows["run"].unique()),
+        )
+    ]
+
+
+def no_configuration_needed(campaign: Campaign) -> list[Finding]:
+    """Frozen objects of GPU workers of an untouched vLLM that has the pull request."""
+    runs = campaign.runs
+    has_it = runs["gpu_name"].notna() & (runs["vllm"].map(_release) >= FIRST_FROZEN)
+    rows = heaps(campaign, "worker", "window-start")
+    rows = rows[rows["run"].isin(runs.loc[has_it & (runs["policy"] == "stock"), "run"])]
+    if rows.empty:
+        return []
+    least = rows["frozen"].min()
+    return [
+        Finding(
+            verdict=Verdict.REPRODUCED if least > 0 else Verdict.CONTRADICTED,
+            number=f"{words.count(least)} objects frozen",
+            reason="every stock worker was frozen" if least else "a stock worker was not frozen",
+            runs=tuple(rows["run"].unique()),
+        )
+    ]
+
+
+def frozen_objects_not_scanned(campaign: Campaign) -> list[Finding]:
+    """Full collections of the worker with over without the freeze, and what they still see."""
+    full = full_collections(campaign)
+    medians = (
+        full[full["role"] == "worker"]
+        .groupby(["arm", "run"], observed=True)["duration_ns"]
+        .median()
+    )
+    heap = heaps(campaign, "worker", "window-start")
+    heap = heap.assign(seen=heap["tracked"] / (heap["tracked"] + heap["frozen"]))
+    findings = []
+    for pair in pairs(campaign):
+        if not {pair.baseline, pair.treated} <= set(medians.index.get_level_values("arm")):
+            continue
+        seen = heap.loc[heap["arm"] == pair.treated, "seen"].max()
+        ratio = ratio_of_runs(medians[pair.baseline].tolist(), medians[pair.treated].tolist())
+        runs = (*medians[pair.baseline].index, *medians[pair.treated].index)
+        if not ratio.supported or np.isnan(seen):
+            what = "the length of full collections"
+            findings.append(_unsupported(ratio, what, runs, "runs an arm with a full collection"))
+            continue
+        if ratio.high < SHORTER and seen <= HARDLY_ANY:
+            verdict, reason = Verdict.REPRODUCED, "a full collection is over 20 times shorter"
+        elif ratio.high >= 1 or seen > 0.5:
+            verdict, reason = Verdict.CONTRADICTED, "a full collection still sees what was frozen"
+        else:
+            verdict, reason = Verdict.NOT_REPRODUCED, "shorter, but not surely 20 times"
+        number = f"full collection {words.ratio(ratio)}, {words.percent(seen)} of the heap in sight"
+        findings.append(Finding(verdict=verdict, number=number, reason=reason, runs=runs))
+    return findings
+
+
+def no_collection_after_freeze(campaign: Campaign) -> list[Finding]:
+    """Collections of frozen workers while they decode."""
+    frozen = [arm for arm in campaign.runs["arm"].unique() if freezes(campaign, arm) == "yes"]
+    runs = campaign.runs[campaign.runs["arm"].isin(frozen) & (campaign.runs["executor"] != "uni")]
+    if runs.empty:
+        return []
+    pauses = in_window(campaign, campaign.pauses)
+    pauses = pauses[pauses["run"].isin(runs["run"]) & (pauses["role"] == "worker")]
+    full = int((pauses["generation"] == FULL).sum())
+    none = pauses.empty
+    return [
+        Finding(
+            verdict=Verdict.REPRODUCED if none else Verdict.CONTRADICTED,
+            number=f"{words.plural(len(pauses), 'collection')} of workers, {full:,} of them full",
+            reason="none was seen" if none else "collections go on; the freeze makes them cheap",
+            runs=tuple(runs["run"]),
+        )
+    ]
+
+
+def unfreeze_restores(campaign: Campaign) -> list[Finding]:
+    """What the collector sees after `gc.unfreeze()` over what the worker held before."""
+    key = ["run", "rank", "pid"]
+    before = heaps(campaign, "worker", "window-end").set_index(key)
+    after = heaps(campaign, "worker", "shutdown").set_index(key)
+    both = before.join(after, rsuffix="_after", how="inner")
+    both = both[both["frozen"] > 0]
+    if both.empty:
+        return []
+    back = (both["tracked_after"] / (both["tracked"] + both["frozen"])).min()
+    left = both["frozen_after"].max()
+    if left > 0 or not both["enabled_after"].all():
+        verdict, reason = Verdict.CONTRADICTED, "objects stay frozen or the collector stays off"
+    elif back >= RESTORED:
+        verdict, reason = Verdict.REPRODUCED, "nothing is left frozen and the objects are back"
+    else:
+        verdict, reason = Verdict.NOT_REPRODUCED, "nothing is left frozen, but objects are missing"
+    number = f"{words.count(left)} frozen, {words.percent(back)} of the objects tracked again"
+    runs = tuple(both.index.get_level_values("run").unique())
+    return [Finding(verdict=verdict, number=number, reason=reason, runs=runs)]
+
+
+def memory_impact_minimal(campaign: Campaign) -> list[Finding]:
+    """Resident memory of the worker at the end of the window, with over without the freeze."""
+    heap = heaps(campaign, "worker", "window-end")
+    resident = heap[heap["rss_bytes"] > 0].groupby(["arm", "run"], observed=True)["rss_bytes"].sum()
+    findings = []
+    for pair in pairs(campaign):
+        if not {pair.baseline, pair.treated} <= set(resident.index.get_level_values("arm")):
+            continue
+        before, after = resident[pair.baseline], resident[pair.treated]
+        ratio = ratio_of_runs(before.tolist(), after.tolist())
+        runs = (*before.index, *after.index)
+        name = "resident memory of the worker"
+        if not ratio.supported:
+            findings.append(_unsupported(ratio, name, runs, "runs an arm"))
+            continue
+        if ratio.high < SAME[1]:
+            verdict, reason = Verdict.REPRODUCED, "it grows by less than 5%, if at all"
+        elif ratio.low > SAME[1]:
+            verdict, reason = Verdict.CONTRADICTED, "it grows by more than 5%"
+        else:
+            verdict, reason = Verdict.NOT_REPRODUCED, "the interval leaves growth by 5% open"
+        number = f"{name} {words.ratio(ratio)}"
+        findings.append(Finding(verdict=verdict, number=number, reason=reason, runs=runs))
+    return findings
+
+
+def _process_frozen(campaign: Campaign, role: str, clients: tuple[str, ...]) -> list[Finding]:
+    arms = [arm for arm in campaign.runs["arm"].unique() if freezes(campaign, arm) == "no"]
+    runs = campaign.runs[campaign.runs["arm"].isin(arms) & campaign.runs["client"].isin(clients)]
+    rows = heaps(campaign, role, "window-start")
+    rows = rows[rows["run"].isin(runs["run"])]
+    if rows.empty:
+        return []
+    least = rows["frozen"].min()
+    return [
+        Finding(
+            verdict=Verdict.REPRODUCED if least > 0 else Verdict.CONTRADICTED,
+            number=f"{words.count(least)} frozen, {words.count(rows['tracked'].mean())} tracked",
+            reason=f"in every run without the freeze the {words.PROCESS[role]} was frozen"
+            if least > 0
+            else f"a {words.PROCESS[role]} was not frozen",
+            runs=tuple(rows["run"].unique()),
+        )
+    ]
+
+
+# --- shared -------------------------------------------------------------------------------
+
+
+def _same(
+    ratio: Estimate, within: tuple[float, float], name: str, runs: tuple[str, ...]
+) -> Finding:
+    """No difference, if the interval lies within the margin; a difference, if it lies outside."""
+    low, high = within
+    margin = words.bounds(low, high)
+    if low <= ratio.low and ratio.high <= high:
+        verdict, reason = Verdict.REPRODUCED, f"the interval lies within {margin}"
+    elif ratio.high < low or ratio.low > high:
+        verdict, reason = Verdict.CONTRADICTED, f"the interval lies outside {margin}"
+    else:
+        verdict, reason = Verdict.NOT_REPRODUCED, f"the interval is not within {margin}: undecided"
+    return Finding(verdict=verdict, number=f"{name} {words.ratio(ratio)}", reason=reason, runs=runs)
+
+
+def _unsupported(
+    ratio: Estimate, name: str, runs: tuple[str, ...], unit: str = "steps an arm"
+) -> Finding:
+    return Finding(
+        verdict=Verdict.NOT_MEASURED,
+        number="–",
+        reason=f"{name} needs {ratio.needs:,} {unit}, there are {ratio.steps:,}",
+        runs=runs,
+    )
+
+
+def _setting(campaign: Campaign, pair: Pair, column: str) -> Any:
+    """A parameter that both arms of a pair share."""
+    return campaign.runs.loc[campaign.runs["arm"] == pair.treated, column].iloc[0]
+
+
+def _runs(campaign: Campaign, pair: Pair) -> tuple[str, ...]:
+    runs = campaign.runs
+    return tuple(runs.loc[runs["arm"].isin([pair.baseline, pair.treated]), "run"])
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor of a version such as 0.22.1 or 0.23.0rc1."""
+    return tuple(int(part) for part in version.split(".")[:2])

@@ -1,0 +1,228 @@
+"""The report's claims one by one, as data: the sentence, the test that decides it, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from repro import claim_tests, words
+from repro.claim_tests import Finding, Verdict
+from repro.dataset import Campaign
+
+__all__ = ["CLAIMS", "Claim", "Finding", "Verdict", "evaluate", "to_markdown"]
+
+REPORT = "the report on vLLM #44363"
+
+Test = Callable[[Campaign], list[Finding]]
+"""The findings of one campaign, one a comparison it allows; empty where it cannot tell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One sentence of the report, and what decides it.
+
+    Attributes
+    ----------
+    id, sentence, source : str
+        A short name, what is claimed, and where.
+    criterion : str
+        When it counts as reproduced and when as contradicted, by the whole 95% interval.
+    needs : str
+        What must be measured for the test to say anything.
+    test : callable
+        See `Test`.
+    some : bool
+        The claim says "in some cases": one case is enough. Otherwise it must hold in all.
+    """
+
+    id: str
+    sentence: str
+    criterion: str
+    needs: str
+    test: Test
+    source: str = REPORT
+    some: bool = False
+
+
+CLAIMS = (
+    Claim(
+        id="p99-falls",
+        sentence="The freeze drastically reduces P99 ITL in some cases.",
+        criterion="reproduced: the ratio's interval lies below 0.8; contradicted: above 1",
+        needs="runs with and without the freeze, the worker in a process of its own (`mp`)",
+        test=claim_tests.p99_falls,
+        some=True,
+    ),
+    Claim(
+        id="wide-ep",
+        sentence="P99 ITL falls especially with WideEP.",
+        criterion="as above, with several data-parallel ranks",
+        needs="runs with and without the freeze and data_parallel_size above 1",
+        test=claim_tests.p99_falls_wide_ep,
+        some=True,
+    ),
+    Claim(
+        id="capture-time",
+        sentence="Freezing during the CUDA graph capture changes nothing: 56 s against 57 s.",
+        criterion="reproduced: the ratio's interval lies within 0.95 to 1.05; contradicted: outside",
+        needs="captures on a GPU with capture policies `gc-on` and `frozen`, two runs each",
+        test=claim_tests.capture_takes_as_long,
+    ),
+    Claim(
+        id="capture-memory",
+        sentence="The capture takes the same memory either way: 6.25 GiB.",
+        criterion="reproduced: the ratio's interval lies within 0.99 to 1.01; contradicted: outside",
+        needs="captures on a GPU with capture policies `gc-on` and `frozen`, two runs each",
+        test=claim_tests.capture_takes_as_much_memory,
+    ),
+    Claim(
+        id="no-collection-per-graph",
+        sentence="PyTorch no longer collects before each CUDA graph.",
+        criterion="contradicted: as many full collections as graphs in a capture with `gc-on`",
+        needs="captures on a GPU with capture policy `gc-on`",
+        test=claim_tests.no_collection_per_graph,
+    ),
+    Claim(
+        id="engine-frozen",
+        sentence="The engine core's heap was frozen already.",
+        criterion="contradicted: an engine core with no frozen object beside an unfrozen worker",
+        needs="a census of the engine core in runs without the freeze",
+        test=claim_tests.engine_already_frozen,
+    ),
+    Claim(
+        id="frontend-frozen",
+        sentence="The front end's heap was frozen already.",
+        criterion="contradicted: an API server with no frozen object beside an unfrozen worker",
+        needs="client `serve`: with client `engine` the load driver freezes the front end itself",
+        test=claim_tests.frontend_already_frozen,
+    ),
+    Claim(
+        id="worker-not-frozen",
+        sentence="The worker's heap was not frozen.",
+        criterion="contradicted: a frozen object in a worker of a vLLM without the pull request",
+        needs="a census of workers of vLLM before 0.23, or of its CPU backend",
+        test=claim_tests.worker_not_frozen,
+    ),
+    Claim(
+        id="not-scanned",
+        sentence="Frozen objects are not scanned.",
+        criterion=(
+            "reproduced: full collections of the worker at least 20 times shorter, and at most 10% "
+            "of its objects in sight; contradicted: as long as before, or over half in sight"
+        ),
+        needs="full collections of the worker in runs with and without the freeze",
+        test=claim_tests.frozen_objects_not_scanned,
+    ),
+    Claim(
+        id="no-collection",
+        sentence="After the freeze, inference triggers no collection any more.",
+        criterion="contradicted: a collection of a frozen worker in the measured window",
+        needs="runs with the freeze, the worker in a process of its own (`mp`)",
+        test=claim_tests.no_collection_after_freeze,
+    ),
+    Claim(
+        id="unfreeze-restores",
+        sentence="`gc.unfreeze()` at shutdown restores normal collection.",
+        criterion=(
+            "reproduced: no object stays frozen and at least 90% are tracked again; "
+            "contradicted: an object stays frozen, or the collector stays off"
+        ),
+        needs="a census of frozen workers before and in shutdown",
+        test=claim_tests.unfreeze_restores,
+    ),
+    Claim(
+        id="memory-minimal",
+        sentence="The impact on memory is minimal.",
+        criterion="reproduced: the worker's resident memory grows by under 5%; contradicted: by more",
+        needs="a census at the window's end in runs with and without the freeze, two each",
+        test=claim_tests.memory_impact_minimal,
+    ),
+    Claim(
+        id="no-configuration",
+        sentence="Nobody need configure anything: the worker freezes by itself.",
+        criterion="contradicted: an unfrozen worker of vLLM 0.23 or later with policy `stock`",
+        needs="runs with policy `stock` on a GPU and vLLM 0.23 or later",
+        test=claim_tests.no_configuration_needed,
+    ),
+    Claim(
+        id="uni-unchanged",
+        sentence="Where the worker lives in the engine core (`uni`), nothing changes.",
+        criterion="reproduced: P99 ITL's ratio lies within 0.9 to 1.1; contradicted: outside",
+        needs="runs with and without the freeze and executor `uni`",
+        test=claim_tests.nothing_changes_with_uni,
+        source="follows from the heaps above: there the engine core's freeze covers the worker",
+    ),
+)
+"""In the report's order: effect, capture, heaps, costs."""
+
+
+def evaluate(campaigns: Sequence[Campaign]) -> pd.DataFrame:
+    """Every claim held against every campaign.
+
+    Parameters
+    ----------
+    campaigns : sequence of Campaign
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a claim, in the order of `CLAIMS`: `id`, `claim`, `source`, `criterion`,
+        `verdict`, `number`, `runs` (campaign/run, comma-separated), `reason`. All text.
+    """
+    return pd.DataFrame([_judge(claim, campaigns) for claim in CLAIMS])
+
+
+def to_markdown(verdicts: pd.DataFrame) -> str:
+    """The table of `evaluate` in Markdown; long lists of runs are counted, not spelt out."""
+    short = verdicts[["claim", "verdict", "number", "reason", "criterion"]].assign(
+        verdict="**" + verdicts["verdict"] + "**", runs=verdicts["runs"].map(_short_list)
+    )
+    return words.markdown_table(short)
+
+
+def _judge(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, str]:
+    order = _BEST_FIRST if claim.some else _WORST_FIRST
+    found = [(campaign, finding) for campaign in campaigns for finding in claim.test(campaign)]
+    row = {
+        "id": claim.id,
+        "claim": claim.sentence,
+        "source": claim.source,
+        "criterion": claim.criterion,
+        "verdict": str(Verdict.NOT_MEASURED),
+        "number": "–",
+        "runs": "",
+        "reason": f"needs {claim.needs}",
+    }
+    if not found:
+        return row
+    campaign, decisive = min(found, key=lambda pair: order.index(pair[1].verdict))
+    others = [finding.verdict for _, finding in found if finding is not decisive]
+    counted = [f"{others.count(verdict)} {verdict}" for verdict in order if verdict in others]
+    return row | {
+        "verdict": str(decisive.verdict),
+        "number": decisive.number,
+        "runs": ", ".join(f"{campaign.path.name}/{run}" for run in decisive.runs),
+        "reason": decisive.reason + (f" (other cases: {', '.join(counted)})" if counted else ""),
+    }
+
+
+_WORST_FIRST = (
+    Verdict.CONTRADICTED,
+    Verdict.NOT_REPRODUCED,
+    Verdict.REPRODUCED,
+    Verdict.NOT_MEASURED,
+)
+_BEST_FIRST = (
+    Verdict.REPRODUCED,
+    Verdict.NOT_REPRODUCED,
+    Verdict.CONTRADICTED,
+    Verdict.NOT_MEASURED,
+)
+"""Which finding decides. A case that nothing could be said of decides only if all are such."""
+
+
+def _short_list(runs: str) -> str:
+    names = runs.split(", ") if runs else []
+    return runs if len(names) <= 4 else f"{names[0]} … {names[-1]} ({len(names)})"

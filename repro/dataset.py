@@ -1,0 +1,270 @@
+"""Read a campaign back as data frames: its runs, and every table over all runs that are ok."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from repro.rundir import DatasetError, pick, read_document, read_table
+from repro.schema import TABLES
+
+__all__ = ["Campaign", "DatasetError", "in_window", "is_campaign", "load", "newest", "subset"]
+
+RUN_COLUMNS = {
+    "run": "run_id",
+    "started_at": "started_at",
+    "policy": "experiment.policy",
+    "capture_policy": "experiment.capture_policy",
+    "client": "experiment.client",
+    "executor": "experiment.executor",
+    "concurrency": "experiment.concurrency",
+    "tensor_parallel_size": "experiment.tensor_parallel_size",
+    "data_parallel_size": "experiment.data_parallel_size",
+    "model": "experiment.model",
+    "seed": "experiment.seed",
+    "replicate": "experiment.replicate",
+    "vllm": "versions.vllm",
+    "torch": "versions.torch",
+    "python": "versions.python",
+    "gpu_name": "machine.gpu_name",
+    "cpu_model": "machine.cpu_model",
+    "window_start_ns": "window.start_ns",
+    "window_end_ns": "window.end_ns",
+    "output_tokens": "summary.output_tokens",
+    "tokens_per_s": "summary.tokens_per_s",
+}
+"""Column of `Campaign.runs` -> dotted key of `run.json`."""
+
+COMPARABLE = {
+    "versions.vllm": "{}",
+    "machine.gpu_name": "{}",
+    "machine.gpu_count": "{} GPUs",
+    "machine.gpu_driver": "driver {}",
+    "machine.cpu_model": "{}",
+    "machine.cpu_count": "{} CPUs",
+    "versions.torch": "torch {}",
+    "versions.python": "Python {}",
+}
+"""Runs that differ in any of these are never pooled."""
+
+ARM = {
+    **COMPARABLE,
+    "experiment.model": "{}",
+    "experiment.client": "{}",
+    "experiment.executor": "{}",
+    "experiment.tensor_parallel_size": "TP{}",
+    "experiment.data_parallel_size": "DP{}",
+    "experiment.concurrency": "{}",
+    "experiment.prompt_tokens": "prompt {}",
+    "experiment.output_tokens": "output {}",
+    "experiment.threads": "{} threads",
+    "experiment.capture_policy": "{}",
+}
+"""What tells arms apart besides the policy, and how a label says it, in the label's order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """The runs of one campaign, raw: ramp included, see `in_window`.
+
+    Attributes
+    ----------
+    path : Path
+        The campaign's directory.
+    runs : pandas.DataFrame
+        One row a run that is ok: `RUN_COLUMNS`, and `machine` (GPU or, without one, CPU),
+        `arm` (the policy, preceded by whatever else differs within the campaign) and
+        `comparable` (equal for runs that may be pooled).
+    failed : pandas.DataFrame
+        One row a failed run: `run_id`, `reason`.
+    unfinished : tuple of str
+        Directories without `run.json`.
+    pauses, steps, itl, requests, captures, census : pandas.DataFrame
+        The tables of `schema.TABLES` over all ok runs, preceded by `run` (categorical).
+    """
+
+    path: Path
+    runs: pd.DataFrame
+    failed: pd.DataFrame
+    unfinished: tuple[str, ...]
+    pauses: pd.DataFrame
+    steps: pd.DataFrame
+    itl: pd.DataFrame
+    requests: pd.DataFrame
+    captures: pd.DataFrame
+    census: pd.DataFrame
+
+
+def load(path: str | Path) -> Campaign:
+    """Read and check a campaign.
+
+    Parameters
+    ----------
+    path : str or Path
+        A directory of run directories.
+
+    Raises
+    ------
+    DatasetError
+        If the directory is no campaign, or any file in it is not what it should be.
+    """
+    directory = Path(path)
+    if not is_campaign(directory):
+        hint = "give a directory whose subdirectories hold run.json, as data/<campaign>"
+        raise DatasetError(f"{directory}: is no campaign; {hint}")
+    children = sorted(child for child in directory.iterdir() if child.is_dir())
+    documents = {run: read_document(run) for run in children if _finished(run)}
+    _check_unique(directory, [document["run_id"] for document in documents.values()])
+    ok = {run: document for run, document in documents.items() if document["status"] == "ok"}
+    failed = [document for document in documents.values() if document["status"] == "failed"]
+    runs = _runs(list(ok.values()))
+    return Campaign(
+        path=directory,
+        runs=runs,
+        failed=_frame(failed, {"run_id": "run_id", "reason": "reason"}),
+        unfinished=tuple(run.name for run in children if not _finished(run)),
+        **{name: _table(name, list(ok), runs["run"]) for name in TABLES},
+    )
+
+
+def is_campaign(path: str | Path) -> bool:
+    """Whether a directory holds at least one finished run, ok or failed."""
+    directory = Path(path)
+    return directory.is_dir() and any(_finished(run) for run in directory.iterdir())
+
+
+def newest(root: str | Path) -> Path | None:
+    """The campaign under `root` with the run that started last, None where there is none.
+
+    Campaigns of which every run failed do not count.
+
+    Raises
+    ------
+    DatasetError
+        If a `run.json` under `root` is not what it should be.
+    """
+    directory = Path(root)
+    started: list[tuple[datetime, Path]] = []
+    for path in sorted(directory.glob("*/*/run.json")):
+        document = read_document(path.parent)
+        if document["status"] == "ok":
+            start = datetime.fromisoformat(document["started_at"])
+            started.append((start, path.parent.parent))
+    return max(started)[1] if started else None
+
+
+def in_window(campaign: Campaign, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table that belong to the measured window of their run.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    table : pandas.DataFrame
+        Rows with `run` and with `t_ns` or, without it, `start_ns`: the time that decides.
+        Any of the campaign's tables, whole or filtered.
+    """
+    time = table["t_ns" if "t_ns" in table else "start_ns"].to_numpy()
+    row = pd.Index(campaign.runs["run"]).get_indexer(pd.Index(table["run"].cat.categories))
+    row = row[table["run"].cat.codes.to_numpy()] if len(table) else np.zeros(0, dtype=np.intp)
+    start = campaign.runs["window_start_ns"].to_numpy()[row]
+    end = campaign.runs["window_end_ns"].to_numpy()[row]
+    inside: pd.DataFrame = table[(time >= start) & (time < end)]
+    return inside
+
+
+def subset(campaign: Campaign, **equal: object) -> Campaign:
+    """The campaign with only the runs whose columns equal the given values.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    **equal
+        Column of `runs` = value, as `policy="freeze"`.
+
+    Raises
+    ------
+    DatasetError
+        If there is no such column, or no run has the value.
+    """
+    runs = campaign.runs
+    for column, value in equal.items():
+        if column not in runs:
+            allowed = ", ".join(runs.columns)
+            raise DatasetError(f"runs have no column {column!r}: choose among {allowed}")
+        found = ", ".join(map(repr, runs[column].unique()))
+        runs = runs[runs[column] == value]
+        if runs.empty:
+            raise DatasetError(f"no run has {column} {value!r}: choose among {found}")
+    runs = runs.reset_index(drop=True)
+    tables: dict[str, Any] = {name: _keep(getattr(campaign, name), runs["run"]) for name in TABLES}
+    return replace(campaign, runs=runs, **tables)
+
+
+def _finished(run: Path) -> bool:
+    return (run / "run.json").is_file()
+
+
+def _check_unique(directory: Path, run_ids: list[str]) -> None:
+    twice = sorted({run_id for run_id in run_ids if run_ids.count(run_id) > 1})
+    if twice:
+        what = f"run_id {twice[0]!r} occurs in more than one run.json"
+        raise DatasetError(f"{directory}: {what}; delete the copy")
+
+
+def _frame(documents: list[dict[str, Any]], columns: dict[str, str]) -> pd.DataFrame:
+    values = {name: [pick(doc, key) for doc in documents] for name, key in columns.items()}
+    return pd.DataFrame(values)
+
+
+def _runs(documents: list[dict[str, Any]]) -> pd.DataFrame:
+    runs = _frame(documents, RUN_COLUMNS).astype(
+        {"window_start_ns": "int64", "window_end_ns": "int64", "tokens_per_s": "float64"}
+    )
+    names = [document["machine"]["gpu_name"] for document in documents]
+    runs["gpu_name"] = pd.Series(names, dtype=object)  # as text, None would become NaN
+    runs["machine"] = [name or cpu for name, cpu in zip(names, runs["cpu_model"], strict=True)]
+    runs["arm"] = _arms(documents)
+    runs["comparable"] = [
+        " | ".join(_say(document, key, form) for key, form in COMPARABLE.items())
+        for document in documents
+    ]
+    return runs
+
+
+def _arms(documents: list[dict[str, Any]]) -> list[str]:
+    """Labels that name what splits the runs into arms, and nothing that does not."""
+    labels: list[tuple[str, ...]] = [() for _ in documents]
+    for key, form in ARM.items():
+        longer = [
+            (*label, _say(document, key, form))
+            for label, document in zip(labels, documents, strict=True)
+        ]
+        if len(set(longer)) > len(set(labels)):
+            labels = longer
+    policies = [document["experiment"]["policy"] for document in documents]
+    return [" ".join((*label, policy)) for label, policy in zip(labels, policies, strict=True)]
+
+
+def _say(document: dict[str, Any], key: str, form: str) -> str:
+    value = pick(document, key)
+    return "-" if value is None else form.format(value)
+
+
+def _table(name: str, directories: list[Path], runs: pd.Series) -> pd.DataFrame:
+    tables = [read_table(directory, name) for directory in directories]
+    frame: pd.DataFrame = pa.concat_tables([TABLES[name].empty_table(), *tables]).to_pandas()
+    codes = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    run = pd.Categorical.from_codes(codes, categories=pd.Index(runs))
+    frame.insert(0, "run", pd.Series(run))
+    return frame
+
+
+def _keep(table: pd.DataFrame, runs: pd.Series) -> pd.DataFrame:
+    kept = table[table["run"].isin(runs)].reset_index(drop=True)
+    return kept.assign(run=kept["run"].cat.set_categories(list(runs)))

@@ -1,0 +1,1 @@
+"""Launching a real vLLM engine and measuring it."""

@@ -1,0 +1,228 @@
+"""Many runs: interleaved order, resume, progress. One engine at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from tqdm.auto import tqdm
+
+from repro.experiment import collect, provenance
+from repro.experiment.config import ConfigError, Experiment
+from repro.experiment.supervise import RunFailed, run_child
+from repro.experiment.verify import NotAsRequested
+
+MEMORY_NEEDED = 6 << 30
+"""Bytes of free memory one engine with its three processes needs, before any KV cache."""
+
+LOCK = ".lock"
+
+
+class CampaignError(RuntimeError):
+    """A campaign that cannot begin; the message says why and what to do."""
+
+
+def run_campaign(experiments: Sequence[Experiment], root: Path, *, progress: bool = True) -> Path:
+    """Measure every experiment that has no run in `root` yet.
+
+    Each run has a folder under `root`. One that holds `run.json` with status ok is kept; a
+    failed or unfinished one is measured again. A run that fails is marked so, and the campaign
+    goes on. SIGTERM and Ctrl-C end the run in hand and the campaign, and lose no finished run.
+
+    Parameters
+    ----------
+    experiments : sequence of Experiment
+        In any order: replicate by replicate they are shuffled, seeded.
+    root : Path
+        The campaign's folder; made if missing.
+    progress : bool
+        Show a bar with the time left.
+
+    Returns
+    -------
+    Path
+        `root`.
+
+    Raises
+    ------
+    repro.experiment.provenance.NoVllm
+        If vLLM is not installed.
+    CampaignError
+        If another campaign runs in `root`, memory is short, or every run failed.
+    """
+    version = provenance.vllm_version()
+    root.mkdir(parents=True, exist_ok=True)
+    failures: dict[str, str] = {}
+    with locked(root), stopping_on_sigterm(), bar(experiments, progress) as shown:
+        for experiment in interleaved(experiments):
+            folder = root / run_name(experiment, version)
+            if finished(folder):
+                shown.skip(experiment)
+                continue
+            check_memory()
+            try:
+                measure(experiment, folder, shown)
+            except (RunFailed, NotAsRequested) as error:
+                failures[folder.name] = str(error)
+                tqdm.write(f"{folder.name} failed: {error}")
+    if failures and len(failures) == len(experiments):
+        raise CampaignError(f"every run failed; the first: {next(iter(failures.values()))}")
+    return root
+
+
+def run_name(experiment: Experiment, version: str) -> str:
+    """A run's folder: the vLLM version, then what the experiment calls itself."""
+    return f"{version}-{experiment.run_id}"
+
+
+def interleaved(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Replicate by replicate, each in random order, seeded: drift then hits every arm alike."""
+    order = random.Random(",".join(sorted(e.run_id for e in experiments)))
+    blocks: dict[int, list[Experiment]] = {}
+    for experiment in experiments:
+        blocks.setdefault(experiment.replicate, []).append(experiment)
+    return [e for _, block in sorted(blocks.items()) for e in order.sample(block, len(block))]
+
+
+def finished(folder: Path) -> bool:
+    """Whether this run is measured. What cannot be read is kept, never measured over.
+
+    Raises
+    ------
+    repro.rundir.DatasetError
+        If its `run.json` is not what this package writes.
+    """
+    from repro.rundir import read_document
+
+    return (folder / "run.json").exists() and read_document(folder)["status"] == "ok"
+
+
+def measure(experiment: Experiment, folder: Path, shown: Bar) -> None:
+    """Measure one run into its folder, `run.json` last.
+
+    Raises
+    ------
+    RunFailed, NotAsRequested
+        After the run has been marked failed.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)  # unfinished or failed: nothing measured is in it
+    (folder / collect.RAW).mkdir(parents=True)
+    started_at = datetime.now(UTC)
+    shown.begin(experiment, folder.name)
+    try:
+        run_child(experiment, folder, shown.report)
+        collect.finish(folder, experiment, started_at)
+    except (RunFailed, NotAsRequested) as error:
+        collect.fail(folder, experiment, started_at, str(error))
+        raise
+    finally:
+        shown.end()
+
+
+def check_memory() -> None:
+    """Refuse to start an engine that memory cannot hold.
+
+    Raises
+    ------
+    CampaignError
+        If less than `MEMORY_NEEDED` is available.
+    """
+    available = psutil.virtual_memory().available
+    if available < MEMORY_NEEDED:
+        raise CampaignError(
+            f"{available / 2**30:.1f} GiB of memory available, an engine needs "
+            f"{MEMORY_NEEDED / 2**30:.0f} GiB: close other programs or take a larger machine"
+        )
+
+
+@contextlib.contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold `root` for this process; the lock goes with the process, however it ends."""
+    with (root / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CampaignError(
+                f"{root}: another campaign is running there; wait for it or name another folder"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def stopping_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into KeyboardInterrupt, so that the run in hand is ended in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers; the kernel's own then stands
+        return
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+# --- progress -----------------------------------------------------------------------------
+
+START_S = 60.0
+"""A guess at an engine's start, ramp and end, for the time left; corrected run by run."""
+
+
+class Bar:
+    """A tqdm bar in seconds of engine time: what is measured, what is left."""
+
+    def __init__(self, experiments: Sequence[Experiment], shown: bool) -> None:
+        self.runs, self.done = len(experiments), 0
+        total = sum(START_S + e.duration_s for e in experiments)
+        self.tqdm = tqdm(
+            total=round(total),
+            disable=not shown,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
+        )
+
+    def skip(self, experiment: Experiment) -> None:
+        """Count a run that is measured already."""
+        self.done += 1
+        self.tqdm.total -= START_S + experiment.duration_s
+        self.tqdm.refresh()
+
+    def begin(self, experiment: Experiment, name: str) -> None:
+        """Show the run now in hand."""
+        self.name, self.at = name, self.tqdm.n
+        self.until = self.at + START_S + experiment.duration_s
+        self.report("start", 0)
+
+    def report(self, phase: str, seconds: float) -> None:
+        """Show the phase of the run in hand and the seconds it has taken."""
+        self.tqdm.set_description(f"run {self.done + 1}/{self.runs} {self.name}: {phase}", False)
+        if phase == "measure":
+            self.tqdm.n = min(self.at + START_S + seconds, self.until)
+        self.tqdm.refresh()
+
+    def end(self) -> None:
+        """Count the run in hand as over."""
+        self.done += 1
+        self.tqdm.n = self.until
+        self.tqdm.refresh()
+
+
+@contextlib.contextmanager
+def bar(experiments: Sequence[Experiment], shown: bool) -> Iterator[Bar]:
+    """A progress bar that is closed however the campaign ends."""
+    made = Bar(experiments, shown)
+    try:
+        yield made
+    finally:
+        made.tqdm.close()

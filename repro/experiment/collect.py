@@ -1,0 +1,126 @@
+"""Turn what a run left behind into its run directory: tables first, `run.json` last of all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from repro import recording
+from repro.experiment import provenance, verify
+from repro.experiment.config import Experiment
+from repro.schema import SCHEMA_VERSION, TABLES
+
+RAW = "raw"
+LOG = "engine.log"
+MEASURED = "measured.json"
+LOG_TAIL_LINES = 30
+
+
+def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
+    """Write one table of a run directory.
+
+    Parameters
+    ----------
+    folder : Path
+        The run directory.
+    name : str
+        A key of `repro.schema.TABLES`.
+    columns : mapping of str to array, each of shape (n,)
+        Every column of the table; no columns at all is an empty table. Others are ignored.
+    """
+    schema = TABLES[name]
+    arrays = [
+        pa.array(columns[field.name], type=field.type, from_pandas=True)
+        if columns
+        else pa.array([], type=field.type)
+        for field in schema
+    ]
+    # Times grow row by row: their differences are a quarter of the size.
+    times = {f.name: "DELTA_BINARY_PACKED" for f in schema if f.type == pa.int64()}
+    path = folder / f"{name}.parquet"
+    temporary = path.with_suffix(".partial")
+    pq.write_table(
+        pa.Table.from_arrays(arrays, schema=schema),
+        temporary,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=[f.name for f in schema if f.name not in times],
+        column_encoding=times,
+    )
+    temporary.replace(path)
+    return path
+
+
+def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
+    """Make a measured run a run directory, `status: "ok"`.
+
+    Raises
+    ------
+    repro.experiment.verify.NotAsRequested
+        If the recording is incomplete or shows that the capture policy did not take effect.
+    """
+    measured = json.loads((folder / RAW / MEASURED).read_text())
+    recordings = recording.read_all(folder / RAW)
+    verify.recording_is_whole(experiment, recordings)
+    tables = recording.tables(folder / RAW)
+    verify.capture_policy_took_effect(experiment, tables["captures"], tables["pauses"])
+    for name, columns in tables.items():
+        write_table(folder, name, in_order(columns))
+    write_run(folder, describe(folder, experiment, started_at) | measured | {"status": "ok"})
+    shutil.rmtree(folder / RAW)
+
+
+def fail(folder: Path, experiment: Experiment, started_at: datetime, reason: str) -> None:
+    """Mark the run failed, with its reason and the end of its log; what it recorded stays."""
+    document = describe(folder, experiment, started_at)
+    document |= {"status": "failed", "reason": reason, "log_tail": log_tail(folder)}
+    write_run(folder, document)
+
+
+def describe(folder: Path, experiment: Experiment, started_at: datetime) -> dict[str, Any]:
+    """The part of `run.json` that every run has, failed ones too."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": folder.name,
+        "started_at": started_at.astimezone(UTC).isoformat(timespec="seconds"),
+        "experiment": experiment.to_dict(),
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
+        "policy": {"requested": experiment.policy, "verified": False, "evidence": []},
+    }
+
+
+def write_run(folder: Path, document: dict[str, Any]) -> None:
+    """Write `run.json`, whole or not at all."""
+    temporary = folder / "run.json.partial"
+    with temporary.open("w") as file:
+        json.dump(document, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / "run.json")
+
+
+def log_tail(folder: Path, lines: int = LOG_TAIL_LINES) -> list[str]:
+    """The last lines of the engine's log."""
+    path = folder / LOG
+    text = path.read_text(errors="replace") if path.exists() else ""
+    return text.splitlines()[-lines:]
+
+
+def in_order(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows by process, then by time, so that equal values lie together."""
+    keys = [columns[name] for name in ("t_ns", "start_ns", "pid", "rank") if name in columns]
+    if not keys:
+        return dict(columns)
+    order = np.lexsort([np.asarray(key) for key in keys])
+    return {name: np.asarray(column)[order] for name, column in columns.items()}

@@ -1,0 +1,174 @@
+"""Closed-loop load through `LLMEngine.step`, and when each token reached the client."""
+
+from __future__ import annotations
+
+import random
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from repro.experiment.config import Experiment
+
+
+@dataclass(kw_only=True)
+class Arrivals:
+    """Token arrivals of a whole run, ramp included, in parallel arrays of int64 ns.
+
+    `itl_*` has one entry for each gap that the tokens of one engine step share;
+    `request_*` one for each finished request. Flat arrays, so that the client keeps no
+    object per token for its own collector to walk.
+    """
+
+    itl_t: array[int] = field(default_factory=lambda: array("q"))
+    itl_gap: array[int] = field(default_factory=lambda: array("q"))
+    itl_count: array[int] = field(default_factory=lambda: array("q"))
+    request_t: array[int] = field(default_factory=lambda: array("q"))
+    request_ttft: array[int] = field(default_factory=lambda: array("q"))
+    request_decode: array[int] = field(default_factory=lambda: array("q"))
+    request_tokens: array[int] = field(default_factory=lambda: array("q"))
+    window_start: int = 0
+    window_end: int = 0
+    ramp_ns: int = 0
+    client_busy: float = 0.0
+    tokens: int = 0
+
+
+class ClosedLoop:
+    """Keep `concurrency` requests in flight and note every arrival.
+
+    Parameters
+    ----------
+    engine : vllm.LLMEngine
+    experiment : Experiment
+    vocabulary : int
+        Token ids of prompts are drawn below it.
+    report : callable
+        Called about once a second with `(phase, seconds)`.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        experiment: Experiment,
+        vocabulary: int,
+        report: Callable[[str, float], None],
+    ) -> None:
+        self.engine = engine
+        self.experiment = experiment
+        self.vocabulary = vocabulary
+        self.report = report
+        self.random = random.Random(f"{experiment.seed}/{experiment.replicate}")
+        self.arrivals = Arrivals()
+        # By request number, which grows by one each: no dictionary entry to free, no object kept.
+        self.submitted, self.first, self.last = array("q"), array("q"), array("q")
+        self.received = array("q")
+
+    def run(self) -> Arrivals:
+        """Drive the ramp and the measured window; requests in flight at its end are left."""
+        arrivals, experiment = self.arrivals, self.experiment
+        began = time.monotonic_ns()
+        for length in self._first_lengths():
+            self._submit(length)
+        for _ in self._steps("ramp", self._first_generation_alive):
+            pass
+        arrivals.window_start, cpu = time.monotonic_ns(), time.process_time_ns()
+        arrivals.ramp_ns = arrivals.window_start - began
+        deadline = arrivals.window_start + int(experiment.duration_s * 1e9)
+        for received in self._steps("measure", lambda: time.monotonic_ns() < deadline):
+            arrivals.tokens += received
+        arrivals.window_end = time.monotonic_ns()
+        wall = arrivals.window_end - arrivals.window_start
+        arrivals.client_busy = (time.process_time_ns() - cpu) / wall
+        return arrivals
+
+    def _first_generation_alive(self) -> bool:
+        """The ramp: as long as any request of the simultaneous start is still in flight."""
+        return self._first_alive > 0
+
+    def _steps(self, phase: str, go_on: Callable[[], bool]) -> Iterator[int]:
+        """Step the engine while `go_on`; yields the tokens of each step."""
+        began = next_report = time.monotonic_ns()
+        while go_on():
+            outputs = self.engine.step()
+            now = time.monotonic_ns()
+            yield self._note(outputs, now)
+            if now >= next_report:
+                self.report(phase, (now - began) / 1e9)
+                next_report = now + 1_000_000_000
+
+    def _note(self, outputs: list[Any], now: int) -> int:
+        """Note the tokens of one step: one row for each distinct gap."""
+        first, last, received = self.first, self.last, self.received
+        gaps: dict[int, int] = {}
+        finished = []
+        tokens = 0
+        for output in outputs:
+            new = len(output.outputs[0].token_ids)
+            if new == 0:
+                continue
+            number = int(output.request_id)
+            tokens += new
+            if received[number]:
+                gap = now - last[number]
+                gaps[gap] = gaps.get(gap, 0) + new
+            else:
+                first[number] = now
+            received[number] += new
+            last[number] = now
+            if output.finished:
+                finished.append(number)
+        arrivals = self.arrivals
+        for gap, count in gaps.items():
+            arrivals.itl_t.append(now)
+            arrivals.itl_gap.append(gap)
+            arrivals.itl_count.append(count)
+        for number in finished:
+            self._finish(number, now)
+        return tokens
+
+    def _finish(self, number: int, now: int) -> None:
+        arrivals = self.arrivals
+        arrivals.request_t.append(now)
+        arrivals.request_ttft.append(self.first[number] - self.submitted[number])
+        arrivals.request_decode.append(now - self.first[number])
+        arrivals.request_tokens.append(self.received[number])
+        if number < self.experiment.concurrency:
+            self._first_alive -= 1
+        self._submit(self.random.randint(*self.experiment.output_tokens))
+
+    def _first_lengths(self) -> list[int]:
+        """Lengths for a simultaneous start that looks like a loop long under way.
+
+        A request met at a random moment is a long one more often than not (its chance grows
+        with its length), and any share of it may be left.
+        """
+        shortest, longest = self.experiment.output_tokens
+        lengths: list[int] = []
+        while len(lengths) < self.experiment.concurrency:
+            length = self.random.randint(shortest, longest)
+            if self.random.random() < length / longest:
+                lengths.append(self.random.randint(1, length))
+        self._first_alive = len(lengths)
+        return lengths
+
+    def _submit(self, length: int) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        number = len(self.submitted)
+        for column in (self.first, self.last, self.received):
+            column.append(0)
+        self.submitted.append(time.monotonic_ns())
+        prompt = [
+            self.random.randrange(self.vocabulary) for _ in range(self.experiment.prompt_tokens)
+        ]
+        params = SamplingParams(
+            max_tokens=length,
+            ignore_eos=True,
+            temperature=0.0,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        self.engine.add_request(str(number), {"prompt_token_ids": prompt}, params)

@@ -1,0 +1,187 @@
+"""The parent's side of one run: start the child, follow its events, leave no process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from repro import plugin
+from repro.experiment import provenance
+from repro.experiment.collect import LOG, RAW, log_tail
+from repro.experiment.config import Experiment
+
+# By name, not as a script: vLLM's spawned processes would import a main module again, and the
+# worker's heap would hold what only this client needs.
+CHILD = (sys.executable, "-c", "from repro.experiment.runner import main; main()")
+
+SILENCE_S = 900.0
+"""An engine that says nothing for so long has hung (compiling a large model takes minutes)."""
+
+GPU_SLACK_MIB = 200
+"""GPU memory that may differ after a run: other users of the host, the driver's own."""
+
+Report = Callable[[str, float], None]
+
+
+class RunFailed(RuntimeError):
+    """The child did not finish its measurement; the message says why, in one line."""
+
+
+def run_child(experiment: Experiment, folder: Path, report: Report) -> None:
+    """Run one experiment in a child process of its own and wait for it.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    folder : Path
+        The run directory; gets the child's log, its tables and the raw recording.
+    report : callable
+        Called with `(phase, seconds)` for each progress event.
+
+    Raises
+    ------
+    RunFailed
+        If the child or its engine failed, hung, or left a process or GPU memory behind.
+    """
+    used_before = provenance.gpu_memory_used()
+    with (folder / LOG).open("wb") as log:
+        child = subprocess.Popen(
+            CHILD,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment(experiment, folder),
+            start_new_session=True,
+        )
+    try:
+        assert child.stdin is not None
+        request = {"experiment": experiment.to_dict(), "folder": str(folder)}
+        with contextlib.suppress(BrokenPipeError):  # died already: its log says why
+            child.stdin.write(json.dumps(request).encode() + b"\n")
+            child.stdin.flush()
+        reason = follow(child, report)
+    finally:
+        left = end_session(child)
+    if reason:
+        raise RunFailed(explain(reason, folder))
+    if left:
+        raise RunFailed(f"processes outlived the engine and were ended: {', '.join(left)}")
+    check_gpu_memory(used_before)
+
+
+def environment(experiment: Experiment, folder: Path) -> dict[str, str]:
+    """The child's environment: the policy, the recorder, and vLLM as `vllm serve` starts it."""
+    variables = {
+        plugin.RECORD_DIR: str(folder.resolve() / RAW),
+        plugin.POLICY: experiment.policy,
+        plugin.CAPTURE_POLICY: experiment.capture_policy,
+        plugin.STRICT: "1",
+        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        # One core of the CPU backend stays with the front end and the engine core.
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",
+    }
+    if experiment.dummy_weights:
+        variables |= {"HF_HUB_OFFLINE": "1"}
+    if experiment.device == "cpu":
+        variables |= {"CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **variables}
+
+
+def follow(child: subprocess.Popen[bytes], report: Report) -> str | None:
+    """Pass on the child's events until it ends; returns why it failed, None if it did not."""
+    assert child.stdout is not None
+    reason: str | None = "the measuring process ended without a result"
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while selector.select(timeout=SILENCE_S):
+            line = child.stdout.readline()
+            if not line:
+                return reason
+            event: dict[str, Any] = json.loads(line)
+            match event["event"]:
+                case "phase":
+                    report(event["phase"], event["seconds"])
+                case "failed":
+                    reason = str(event["reason"])
+                case "done":
+                    reason = None
+    return f"no sign of life for {SILENCE_S:.0f} s"
+
+
+def explain(reason: str, folder: Path) -> str:
+    """One line: the child's reason, and the log's last error where vLLM only points to it."""
+    first = reason.splitlines()[0]
+    if "root cause" in first.lower() or "EngineDead" in first:
+        errors = [line for line in log_tail(folder, 400) if "Error: " in line]
+        roots = [line for line in errors if "root cause" not in line and "EngineDead" not in line]
+        if roots:
+            return f"{first} [{roots[-1].rpartition('] ')[2].strip()}]"
+    return first
+
+
+def end_session(child: subprocess.Popen[bytes]) -> list[str]:
+    """End whatever of the child's session still lives; returns the names of stragglers.
+
+    A child that ended by itself gets ten seconds for its engine's processes to go.
+    """
+    if child.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=10 if sys.exc_info()[0] is None else 0)
+    deadline = time.monotonic() + (10 if child.poll() == 0 else 0)
+    while (left := session_members(child.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    names = [process.name() for process in left if process.is_running()]
+    while members := session_members(child.pid):
+        for process in members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=0.1)
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
+    return names
+
+
+def session_members(session: int) -> list[psutil.Process]:
+    """Live processes of a session: the child, and everything vLLM started from it."""
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and os.getsid(process.pid) == session:
+                members.append(process)
+    return members
+
+
+def check_gpu_memory(used_before: list[int], patience_s: float = 30.0) -> None:
+    """Wait until the GPUs hold no more than before the run.
+
+    Raises
+    ------
+    RunFailed
+        If they still do after `patience_s` seconds.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        used = provenance.gpu_memory_used()
+        extra = [now - before for before, now in zip(used_before, used, strict=True)]
+        if all(mib <= GPU_SLACK_MIB for mib in extra):
+            return
+        if time.monotonic() > deadline:
+            raise RunFailed(f"GPU memory still held after the run: {max(extra)} MiB")
+        time.sleep(1)

@@ -1,0 +1,122 @@
+"""Did the run do what it was meant to? A run that did not is not data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from repro import policy
+from repro.experiment.config import Experiment
+from repro.recording import Columns, Recording
+
+CLIENT_LIMIT = 0.95
+"""Share of one core's time above which the client, not the engine, sets the pace."""
+
+
+class NotAsRequested(RuntimeError):
+    """The run did not do what was asked of it; the message says what and what to change."""
+
+
+def policy_took_effect(experiment: Experiment, workers: Sequence[dict[str, Any]]) -> None:
+    """Check the policy against what each worker says of its own heap.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    workers : sequence of dict
+        One a rank: `rank`, `policy`, `freeze_count` at the end of warm-up and `frozen` now.
+
+    Raises
+    ------
+    NotAsRequested
+        If a worker is missing, ran another policy, or its heap is not as the policy leaves it.
+    """
+    expected = experiment.tensor_parallel_size * experiment.data_parallel_size
+    if len(workers) != expected:
+        raise NotAsRequested(f"{len(workers)} of {expected} workers answered the census")
+    serving = policy.serving(experiment.policy)
+    for worker in workers:
+        if worker.get("policy") != serving.name:
+            raise NotAsRequested(
+                f"worker {worker.get('rank')}: policy {worker.get('policy')!r} instead of "
+                f"{serving.name!r}; is the package installed where vLLM runs?"
+            )
+        _check_heap(serving, worker, own_process=experiment.executor == "mp")
+
+
+def _check_heap(
+    serving: policy.ServingPolicy, worker: dict[str, Any], *, own_process: bool
+) -> None:
+    """After warm-up, and now too where no engine core shares (and freezes) the worker's process."""
+    counts = [worker["freeze_count"]] + ([worker["frozen"]] if own_process else [])
+    if serving.freeze is True and not all(counts):
+        raise NotAsRequested(
+            f"worker {worker['rank']}: policy 'freeze' left no object frozen; "
+            "another plugin thaws the heap, or the worker's hooks were bypassed"
+        )
+    if serving.freeze is False and any(counts):
+        raise NotAsRequested(
+            f"worker {worker['rank']}: policy 'no-freeze', yet {max(counts)} objects are frozen; "
+            "another plugin freezes the heap, or this vLLM freezes where the patch does not look"
+        )
+
+
+def client_kept_up(busy: float) -> None:
+    """Refuse a run whose client used nearly a whole core.
+
+    Raises
+    ------
+    NotAsRequested
+        If `busy`, CPU time over wall time, is above `CLIENT_LIMIT`.
+    """
+    if busy > CLIENT_LIMIT:
+        raise NotAsRequested(
+            f"the client was busy {busy:.0%} of the window (limit {CLIENT_LIMIT:.0%}): it set the "
+            "pace, not the engine; lower concurrency or take a larger model"
+        )
+
+
+def recording_is_whole(experiment: Experiment, recordings: Sequence[Recording]) -> None:
+    """Check that every process that matters was recorded to the end.
+
+    Raises
+    ------
+    NotAsRequested
+        If the engine core or a worker left no events, or a recorder had to stop.
+    """
+    wanted = {"frontend", "engine"} | ({"worker"} if experiment.executor == "mp" else set())
+    if missing := wanted - {r.role for r in recordings if len(r.events)}:
+        raise NotAsRequested(f"no events of the {', '.join(sorted(missing))} process: run it again")
+    if any(not r.complete for r in recordings):
+        raise NotAsRequested("the recorder stopped early: free disk space and run it again")
+
+
+def capture_policy_took_effect(experiment: Experiment, captures: Columns, pauses: Columns) -> None:
+    """Check the capture policy against the collections recorded inside each capture.
+
+    Raises
+    ------
+    NotAsRequested
+        If `collect-per-graph` ran fewer full collections than it captured graphs, or
+        `frozen-disabled` ran an automatic one between its own two.
+    """
+    asked = policy.capture(experiment.capture_policy)
+    if asked.leave:
+        return
+    if not len(captures.get("kind", ())) or not np.any(captures["kind"] == "capture"):
+        raise NotAsRequested(
+            f"capture policy {asked.name!r}, yet no CUDA graph was captured; "
+            "it needs a GPU, and enforce_eager off"
+        )
+    for start, duration, graphs in zip(
+        captures["start_ns"], captures["duration_ns"], captures["graphs"], strict=True
+    ):
+        inside = (pauses["start_ns"] >= start) & (pauses["start_ns"] < start + duration)
+        inside &= pauses["role"] != "frontend"
+        full = int(np.sum(inside & (pauses["generation"] == 2)))
+        if asked.collect_per_graph and full < graphs:
+            raise NotAsRequested(f"collect-per-graph: {full} full collections, {graphs} graphs")
+        if asked.disable and np.any(inside & (pauses["generation"] < 2)):
+            raise NotAsRequested("frozen-disabled: the collector ran by itself during the capture")

@@ -1,0 +1,252 @@
+"""What a notebook's first code cell needs: its parameters checked, its campaign found or measured.
+
+papermill exits 0 on a mistyped parameter and stores the overrides only, so the notebooks check
+every parameter themselves and show the resolved set. Nothing here imports vLLM: a notebook on
+recorded data needs none.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from repro import dataset, policy
+from repro.dataset import Campaign
+from repro.experiment.config import CLIENTS, EXECUTORS
+
+if TYPE_CHECKING:
+    from repro.experiment.config import Experiment
+
+MEASURE = "measure"
+INJECTED = "# Parameters"  # first line of the cell that papermill puts after `parameters`
+PROGRAM = "pyproject.toml"  # marks the project's folder
+
+
+class ParameterError(ValueError):
+    """A parameter of a notebook that is unknown, missing or has a value it cannot have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """What one parameter may be.
+
+    Attributes
+    ----------
+    allowed : str
+        What it may be, in words; completes "it must be ...".
+    read : callable
+        The value as the notebook uses it; raises `ValueError` or `TypeError` if it is none.
+    """
+
+    allowed: str
+    read: Callable[[Any], Any]
+
+
+def check(namespace: Mapping[str, Any], allowed: Mapping[str, Parameter]) -> SimpleNamespace:
+    """The notebook's parameters, every one validated.
+
+    Parameters
+    ----------
+    namespace : mapping
+        `globals()` of the notebook.
+    allowed : mapping of str to Parameter
+        Every parameter that the notebook has.
+
+    Returns
+    -------
+    SimpleNamespace
+        The resolved set, one attribute a parameter.
+
+    Raises
+    ------
+    ParameterError
+        One line with the name, the value and what is allowed.
+    """
+    for name in injected(namespace):
+        if name not in allowed:
+            raise ParameterError(
+                f"unknown parameter {name!r}: this notebook has {', '.join(allowed)}"
+            )
+    return SimpleNamespace(
+        **{name: _read(name, namespace, parameter) for name, parameter in allowed.items()}
+    )
+
+
+def injected(namespace: Mapping[str, Any]) -> list[str]:
+    """Names that papermill assigned, from the source of its cell; none outside a notebook."""
+    cells = [cell for cell in namespace.get("In", []) if cell.startswith(INJECTED)]
+    return [
+        target.id
+        for cell in cells
+        for statement in ast.parse(cell).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    ]
+
+
+def _read(name: str, namespace: Mapping[str, Any], parameter: Parameter) -> Any:
+    if name not in namespace:
+        raise ParameterError(f"parameter {name!r} is missing: run the parameters cell first")
+    value = namespace[name]
+    try:
+        return parameter.read(value)
+    except (TypeError, ValueError):
+        raise ParameterError(
+            f"parameter {name} = {value!r}: it must be {parameter.allowed}"
+        ) from None
+
+
+# --- kinds of parameters ------------------------------------------------------------------
+
+
+def number(low: float, high: float, unit: str, *, whole: bool = False) -> Parameter:
+    """A number of `low` to `high`, bounds included; a whole one if `whole`."""
+
+    def read(value: Any) -> float | int:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError
+        if not low <= value <= high or (whole and value != int(value)):
+            raise ValueError
+        return int(value) if whole else value
+
+    kind = "a whole number" if whole else "a number"
+    return Parameter(allowed=f"{kind} of {unit} from {low:,} to {high:,}", read=read)
+
+
+def one_of(*options: str) -> Parameter:
+    """One name of a closed set."""
+
+    def read(value: Any) -> str:
+        return options[options.index(value)]
+
+    return Parameter(allowed=f"one of {', '.join(map(repr, options))}", read=read)
+
+
+def some_of(*options: str) -> Parameter:
+    """A list of different names of a closed set; `-p policies '[freeze]'` arrives as text."""
+
+    def read(value: Any) -> list[str]:
+        if isinstance(value, str):
+            value = [name.strip(" '\"") for name in value.strip("[] ").split(",")]
+        names = [options[options.index(name)] for name in value]
+        if not names or len(set(names)) < len(names):
+            raise ValueError
+        return names
+
+    return Parameter(
+        allowed=f"a list of different names out of {', '.join(map(repr, options))}", read=read
+    )
+
+
+def span(low: int, high: int, unit: str) -> Parameter:
+    """Two whole numbers, the smaller first; `-p output_tokens '[64, 192]'` arrives as text."""
+
+    def read(value: Any) -> tuple[int, int]:
+        if isinstance(value, str):
+            value = [int(part) for part in value.strip("[()] ").split(",")]
+        first, last = value
+        if not (type(first) is type(last) is int and low <= first <= last <= high):
+            raise ValueError
+        return first, last
+
+    return Parameter(
+        allowed=f"[smallest, largest], whole numbers of {unit} from {low:,} to {high:,}", read=read
+    )
+
+
+def text(allowed: str) -> Parameter:
+    """Any text."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError
+        return value.strip()
+
+    return Parameter(allowed=allowed, read=read)
+
+
+PARAMETERS: Mapping[str, Parameter] = {
+    "source": text(f"'{MEASURE}', the folder of a campaign, or '' for the newest in data/"),
+    "policies": some_of(*policy.SERVING),
+    "capture_policies": some_of(*policy.CAPTURE),
+    "concurrency": number(1, 65_536, "requests in flight", whole=True),
+    "duration_s": number(1, 86_400, "seconds"),
+    "output_tokens": span(2, 1_000_000, "tokens an answer"),
+    "replicates": number(1, 1_000, "runs an arm", whole=True),
+    "executor": one_of(*EXECUTORS),
+    "client": one_of(*CLIENTS),
+    "model": text("the name of a model config, a model's name or folder, or '' for the default"),
+    "seed": number(0, 2**31 - 1, "the random order", whole=True),
+    "factor": number(1, 1_000, "times the median gap"),
+}
+"""Every parameter that a notebook here may have; a notebook picks its own by name."""
+
+
+def allowed(*names: str) -> dict[str, Parameter]:
+    """Those of `PARAMETERS` that a notebook has."""
+    return {name: PARAMETERS[name] for name in names}
+
+
+# --- where the data come from -------------------------------------------------------------
+
+
+def project() -> Path:
+    """The project's folder, from wherever in it the notebook runs; else the working folder."""
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / PROGRAM).is_file()), here)
+
+
+def campaigns(
+    source: str,
+    *,
+    suits: Callable[[Campaign], bool],
+    experiments: Callable[[], Sequence[Experiment]],
+    root: Path | None = None,
+) -> list[Campaign]:
+    """The campaigns that `source` means, newest first.
+
+    Parameters
+    ----------
+    source : str
+        `measure`: run `experiments` on this machine. A folder: that campaign. Empty: those in
+        `root/data` that suit, or, if none does, as `measure`.
+    suits : callable
+        Whether a campaign of `root/data` holds what the notebook is about.
+    experiments : callable
+        The runs to measure; called only to measure.
+    root : Path, optional
+        The project's folder (default: `project()`).
+
+    Raises
+    ------
+    repro.dataset.DatasetError
+        If the folder holds no campaign or a damaged one.
+    """
+    root = root or project()
+    if source not in ("", MEASURE):
+        return [dataset.load(_absolute(source, root))]
+    if source == "":
+        recorded = [found for found in _recorded(root / "data") if suits(found)]
+        if recorded:
+            return recorded
+    from repro.experiment.campaign import run_campaign  # only now: measuring needs vLLM
+
+    return [dataset.load(run_campaign(experiments(), root / "runs"))]
+
+
+def _absolute(source: str, root: Path) -> Path:
+    """A relative folder is first looked for where the notebook runs, then in the project."""
+    path = Path(source).expanduser()
+    return path if path.exists() else root / path
+
+
+def _recorded(data: Path) -> list[Campaign]:
+    folders = sorted(data.iterdir()) if data.is_dir() else []
+    found = [dataset.load(folder) for folder in folders if dataset.is_campaign(folder)]
+    found = [campaign for campaign in found if len(campaign.runs)]
+    return sorted(found, key=lambda campaign: max(campaign.runs["started_at"]), reverse=True)

@@ -1,0 +1,65 @@
+"""What runs inside vLLM's own processes. Standard library and vLLM only; inert unless asked.
+
+Every vLLM process calls `install` through the entry point `vllm.general_plugins`. It asks for:
+
+    REPRO_RECORD_DIR       record pauses, steps, captures and heap counts into this folder
+    REPRO_POLICY           serving policy of the worker (default `stock`)
+    REPRO_CAPTURE_POLICY   capture policy of the worker (default `stock`)
+    REPRO_STRICT           1: any fault here stops vLLM (an experiment);
+                           else it is logged once and vLLM goes on without the plugin
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from repro import policy
+from repro.plugin.recorder import Recorder
+
+RECORD_DIR, POLICY, CAPTURE_POLICY, STRICT = VARIABLES = (
+    "REPRO_RECORD_DIR",
+    "REPRO_POLICY",
+    "REPRO_CAPTURE_POLICY",
+    "REPRO_STRICT",
+)
+
+logger = logging.getLogger("vllm.repro")
+own_recorder: Recorder | None = None
+"""This process's recorder, once installed with `REPRO_RECORD_DIR`."""
+
+_installed = False
+
+
+def install() -> None:
+    """Patch this vLLM process as the variables ask; do nothing if none is set.
+
+    Raises
+    ------
+    repro.policy.UnknownPolicy, repro.plugin.patch.UnknownLayout, OSError
+        Only with `REPRO_STRICT=1`.
+    """
+    global _installed
+    if _installed or not any(os.environ.get(name) for name in (RECORD_DIR, POLICY, CAPTURE_POLICY)):
+        return
+    _installed = True  # whatever comes of it: vLLM may call again
+    strict = os.environ.get(STRICT) == "1"
+    try:
+        _install(strict)
+    except Exception as error:
+        if strict:
+            raise
+        logger.error("repro: plugin not installed, vLLM goes on without it: %s", error)
+
+
+def _install(strict: bool) -> None:
+    global own_recorder
+    serving = policy.serving(os.environ.get(POLICY) or "stock")
+    capture = policy.capture(os.environ.get(CAPTURE_POLICY) or "stock")
+    if directory := os.environ.get(RECORD_DIR):
+        own_recorder = Recorder(Path(directory), strict=strict)
+        own_recorder.watch_collector()
+    from repro.plugin import patch  # only now: it imports vLLM
+
+    patch.apply(serving, capture, own_recorder, strict=strict)

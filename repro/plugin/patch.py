@@ -1,0 +1,370 @@
+"""Where a policy meets a Worker: capture, end of warm-up, shutdown.
+
+Nothing is patched on a class that vLLM's own code subclasses: the hook sits on
+`WorkerWrapperBase.init_device`, which every executor calls once the platform's own worker
+exists, and from there on that one worker object is fitted out. So no worker module is imported
+here (importing the CPU worker on a CUDA machine breaks Inductor), and fork and spawn are alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from repro.plugin.recorder import CAPTURE, COMPILE, STEP, Recorder
+from repro.policy import CapturePolicy, ServingPolicy
+
+logger = logging.getLogger("vllm.repro")
+
+CENSUS_RPC = "repro_census"
+SWITCH_RPC = "repro_switch"
+
+
+class UnknownLayout(RuntimeError):
+    """The installed vLLM is not laid out as any version this patch was read against."""
+
+
+def apply(
+    serving: ServingPolicy, capture: CapturePolicy, recorder: Recorder | None, *, strict: bool
+) -> None:
+    """Hook worker start-up in this process and the processes it forks.
+
+    Raises
+    ------
+    UnknownLayout
+        If the installed vLLM has no such hook.
+    """
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    require(WorkerWrapperBase, "init_device")
+    init_device = WorkerWrapperBase.init_device
+
+    @functools.wraps(init_device)
+    def init_device_then_fit_out(wrapper: Any) -> Any:
+        result = init_device(wrapper)
+        with stepping_aside(strict):
+            fit_out(wrapper.worker, serving, capture, recorder)
+        return result
+
+    WorkerWrapperBase.init_device = init_device_then_fit_out
+    if recorder is not None and recorder.role != "worker":
+        count_engine_with_its_workers(recorder)
+
+
+def require(owner: Any, *names: str) -> None:
+    """Raise `UnknownLayout`, naming the vLLM version, if `owner` lacks one of `names`."""
+    missing = [name for name in names if not hasattr(owner, name)]
+    if missing:
+        import vllm
+
+        where = getattr(owner, "__qualname__", None) or getattr(owner, "__name__", repr(owner))
+        raise UnknownLayout(
+            f"vLLM {vllm.__version__}: {where} has no {', '.join(missing)}; this patch knows "
+            "0.22.1 to 0.32.0: install one of these, or unset the REPRO_ variables"
+        )
+
+
+@contextlib.contextmanager
+def stepping_aside(strict: bool) -> Iterator[None]:
+    """In someone's own server a fault of ours is logged; in an experiment it fails the run."""
+    try:
+        yield
+    except Exception as error:
+        if strict:
+            raise
+        logger.error("repro: stepping aside, vLLM goes on unpatched: %s", error)
+
+
+def fit_out(
+    worker: Any, serving: ServingPolicy, capture: CapturePolicy, recorder: Recorder | None
+) -> None:
+    """Give one worker object its policies and its recorder.
+
+    Raises
+    ------
+    UnknownLayout
+        If the worker or vLLM's `gc_utils` lacks what the policy needs.
+    """
+    from vllm.utils import gc_utils
+
+    require(worker, "compile_or_warm_up_model", "execute_model", "shutdown", "model_runner")
+    require(gc_utils, "freeze_gc_heap", "maybe_attach_gc_debug_callback")
+    if recorder is not None and recorder.role == "frontend":
+        recorder.declare("worker", global_rank(worker))  # an executor with names of its own
+    elif recorder is not None and recorder.role == "worker":
+        recorder.declare("worker", global_rank(worker))
+    hold_capture(worker, capture, recorder)
+    hold_warm_up(worker, serving, recorder)
+    hold_shutdown(worker, serving, recorder)
+    if recorder is not None:
+        setattr(worker, CENSUS_RPC, functools.partial(census, recorder, worker))
+    setattr(worker, SWITCH_RPC, switch)
+
+
+def global_rank(worker: Any) -> int:
+    """Rank over all data-parallel engines: each engine counts its own workers from 0."""
+    parallel = worker.vllm_config.parallel_config
+    return int(parallel.data_parallel_rank) * int(parallel.world_size) + int(worker.rank)
+
+
+# --- end of warm-up -----------------------------------------------------------------------
+
+
+def hold_warm_up(worker: Any, serving: ServingPolicy, recorder: Recorder | None) -> None:
+    """Make the policy the last thing in `compile_or_warm_up_model`, then start recording steps."""
+    original = worker.compile_or_warm_up_model
+
+    def compile_or_warm_up_model() -> Any:
+        before = gc.get_freeze_count()
+        if serving.freeze is None:
+            result = original()
+        else:
+            result = warm_up_under(serving, worker, original)
+        worker.repro_evidence = {
+            "rank": global_rank(worker),
+            "policy": serving.name,
+            "worker_class": type(worker).__qualname__,
+            "freeze_count_before": before,
+            "freeze_count": gc.get_freeze_count(),
+        }
+        if recorder is not None:
+            recorder.census("ready")
+            record_steps(worker, recorder)
+        return result
+
+    worker.compile_or_warm_up_model = compile_or_warm_up_model
+
+
+def warm_up_under(serving: ServingPolicy, worker: Any, original: Callable[[], Any]) -> Any:
+    """Warm up with the policy in the place where the pull request put its freeze.
+
+    vLLM from 0.23.0 calls `freeze_gc_heap` there by itself: that call becomes the policy.
+    Where the worker's warm-up has no such call (0.22.1; the CPU worker), the policy and then the
+    debug callback follow it, in the pull request's order.
+    """
+    from vllm.utils import gc_utils
+
+    called = False
+
+    def freeze_or_not() -> None:
+        nonlocal called
+        called = True
+        if serving.freeze:
+            freeze_heap()
+
+    with upstream_freeze_replaced(type(worker), freeze_or_not):
+        result = original()
+    if not called:
+        freeze_or_not()
+        gc_utils.maybe_attach_gc_debug_callback()
+    return result
+
+
+def freeze_heap() -> None:
+    """Collect 0, 1, 2, then freeze: `vllm.utils.gc_utils.freeze_gc_heap` as of #44363."""
+    for generation in range(3):
+        gc.collect(generation)
+    gc.freeze()
+
+
+@contextlib.contextmanager
+def upstream_freeze_replaced(
+    worker_class: type, replacement: Callable[[], None]
+) -> Iterator[None]:
+    """Replace `freeze_gc_heap` in each module that defines a warm-up of this worker class."""
+    modules = [
+        vars(owner)["compile_or_warm_up_model"].__globals__
+        for owner in worker_class.__mro__
+        if "compile_or_warm_up_model" in vars(owner)
+    ]
+    held = [(names, names["freeze_gc_heap"]) for names in modules if "freeze_gc_heap" in names]
+    for names, _ in held:
+        names["freeze_gc_heap"] = replacement
+    try:
+        yield
+    finally:
+        for names, upstream in held:
+            names["freeze_gc_heap"] = upstream
+
+
+def switch(freeze: bool) -> int:
+    """Freeze or thaw a running worker, with a full collection either way.
+
+    So both windows of a cross-over start from the same state of the collector.
+    Returns the number of objects frozen afterwards.
+    """
+    gc.unfreeze()
+    if freeze:
+        freeze_heap()
+    else:
+        gc.collect()  # brings `long_lived_total` up to the thawed heap
+    return gc.get_freeze_count()
+
+
+# --- capture ------------------------------------------------------------------------------
+
+
+def hold_capture(worker: Any, capture: CapturePolicy, recorder: Recorder | None) -> None:
+    """Apply the capture policy to the model runner's capture, and record its span.
+
+    A worker that never captures (the CPU backend) has the span of its compile recorded instead.
+    """
+    runner = worker.model_runner
+    if not hasattr(worker, "device") or worker.device.type == "cpu":
+        if not capture.leave:
+            raise UnknownLayout(
+                f"capture policy {capture.name!r} needs CUDA graphs, and this worker is on the "
+                "CPU: use capture policy 'stock'"
+            )
+        if recorder is not None and hasattr(runner, "warming_up_model"):
+            runner.warming_up_model = span(recorder, COMPILE, worker, runner.warming_up_model)
+        return
+    require(runner, "capture_model")
+    original = runner.capture_model
+    if not capture.leave:
+        original = capture_under(capture, runner, original)
+    if recorder is not None:
+        original = span(recorder, CAPTURE, worker, original)
+    runner.capture_model = original
+
+
+def span(
+    recorder: Recorder, kind: int, worker: Any, original: Callable[[], Any]
+) -> Callable[[], Any]:
+    """Record one call with the graphs it captured and the bytes it says it took."""
+    from vllm.compilation.counter import compilation_counter
+
+    def timed() -> Any:
+        graphs, began = compilation_counter.num_cudagraph_captured, time.monotonic_ns()
+        taken = original()
+        elapsed = time.monotonic_ns() - began
+        graphs = compilation_counter.num_cudagraph_captured - graphs
+        recorder.write(kind, began, elapsed, int(taken or 0), graphs)
+        return taken
+
+    return timed
+
+
+def capture_under(
+    capture: CapturePolicy, runner: Any, original: Callable[[], Any]
+) -> Callable[[], Any]:
+    """The runner's capture with the policy in the place of vLLM's own handling of the collector.
+
+    The V1 runner freezes through `self._freeze_gc()`, later runners through the module's
+    `freeze_gc_for_cudagraph_capture`; the V2 runner of 0.22 and 0.23 does nothing, so there the
+    policy goes around the call.
+    """
+
+    @contextlib.contextmanager
+    def collector() -> Iterator[None]:
+        with collector_for(capture):
+            yield
+
+    names = type(runner).capture_model.__code__.co_names
+    module = vars(sys.modules[type(runner).__module__])
+
+    def captured() -> Any:
+        if "_freeze_gc" in names:
+            runner._freeze_gc = collector
+            try:
+                return original()
+            finally:
+                del runner._freeze_gc
+        if "freeze_gc_for_cudagraph_capture" in names:
+            upstream = module["freeze_gc_for_cudagraph_capture"]
+            module["freeze_gc_for_cudagraph_capture"] = collector
+            try:
+                return original()
+            finally:
+                module["freeze_gc_for_cudagraph_capture"] = upstream
+        with collector():
+            return original()
+
+    return captured
+
+
+@contextlib.contextmanager
+def collector_for(capture: CapturePolicy) -> Iterator[None]:
+    """The collector as the capture policy wants it; every policy starts from a full collection."""
+    import torch
+
+    options = torch.compiler.config
+    per_graph, options.force_cudagraph_gc = options.force_cudagraph_gc, capture.collect_per_graph
+    gc.collect()
+    if capture.freeze:
+        gc.freeze()
+    if capture.disable:
+        gc.disable()
+    try:
+        yield
+    finally:
+        options.force_cudagraph_gc = per_graph
+        if capture.disable:
+            gc.enable()
+        if capture.freeze:
+            gc.unfreeze()
+            gc.collect()
+
+
+# --- steps, heap counts, shutdown ---------------------------------------------------------
+
+
+def record_steps(worker: Any, recorder: Recorder) -> None:
+    """Record each `execute_model` call from now on."""
+    original, write, now = worker.execute_model, recorder.write, time.monotonic_ns
+    steps = itertools.count()
+
+    def execute_model(scheduler_output: Any) -> Any:
+        began = now()
+        try:
+            return original(scheduler_output)
+        finally:
+            tokens = scheduler_output.total_num_scheduled_tokens
+            write(STEP, began, now() - began, tokens, next(steps))
+
+    worker.execute_model = execute_model
+
+
+def census(recorder: Recorder, worker: Any, point: str) -> dict[str, Any]:
+    """Count this worker's heap; what the engine's `collective_rpc` calls by name."""
+    return {**recorder.census(point), **worker.repro_evidence}
+
+
+def count_engine_with_its_workers(recorder: Recorder) -> None:
+    """When the workers are asked for a census, count the engine core's heap too."""
+    from vllm.v1.engine.core import EngineCore
+
+    require(EngineCore, "collective_rpc")
+    original = EngineCore.collective_rpc
+
+    @functools.wraps(original)
+    def collective_rpc(
+        core: Any, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        results = original(core, method, timeout, args, kwargs)
+        if method == CENSUS_RPC and results[0]["role"] == "worker":  # else counted already
+            recorder.census(*args)
+        return results
+
+    EngineCore.collective_rpc = collective_rpc
+
+
+def hold_shutdown(worker: Any, serving: ServingPolicy, recorder: Recorder | None) -> None:
+    """Thaw first thing at shutdown where the policy froze, then count what came back."""
+    original = worker.shutdown
+
+    def shutdown() -> None:
+        if serving.freeze:
+            gc.unfreeze()
+        if recorder is not None:
+            recorder.census("shutdown")
+        original()
+
+    worker.shutdown = shutdown

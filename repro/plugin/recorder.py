@@ -1,0 +1,205 @@
+"""Record GC pauses, steps and captures of one process into a memory-mapped file.
+
+Every event is 32 bytes written straight into a shared mapping, so what was recorded survives
+`kill -9` without a flush, and no Python object outlives the event that made it.
+File: one header page, then segments of `SEGMENT_EVENTS` events, reserved on disk before they
+are mapped (a full disk is an error here, not a SIGBUS there).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import json
+import logging
+import mmap
+import multiprocessing
+import os
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MAGIC = b"GCREC\0\0\1"
+HEADER = struct.Struct("<8s i i q i 16s")  # magic, pid, rank, opened_ns, dropped, role
+HEADER_BYTES = mmap.ALLOCATIONGRANULARITY
+EVENT = struct.Struct("<q q q i i")  # start_ns, duration_ns, a, b, kind; an empty slot is kind 0
+SEGMENT_EVENTS = 1 << 15
+SEGMENT_BYTES = SEGMENT_EVENTS * EVENT.size
+
+PAUSE = 1  # a = objects collected, b = generation
+STEP = 2  # a = tokens scheduled, b = step
+CAPTURE = 3  # a = bytes taken, b = graphs captured
+COMPILE = 4  # as CAPTURE, for a worker that compiles but captures nothing
+
+logger = logging.getLogger("vllm.repro")
+
+
+class Recorder:
+    """Events of this process, in a file of its own; follows `os.fork` into a new file.
+
+    Parameters
+    ----------
+    directory : Path
+        Where `events-<pid>-<opened_ns>.bin` and `census-<pid>-<opened_ns>.jsonl` go; made if missing.
+    strict : bool
+        An experiment: a recording that cannot go on raises. Otherwise it is logged once and stops.
+
+    Raises
+    ------
+    OSError
+        If the directory cannot be made (whatever `strict`).
+    """
+
+    def __init__(self, directory: Path, *, strict: bool = False) -> None:
+        self.directory = directory
+        self.strict = strict
+        self._file: int | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
+        """Start an empty recording under this process's own id."""
+        if self._file is not None:
+            os.close(self._file)  # the parent's file, inherited by fork
+        self._file = None
+        self._stopped = False
+        self._slots = itertools.count()
+        self._segments: dict[int, mmap.mmap] = {}
+        self._header: mmap.mmap | None = None
+        self._pid = os.getpid()
+        self._opened_ns = time.monotonic_ns()
+        self._declared: tuple[str, int] | None = None
+
+    @property
+    def role(self) -> str:
+        """What this process is: `frontend`, `engine` or `worker`."""
+        return self._identity()[0]
+
+    @property
+    def rank(self) -> int:
+        """Data-parallel rank of an engine core, global rank of a worker, 0 for a front end."""
+        return self._identity()[1]
+
+    def declare(self, role: str, rank: int) -> None:
+        """Say what this process is, where its name alone does not tell."""
+        self._declared = (role, rank)
+        self._write_header()
+
+    def _identity(self) -> tuple[str, int]:
+        return self._declared or identity_from_name(multiprocessing.current_process().name)
+
+    def write(self, kind: int, start_ns: int, duration_ns: int, a: int, b: int) -> None:
+        """Record one event. Safe from any thread and from inside a collection.
+
+        The slot number is drawn atomically, so a nested or concurrent event takes another slot.
+        """
+        slot = next(self._slots)
+        segment = self._segments.get(slot >> 15)
+        if segment is None:
+            segment = self._map_segment(slot >> 15)
+            if segment is None:
+                return
+        EVENT.pack_into(segment, (slot & 0x7FFF) << 5, start_ns, duration_ns, a, b, kind)
+
+    def _map_segment(self, number: int) -> mmap.mmap | None:
+        if self._stopped:
+            return None
+        try:
+            descriptor = self._open()
+            offset = HEADER_BYTES + number * SEGMENT_BYTES
+            os.posix_fallocate(descriptor, offset, SEGMENT_BYTES)
+            mapped = mmap.mmap(descriptor, SEGMENT_BYTES, offset=offset)
+        except OSError as error:
+            self._stop(error)
+            return None
+        # Two threads may map the same segment: both mappings are the same pages.
+        return self._segments.setdefault(number, mapped)
+
+    def _open(self) -> int:
+        if self._file is None:
+            path = self.directory / f"events-{self._pid}-{self._opened_ns}.bin"
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            os.posix_fallocate(self._file, 0, HEADER_BYTES)
+            self._header = mmap.mmap(self._file, HEADER_BYTES)
+            self._write_header()
+        return self._file
+
+    def _write_header(self) -> None:
+        if self._header is not None:
+            role, rank = self._identity()
+            fields = (MAGIC, self._pid, rank, self._opened_ns, self._stopped, role.encode())
+            HEADER.pack_into(self._header, 0, *fields)
+
+    def _stop(self, error: OSError) -> None:
+        """Give up recording, once; what was recorded stays, marked incomplete."""
+        self._stopped = True
+        self._write_header()
+        message = f"repro: recording into {self.directory} stopped: {error}; free space there and restart"
+        if self.strict:
+            raise OSError(message) from error
+        logger.error(message)
+
+    def watch_collector(self) -> None:
+        """Record every collection of this process from now on, of every generation."""
+        gc.callbacks.append(pause_callback(self.write))
+
+    def census(self, point: str) -> dict[str, Any]:
+        """Count the heap and append the counts to this process's census file.
+
+        Walks every tracked object (tens of milliseconds at a million): never in a timed window.
+        """
+        counts = {"role": self.role, "rank": self.rank, "pid": os.getpid(), "point": point}
+        counts |= {"t_ns": time.monotonic_ns(), **count_heap()}
+        path = self.directory / f"census-{self._pid}-{self._opened_ns}.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(counts) + "\n")
+        except OSError as error:
+            self._stop(error)
+        return counts
+
+
+def pause_callback(
+    write: Callable[[int, int, int, int, int], None],
+) -> Callable[[str, dict[str, int]], None]:
+    """A `gc.callbacks` entry that times each collection from its start to its stop."""
+    now = time.monotonic_ns
+    began = 0
+
+    def on_collection(phase: str, info: dict[str, int]) -> None:
+        nonlocal began
+        if phase == "start":
+            began = now()
+        elif began:  # else the recorder was installed inside this very collection
+            write(PAUSE, began, now() - began, info["collected"], info["generation"])
+
+    return on_collection
+
+
+def count_heap() -> dict[str, Any]:
+    """Tracked and frozen objects, the collector's state and resident memory, now."""
+    stats = gc.get_stats()
+    counts: dict[str, Any] = {"tracked": len(gc.get_objects()), "frozen": gc.get_freeze_count()}
+    counts |= {f"collections_{g}": stats[g]["collections"] for g in range(3)}
+    counts |= {f"threshold_{g}": limit for g, limit in enumerate(gc.get_threshold())}
+    return counts | {"enabled": gc.isenabled(), "rss_bytes": resident_bytes()}
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    return 0
+
+
+def identity_from_name(name: str) -> tuple[str, int]:
+    """Role and rank from the name vLLM gives a process: `EngineCore_DP1`, `VllmWorker-0`, else a front end."""
+    for prefix, role in (("EngineCore", "engine"), ("VllmWorker", "worker")):
+        if name.startswith(prefix):
+            digits = name.removeprefix(prefix).lstrip("_DP-")
+            return role, int(digits) if digits.isdigit() else 0
+    return "frontend", 0

@@ -1,0 +1,120 @@
+"""The GC policies: a closed set, as data. Add one here and every other part knows it.
+
+Standard library only: this module is loaded inside vLLM's own processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeVar
+
+
+class UnknownPolicy(ValueError):
+    """A policy name outside the closed set; the message names the choices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingPolicy:
+    """What a worker does with its heap once it is warm.
+
+    Attributes
+    ----------
+    name, summary : str
+        As used in files and tables, and in one line for people.
+    freeze : bool or None
+        True: collect 0, 1, 2, then `gc.freeze()`; thaw first thing at shutdown.
+        False: never freeze, whatever the installed vLLM does. None: leave vLLM as it is.
+    """
+
+    name: str
+    summary: str
+    freeze: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturePolicy:
+    """What a worker does with its collector while it captures CUDA graphs.
+
+    Attributes
+    ----------
+    name, summary : str
+        As used in files and tables, and in one line for people.
+    leave : bool
+        Leave the installed vLLM as it is; the other fields then mean nothing.
+    freeze, disable : bool
+        Freeze the heap, switch automatic collection off, for the time of the capture.
+    collect_per_graph : bool
+        Have `torch.cuda.graph` run a full collection before each graph.
+    """
+
+    name: str
+    summary: str
+    leave: bool = False
+    freeze: bool = False
+    disable: bool = False
+    collect_per_graph: bool = False
+
+
+Policy = TypeVar("Policy", ServingPolicy, CapturePolicy)
+
+
+def _by_name(*policies: Policy) -> Mapping[str, Policy]:
+    return MappingProxyType({policy.name: policy for policy in policies})
+
+
+SERVING = _by_name(
+    ServingPolicy(name="stock", summary="the installed vLLM, untouched", freeze=None),
+    ServingPolicy(
+        name="no-freeze", summary="the worker never freezes, as before #44363", freeze=False
+    ),
+    ServingPolicy(
+        name="freeze", summary="collect, then freeze at the end of warm-up: #44363", freeze=True
+    ),
+)
+
+CAPTURE = _by_name(
+    CapturePolicy(name="stock", summary="the installed vLLM, untouched", leave=True),
+    CapturePolicy(name="gc-on", summary="collect once, then capture with the collector on"),
+    CapturePolicy(name="frozen", summary="frozen heap, the part #44363 withdrew", freeze=True),
+    CapturePolicy(
+        name="frozen-disabled",
+        summary="frozen heap and no automatic collection, as later vLLM does",
+        freeze=True,
+        disable=True,
+    ),
+    CapturePolicy(
+        name="collect-per-graph",
+        summary="a full collection before each graph, PyTorch's former default",
+        collect_per_graph=True,
+    ),
+)
+
+
+def serving(name: str) -> ServingPolicy:
+    """The serving policy of this name.
+
+    Raises
+    ------
+    UnknownPolicy
+        If there is none.
+    """
+    return _look_up(SERVING, name, "policy")
+
+
+def capture(name: str) -> CapturePolicy:
+    """The capture policy of this name.
+
+    Raises
+    ------
+    UnknownPolicy
+        If there is none.
+    """
+    return _look_up(CAPTURE, name, "capture policy")
+
+
+def _look_up(policies: Mapping[str, Policy], name: str, what: str) -> Policy:
+    if name not in policies:
+        raise UnknownPolicy(f"unknown {what} {name!r}: choose one of {', '.join(policies)}")
+    return policies[name]

@@ -1,0 +1,181 @@
+"""Read one run directory: `run.json` checked key by key, its tables column by column."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from repro.schema import REQUIRED, SCHEMA_VERSION, TABLES
+
+REMEDY = "restore the file, or delete the run's directory and measure it again"
+NULLABLE = {"tpot_ns"}
+"""A request of one token has no time per output token; every other cell holds a value."""
+
+Types = tuple[type, ...]
+
+OK_KEYS: dict[str, Types] = {
+    "experiment.policy": (str,),
+    "experiment.capture_policy": (str,),
+    "experiment.client": (str,),
+    "experiment.executor": (str,),
+    "experiment.concurrency": (int,),
+    "experiment.tensor_parallel_size": (int,),
+    "experiment.data_parallel_size": (int,),
+    "experiment.model": (str,),
+    "experiment.seed": (int,),
+    "experiment.replicate": (int,),
+    "machine.gpu_name": (str, NoneType),
+    "machine.gpu_count": (int,),
+    "machine.gpu_driver": (str, NoneType),
+    "machine.cpu_model": (str,),
+    "machine.cpu_count": (int,),
+    "versions.python": (str,),
+    "versions.vllm": (str,),
+    "versions.torch": (str,),
+    "policy.requested": (str,),
+    "policy.verified": (bool,),
+    "window.start_ns": (int,),
+    "window.end_ns": (int,),
+    "window.ramp_s": (int, float),
+    "summary.output_tokens": (int,),
+    "summary.tokens_per_s": (int, float),
+}
+"""What the analysis reads of a run that is ok, besides `schema.REQUIRED`."""
+
+FAILED_KEYS: dict[str, Types] = {"reason": (str,), "log_tail": (list,)}
+
+
+class DatasetError(ValueError):
+    """Data that is not what it should be; the message names the file, the fault, the remedy."""
+
+
+def pick(document: dict[str, Any], key: str) -> Any:
+    """The value under a dotted key, None where any part of the way is missing."""
+    value: Any = document
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def read_document(run: Path) -> dict[str, Any]:
+    """The checked content of `run.json`.
+
+    Parameters
+    ----------
+    run : Path
+        A run directory that holds `run.json`.
+
+    Raises
+    ------
+    DatasetError
+        If the file is no JSON, of a newer schema, or a key is missing or of the wrong type;
+        if the run is marked ok but its policy was not seen to take effect.
+    """
+    path = run / "run.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: cannot be read ({_line(error)}); {REMEDY}") from error
+    if not isinstance(document, dict):
+        raise DatasetError(f"{path}: must hold one JSON object; {REMEDY}")
+    _check_version(path, document)
+    _check_keys(path, document, {key: (kind,) for key, kind in REQUIRED.items()})
+    _check_start(path, document["started_at"])
+    match document["status"]:
+        case "ok":
+            _check_keys(path, document, OK_KEYS)
+            _check_measured(path, document)
+        case "failed":
+            _check_keys(path, document, FAILED_KEYS)
+        case other:
+            raise DatasetError(f"{path}: status is {other!r}, must be 'ok' or 'failed'; {REMEDY}")
+    return document
+
+
+def read_table(run: Path, name: str) -> pa.Table:
+    """One table of a run; a file that is not there is an empty table.
+
+    Parameters
+    ----------
+    run : Path
+        A run directory.
+    name : str
+        A key of `schema.TABLES`.
+
+    Raises
+    ------
+    DatasetError
+        If the file is no whole parquet file, or its columns are not those of `schema.TABLES`.
+    """
+    path, expected = run / f"{name}.parquet", TABLES[name]
+    if not path.exists():
+        return expected.empty_table()
+    try:
+        table = pq.ParquetFile(path).read()
+    except (OSError, pa.ArrowException) as error:
+        what = f"{path}: is no whole parquet file ({_line(error)})"
+        raise DatasetError(f"{what}; {REMEDY}") from error
+    if not table.schema.equals(expected):
+        found, wanted = _columns(table.schema), _columns(expected)
+        raise DatasetError(f"{path}: has columns {found}, must have {wanted}; {REMEDY}")
+    for column in table.column_names:
+        if table[column].null_count and column not in NULLABLE:
+            raise DatasetError(f"{path}: column {column!r} has empty cells; {REMEDY}")
+    return table
+
+
+def _check_version(path: Path, document: dict[str, Any]) -> None:
+    version = document.get("schema_version")
+    if type(version) is int and version > SCHEMA_VERSION:
+        reads = f"this package reads up to {SCHEMA_VERSION}"
+        raise DatasetError(f"{path}: has schema_version {version}, {reads}; update the package")
+    if type(version) is not int or version < 1:
+        allowed = f"must be an integer from 1 to {SCHEMA_VERSION}"
+        raise DatasetError(f"{path}: schema_version is {version!r}, {allowed}; {REMEDY}")
+
+
+def _check_keys(path: Path, document: dict[str, Any], keys: dict[str, Types]) -> None:
+    for key, kinds in keys.items():
+        parent, _, leaf = key.rpartition(".")
+        holder = pick(document, parent) if parent else document
+        wanted = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+        if not isinstance(holder, dict) or leaf not in holder:
+            raise DatasetError(f"{path}: key {key!r} is missing, must be {wanted}; {REMEDY}")
+        if type(holder[leaf]) not in kinds:  # not isinstance: true is no integer
+            found = _line(repr(holder[leaf]))
+            raise DatasetError(f"{path}: key {key!r} is {found}, must be {wanted}; {REMEDY}")
+
+
+def _check_start(path: Path, started_at: str) -> None:
+    try:
+        zoned = datetime.fromisoformat(started_at).tzinfo is not None
+    except ValueError:
+        zoned = False
+    if not zoned:
+        allowed = "must be an ISO 8601 time with its zone, as 2026-06-04T23:39:00+00:00"
+        raise DatasetError(f"{path}: started_at is {_line(started_at)!r}, {allowed}; {REMEDY}")
+
+
+def _check_measured(path: Path, document: dict[str, Any]) -> None:
+    start, end = document["window"]["start_ns"], document["window"]["end_ns"]
+    if not 0 <= start < end < 2**63:
+        raise DatasetError(
+            f"{path}: window is {start} to {end}, must be 0 <= start_ns < end_ns < 2**63; {REMEDY}"
+        )
+    if not document["policy"]["verified"]:
+        raise DatasetError(f"{path}: status is 'ok' but the policy was not verified; {REMEDY}")
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)
+
+
+def _line(text: object) -> str:
+    """At most one line of a message that others wrote."""
+    return (str(text).splitlines() or [""])[0][:200]

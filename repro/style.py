@@ -1,0 +1,87 @@
+"""The one style of all figures, and how a figure becomes files that are the same every time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import seaborn as sns
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.4, 7.0
+"""Widths in inches: one column of a paper, and both."""
+
+PALETTE = sns.color_palette("colorblind").as_hex()
+POLICY_COLOUR = {"no-freeze": PALETTE[3], "stock": PALETTE[7], "freeze": PALETTE[0]}
+PROCESS_COLOUR = {"frontend": PALETTE[1], "engine": PALETTE[2], "worker": PALETTE[4]}
+SETTING_LINE = ("-", "--", ":", "-.")
+INK = "0.2"
+
+STYLE = {
+    **sns.axes_style("ticks"),
+    "font.family": ["DejaVu Sans"],  # the one font that ships with matplotlib
+    "font.size": 7,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.size": 1.5,
+    "ytick.minor.size": 1.5,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "hatch.linewidth": 0.5,
+    "figure.dpi": 150,
+    "savefig.dpi": 300,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "repro",  # else the ids in an SVG are drawn at random
+}
+
+
+def lighter(colour: str, degree: int) -> str:
+    """A colour mixed with white: degree 0 is the colour itself."""
+    mixed = 1 - (1 - np.array(to_rgb(colour))) * 0.6**degree
+    return str(to_hex(mixed.tolist()))
+
+
+@contextlib.contextmanager
+def applied() -> Iterator[None]:
+    """Draw in the style, whatever the user's own matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def save(drawn: Figure, stem: Path) -> list[Path]:
+    """Write `stem`.png and `stem`.svg, with no date and no version in them.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be made or written.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png, svg = (stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg"))
+    with applied():
+        drawn.savefig(png, metadata={"Software": None})
+        drawn.savefig(svg, metadata={"Date": None, "Creator": None})
+    return [png, svg]

@@ -1,0 +1,74 @@
+"""Numbers into words: how times, ratios and names are written in figures, tables and notebooks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import pandas as pd
+
+from repro.analysis.tails import Estimate
+
+PROCESS = {"frontend": "front end", "engine": "engine core", "worker": "worker"}
+"""Role in the data -> name for people, in the order of a token's way back from the worker."""
+
+
+def figures(value: float) -> str:
+    """Three significant digits, no exponent, thousands apart; a dash for NaN."""
+    if not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def count(value: float) -> str:
+    """A count of many, to three significant digits: 823,000."""
+    return f"{float(f'{value:.3g}'):,.0f}"
+
+
+def ms(value: float) -> str:
+    """A time in milliseconds with its unit."""
+    return f"{figures(value)}\N{NO-BREAK SPACE}ms"
+
+
+def bounds(low: float, high: float) -> str:
+    """An interval's bounds."""
+    return f"{figures(low)} to {figures(high)}"
+
+
+def ratio(estimate: Estimate) -> str:
+    """A ratio with its 95% interval, as `×0.12 (0.08 to 0.15)`."""
+    return f"×{figures(estimate.value)} ({bounds(estimate.low, estimate.high)})"
+
+
+def percent(share: float) -> str:
+    """A share in percent."""
+    return f"{figures(100 * share)}%"
+
+
+def quantile(q: float) -> str:
+    """A quantile's name: `P99.9`, and `max` for 1."""
+    return "max" if q == 1 else f"P{100 * q:.10g}"
+
+
+def listed(items: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *most, last = list(items) or ["nothing"]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A data frame of texts as a Markdown table, without its index."""
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
