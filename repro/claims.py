@@ -50,7 +50,7 @@ CLAIMS = (
     Claim(
         id="p99-falls",
         sentence="The freeze drastically reduces P99 ITL in some cases.",
-        criterion="reproduced: the ratio's interval lies below 0.8; contradicted: above 1",
+        criterion="reproduced: the ratio lies below 0.8; contradicted: above 1",
         needs="runs with and without the freeze, the worker in a process of its own (`mp`)",
         test=claim_tests.p99_falls,
         some=True,
@@ -66,14 +66,14 @@ CLAIMS = (
     Claim(
         id="capture-time",
         sentence="Freezing during the CUDA graph capture changes nothing: 56 s against 57 s.",
-        criterion="reproduced: the ratio's interval lies within 0.95 to 1.05; contradicted: outside",
+        criterion="reproduced: the ratio lies within 0.95 to 1.05; contradicted: outside",
         needs="captures on a GPU with capture policies `gc-on` and `frozen`, two runs each",
         test=claim_tests.capture_takes_as_long,
     ),
     Claim(
         id="capture-memory",
         sentence="The capture takes the same memory either way: 6.25 GiB.",
-        criterion="reproduced: the ratio's interval lies within 0.99 to 1.01; contradicted: outside",
+        criterion="reproduced: the ratio lies within 0.99 to 1.01; contradicted: outside",
         needs="captures on a GPU with capture policies `gc-on` and `frozen`, two runs each",
         test=claim_tests.capture_takes_as_much_memory,
     ),
@@ -135,7 +135,7 @@ CLAIMS = (
     Claim(
         id="memory-minimal",
         sentence="The impact on memory is minimal.",
-        criterion="reproduced: the worker's resident memory grows by under 5%; contradicted: by more",
+        criterion="reproduced: the worker's resident memory grows under 5%; contradicted: more",
         needs="a census at the window's end in runs with and without the freeze, two each",
         test=claim_tests.memory_impact_minimal,
     ),

@@ -60,10 +60,11 @@ ARM = {
     "experiment.executor": "{}",
     "experiment.tensor_parallel_size": "TP{}",
     "experiment.data_parallel_size": "DP{}",
+    "experiment.enforce_eager": "eager={}",
+    "experiment.max_num_seqs": "of {}",
     "experiment.concurrency": "{}",
     "experiment.prompt_tokens": "prompt {}",
     "experiment.output_tokens": "output {}",
-    "experiment.threads": "{} threads",
     "experiment.capture_policy": "{}",
 }
 """What tells arms apart besides the policy, and how a label says it, in the label's order."""

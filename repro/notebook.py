@@ -1,4 +1,4 @@
-"""What a notebook's first code cell needs: its parameters checked, its campaign found or measured.
+"""What notebooks share: parameters checked, a campaign found or measured, tables shown.
 
 papermill exits 0 on a mistyped parameter and stores the overrides only, so the notebooks check
 every parameter themselves and show the resolved set. Nothing here imports vLLM: a notebook on
@@ -8,26 +8,36 @@ recorded data needs none.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from repro import dataset, policy
+import pandas as pd
+from IPython.display import Markdown
+from matplotlib.figure import Figure
+
+from repro import dataset, figures, policy, words
 from repro.dataset import Campaign
 from repro.experiment.config import CLIENTS, EXECUTORS
-
-if TYPE_CHECKING:
-    from repro.experiment.config import Experiment
 
 MEASURE = "measure"
 INJECTED = "# Parameters"  # first line of the cell that papermill puts after `parameters`
 PROGRAM = "pyproject.toml"  # marks the project's folder
 
 
+NOT_MEASURED = ("source", "factor")
+"""Parameters that say nothing about a run."""
+
+
 class ParameterError(ValueError):
     """A parameter of a notebook that is unknown, missing or has a value it cannot have."""
+
+
+class NothingMeasured(ValueError):
+    """A campaign without a single run that is ok; the message gives the first reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,41 +212,72 @@ def project() -> Path:
 
 
 def campaigns(
-    source: str,
+    use: SimpleNamespace,
     *,
     suits: Callable[[Campaign], bool],
-    experiments: Callable[[], Sequence[Experiment]],
     root: Path | None = None,
 ) -> list[Campaign]:
-    """The campaigns that `source` means, newest first.
+    """The campaigns that `use.source` means, newest first.
 
     Parameters
     ----------
-    source : str
-        `measure`: run `experiments` on this machine. A folder: that campaign. Empty: those in
-        `root/data` that suit, or, if none does, as `measure`.
+    use : SimpleNamespace
+        As `check` returns. `source` is `measure` (run on this machine what the other parameters
+        say), a folder (that campaign, whatever the other parameters say), or empty (those in
+        `root/data` that suit, or, if none does, as `measure`).
     suits : callable
         Whether a campaign of `root/data` holds what the notebook is about.
-    experiments : callable
-        The runs to measure; called only to measure.
     root : Path, optional
         The project's folder (default: `project()`).
+
+    Returns
+    -------
+    list of Campaign
+        At least one; each with at least one run that is ok.
 
     Raises
     ------
     repro.dataset.DatasetError
         If the folder holds no campaign or a damaged one.
+    NothingMeasured
+        If no run of the campaign is ok.
     """
     root = root or project()
-    if source not in ("", MEASURE):
-        return [dataset.load(_absolute(source, root))]
-    if source == "":
+    if use.source == "":
         recorded = [found for found in _recorded(root / "data") if suits(found)]
         if recorded:
             return recorded
-    from repro.experiment.campaign import run_campaign  # only now: measuring needs vLLM
+    path = _measure(use, root) if use.source in ("", MEASURE) else _absolute(use.source, root)
+    campaign = dataset.load(path)
+    if campaign.runs.empty:
+        raise NothingMeasured(f"{path}: no run is ok; the first failed: {_first_reason(campaign)}")
+    return [campaign]
 
-    return [dataset.load(run_campaign(experiments(), root / "runs"))]
+
+def holds(campaign: Campaign, use: SimpleNamespace) -> bool:
+    """Whether a campaign has runs of every policy asked for, under the settings asked for."""
+    runs = campaign.runs
+    for name in ("concurrency", "executor", "client", "model"):
+        asked = getattr(use, name, "")
+        runs = runs if asked == "" else runs[runs[name] == asked]
+    return set(use.policies) <= set(runs["policy"])
+
+
+def _measure(use: SimpleNamespace, root: Path) -> Path:
+    # Only now: what measures is not needed to read what was recorded.
+    from repro.experiment.campaign import run_campaign
+    from repro.experiment.config import grid
+
+    asked = {k: v for k, v in vars(use).items() if k not in NOT_MEASURED and v != ""}
+    experiments = grid(**asked)
+    # The same parameters resume the same campaign; others begin one of their own.
+    ids = " ".join(sorted(experiment.run_id for experiment in experiments))
+    name = f"notebook-{hashlib.sha256(ids.encode()).hexdigest()[:8]}"
+    return run_campaign(experiments, root / "runs" / name)
+
+
+def _first_reason(campaign: Campaign) -> str:
+    return str(campaign.failed["reason"].iloc[0]) if len(campaign.failed) else "none was finished"
 
 
 def _absolute(source: str, root: Path) -> Path:
@@ -250,3 +291,25 @@ def _recorded(data: Path) -> list[Campaign]:
     found = [dataset.load(folder) for folder in folders if dataset.is_campaign(folder)]
     found = [campaign for campaign in found if len(campaign.runs)]
     return sorted(found, key=lambda campaign: max(campaign.runs["started_at"]), reverse=True)
+
+
+# --- what a notebook shows ----------------------------------------------------------------
+
+
+def resolved(use: SimpleNamespace) -> Markdown:
+    """The resolved set of parameters, for the record: papermill stores the overrides alone."""
+    rows = [(name, repr(value)) for name, value in vars(use).items()]
+    return table(pd.DataFrame(rows, columns=["parameter", "value"]))
+
+
+def table(rows: pd.DataFrame) -> Markdown:
+    """A table of texts."""
+    return Markdown(words.markdown_table(rows))
+
+
+def figure(name: str, campaign: Campaign) -> Figure | Markdown:
+    """A figure by its name in `repro.figures.FIGURES`, or why this campaign has none."""
+    try:
+        return figures.FIGURES[name](campaign)
+    except figures.NotApplicable as missing:
+        return Markdown(f"*Not drawn: {missing}.*")

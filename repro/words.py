@@ -23,6 +23,11 @@ def figures(value: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def amount(value: float) -> str:
+    """A number that is often whole: 74, or 74.3."""
+    return f"{value:,.0f}" if value == round(value) else figures(value)
+
+
 def count(value: float) -> str:
     """A count of many, to three significant digits: 823,000."""
     return f"{float(f'{value:.3g}'):,.0f}"
@@ -65,7 +70,9 @@ def plural(number: int, noun: str) -> str:
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """A data frame of texts as a Markdown table, without its index."""
+    """A data frame of texts as a Markdown table, without its index; a remark, if it is empty."""
+    if table.empty:
+        return "*The data have nothing to put into this table.*"
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
 

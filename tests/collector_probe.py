@@ -95,8 +95,9 @@ def frozen_in_a_step(heap):
 def collected_by_hand(heap):
     """Explicit passes move the counts too, so that at the next automatic one all three are due."""
     for step in range(300):
-        if step % 100 == 30:
-            KEPT[step] = heap.allocate(60_000, in_one_call=True)
+        if step in (30, 130):
+            heap.collect(2)
+            KEPT[step] = heap.allocate(85_000)
             for generation in [1] * 12 + [0] * 12:
                 heap.collect(generation)
         heap.release(heap.allocate(2500))

@@ -101,21 +101,36 @@ def test_a_pause_must_make_up_its_share_of_the_excess(
     assert found[("worker", 0, 0)] == explained
 
 
-def test_the_longest_overlap_wins_not_the_longest_pause(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("early", "late"), [("engine", "worker"), ("worker", "engine")])
+def test_the_longest_overlap_wins_not_the_longest_pause(
+    tmp_path: Path, early: str, late: str
+) -> None:
     stalls = begin(1)
     at = int(happened(stalls)[0])
     pauses = {
-        # The engine's pause is longer, but most of it lies before the gap.
+        # The early pause is longer, but most of it lies before the gap.
         "start_ns": [at - 5 * STALL, at],
         "duration_ns": [5 * STALL + STALL // 2, STALL],
-        "role": ["engine", "worker"],
+        "role": [early, late],
     }
     found = shares(attribute(planted(tmp_path, pauses, stalls)))
-    assert found[("worker", 0, 0)] == 1.0
-    assert found[("engine", 0, 0)] == 0.0
+    assert found[(late, 0, 0)] == 1.0
+    assert found[(early, 0, 0)] == 0.0
 
 
-def test_many_short_pauses_in_a_gap_are_not_added_up(tmp_path: Path) -> None:
+def test_pauses_in_a_gap_are_not_added_up(tmp_path: Path) -> None:
+    stalls = begin(1)
+    at = int(happened(stalls)[0])
+    pauses = {
+        "start_ns": [at, at + 70 * MS, at],
+        "duration_ns": [60 * MS, 60 * MS, 100 * MS],
+        "role": ["worker", "worker", "engine"],
+    }
+    found = shares(attribute(planted(tmp_path, pauses, stalls)))
+    assert found[("engine", 0, 0)] == 1.0
+
+
+def test_short_pauses_explain_nothing(tmp_path: Path) -> None:
     stalls = begin(1)
     at = int(happened(stalls)[0])
     pauses = {"start_ns": at + np.arange(20) * STALL // 20, "duration_ns": STALL // 20}
@@ -196,9 +211,7 @@ def test_runs_are_kept_apart_and_pooled_by_arm(tmp_path: Path) -> None:
     pooled = by_arm(table)
     assert pooled["role"].tolist() == ["worker", "unexplained"] * 2
     of_freeze = pooled[pooled["arm"] == "freeze"]
-    assert shares(of_freeze) == pytest.approx(
-        {("worker", 0, 2): 0.5, ("unexplained", -1, -1): 0.5}
-    )
+    assert shares(of_freeze) == pytest.approx({("worker", 0, 2): 0.5, ("unexplained", -1, -1): 0.5})
     assert set(of_freeze["tail_steps"]) == {8}
     assert of_freeze["chance"].sum() == pytest.approx(1)
 

@@ -224,9 +224,7 @@ def test_truncated_parquet(tmp_path_factory: pytest.TempPathFactory, data: st.Da
 
 @slow_fixture
 @given(st.data())
-def test_truncated_run_json(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_truncated_run_json(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     campaign = tmp_path_factory.mktemp("truncated")
     path = run(campaign, "a") / "run.json"
     whole = path.read_bytes()

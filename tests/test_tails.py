@@ -126,6 +126,14 @@ def test_tokens_of_a_step_do_not_narrow_the_interval() -> None:
     assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.1)
 
 
+def test_resamples_weigh_by_tokens() -> None:
+    """In every step nine tokens wait 1 and one waits 2: no resample has a P80 of 2."""
+    steps = np.repeat(np.arange(500), 2)
+    rows = rows_of(np.tile([1.0, 2.0], 500)).assign(step=steps, count=np.tile([9, 1], 500))
+    found = step_quantiles(rows, (0.8,))[0]
+    assert (found.low, found.value, found.high) == (1, 1, 1)
+
+
 def test_runs_that_disagree_widen_the_interval() -> None:
     rng = np.random.default_rng(3)
     alike = rng.normal(100, 1, size=3000)
@@ -291,6 +299,13 @@ def test_no_effect_is_seen_as_none(tmp_path: Path) -> None:
     }
     found = effect(campaign_of(tmp_path, gaps), "no-freeze", "freeze", 0.9)
     assert found.low < 1 < found.high
+
+
+def test_arms_are_resampled_independently(tmp_path: Path) -> None:
+    gaps = [np.random.default_rng(9).lognormal(17, 0.3, size=4000)]
+    found = effect(campaign_of(tmp_path, {"freeze": gaps, "stock": gaps}), "stock", "freeze", 0.9)
+    assert found.value == 1
+    assert found.low < 0.995 < 1.005 < found.high  # one sample drawn twice alike would give 1, 1
 
 
 def test_effect_needs_both_arms(tmp_path: Path) -> None:

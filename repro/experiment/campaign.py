@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import random
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +18,7 @@ import psutil
 from tqdm.auto import tqdm
 
 from repro.experiment import collect, provenance
-from repro.experiment.config import ConfigError, Experiment
+from repro.experiment.config import Experiment
 from repro.experiment.supervise import RunFailed, run_child
 from repro.experiment.verify import NotAsRequested
 
@@ -30,7 +32,13 @@ class CampaignError(RuntimeError):
     """A campaign that cannot begin; the message says why and what to do."""
 
 
-def run_campaign(experiments: Sequence[Experiment], root: Path, *, progress: bool = True) -> Path:
+def run_campaign(
+    experiments: Sequence[Experiment],
+    root: Path,
+    *,
+    budget_s: float | None = None,
+    progress: bool = True,
+) -> Path:
     """Measure every experiment that has no run in `root` yet.
 
     Each run has a folder under `root`. One that holds `run.json` with status ok is kept; a
@@ -43,6 +51,8 @@ def run_campaign(experiments: Sequence[Experiment], root: Path, *, progress: boo
         In any order: replicate by replicate they are shuffled, seeded.
     root : Path
         The campaign's folder; made if missing.
+    budget_s : float, optional
+        Begin no run that would not end within so many seconds from now; a later call goes on.
     progress : bool
         Show a bar with the time left.
 
@@ -60,12 +70,16 @@ def run_campaign(experiments: Sequence[Experiment], root: Path, *, progress: boo
     """
     version = provenance.vllm_version()
     root.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + (budget_s if budget_s is not None else math.inf)
     failures: dict[str, str] = {}
     with locked(root), stopping_on_sigterm(), bar(experiments, progress) as shown:
         for experiment in interleaved(experiments):
             folder = root / run_name(experiment, version)
             if finished(folder):
                 shown.skip(experiment)
+                continue
+            if time.monotonic() + shown.longest_overhead_s + experiment.duration_s > deadline:
+                tqdm.write(f"{folder.name} does not fit into the time left: measure it later")
                 continue
             check_memory()
             try:
@@ -177,7 +191,7 @@ def stopping_on_sigterm() -> Iterator[None]:
 # --- progress -----------------------------------------------------------------------------
 
 START_S = 60.0
-"""A guess at an engine's start, ramp and end, for the time left; corrected run by run."""
+"""A guess at an engine's start, ramp and end; the first run corrects it."""
 
 
 class Bar:
@@ -185,6 +199,7 @@ class Bar:
 
     def __init__(self, experiments: Sequence[Experiment], shown: bool) -> None:
         self.runs, self.done = len(experiments), 0
+        self.longest_overhead_s = START_S
         total = sum(START_S + e.duration_s for e in experiments)
         self.tqdm = tqdm(
             total=round(total),
@@ -200,7 +215,8 @@ class Bar:
 
     def begin(self, experiment: Experiment, name: str) -> None:
         """Show the run now in hand."""
-        self.name, self.at = name, self.tqdm.n
+        self.name, self.at, self.began = name, self.tqdm.n, time.monotonic()
+        self.duration_s = experiment.duration_s
         self.until = self.at + START_S + experiment.duration_s
         self.report("start", 0)
 
@@ -214,6 +230,8 @@ class Bar:
     def end(self) -> None:
         """Count the run in hand as over."""
         self.done += 1
+        overhead = time.monotonic() - self.began - self.duration_s
+        self.longest_overhead_s = max(self.longest_overhead_s, overhead)
         self.tqdm.n = self.until
         self.tqdm.refresh()
 

@@ -66,13 +66,16 @@ def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
     Raises
     ------
     repro.experiment.verify.NotAsRequested
-        If the recording is incomplete or shows that the capture policy did not take effect.
+        If the recording is incomplete, or shows a client that was the bottleneck or a capture
+        policy that did not take effect.
     """
     measured = json.loads((folder / RAW / MEASURED).read_text())
     recordings = recording.read_all(folder / RAW)
     verify.recording_is_whole(experiment, recordings)
     tables = recording.tables(folder / RAW)
     verify.capture_policy_took_effect(experiment, tables["captures"], tables["pauses"])
+    window = measured["window"]
+    verify.engine_was_loaded(experiment, tables["steps"], window["start_ns"], window["end_ns"])
     for name, columns in tables.items():
         write_table(folder, name, in_order(columns))
     write_run(folder, describe(folder, experiment, started_at) | measured | {"status": "ok"})

@@ -77,7 +77,7 @@ class Experiment:
     data_parallel_size: int = 1
     enforce_eager: bool = False
     prompt_tokens: int = 16
-    output_tokens: tuple[int, int] = (64, 192)
+    output_tokens: tuple[int, int] = (16, 64)
     duration_s: float = 60.0
     seed: int = 0
     replicate: int = 0
@@ -165,9 +165,12 @@ def grid(
     policies: Sequence[str] = ("no-freeze", "freeze"),
     capture_policies: Sequence[str] = ("stock",),
     replicates: int = 2,
+    first_replicate: int = 0,
     **fields: Any,
 ) -> list[Experiment]:
     """Every policy with every capture policy, `replicates` times; other fields shared.
+
+    Replicates are numbered from `first_replicate`, so that a second sitting can add more.
 
     Returns
     -------
@@ -180,13 +183,28 @@ def grid(
         If a value is not allowed.
     """
     _within("replicates", replicates, 1, None, "measure each arm at least once")
-    arms = itertools.product(range(replicates), policies, capture_policies)
+    numbers = range(first_replicate, first_replicate + replicates)
+    arms = itertools.product(numbers, policies, capture_policies)
     return [
         Experiment.from_dict(
             {**fields, "policy": serving, "capture_policy": capture, "replicate": replicate}
         )
         for replicate, serving, capture in arms
     ]
+
+
+def token_range(text: str) -> tuple[int, int]:
+    """Shortest and longest answer from text like `16,64`.
+
+    Raises
+    ------
+    ConfigError
+        If it is not two whole numbers.
+    """
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise ConfigError(f"output_tokens {text!r}: give shortest,longest in tokens, like 16,64")
+    return int(parts[0]), int(parts[1])
 
 
 def find_model(model: str) -> str:

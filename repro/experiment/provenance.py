@@ -84,11 +84,13 @@ def gpu_memory_used() -> list[int]:
 
 
 def gpu_query(*fields: str) -> list[list[str]]:
-    """What `nvidia-smi` says of each GPU; empty where there is none or it does not answer."""
-    if shutil.which("nvidia-smi") is None:
+    """What `nvidia-smi` says of each GPU this process may use; empty where there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shutil.which("nvidia-smi") is None or visible == "":
         return []
+    chosen = [f"--id={visible}"] if visible else []
     answer = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
+        ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", *chosen],
         capture_output=True,
         text=True,
         timeout=60,

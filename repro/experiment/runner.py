@@ -71,7 +71,7 @@ def measure(experiment: Experiment, folder: Path, send: Callable[..., None]) -> 
     Raises
     ------
     repro.experiment.verify.NotAsRequested
-        If the policy did not take effect, or the client was the bottleneck.
+        If the policy did not take effect.
     """
     send(event="phase", phase="start", seconds=0)
     engine = start_engine(experiment)
@@ -88,7 +88,6 @@ def measure(experiment: Experiment, folder: Path, send: Callable[..., None]) -> 
     vocabulary = engine.model_config.get_vocab_size()
     arrivals = ClosedLoop(engine, experiment, vocabulary, report).run()
     verify.policy_took_effect(experiment, heap_census(engine, "window-end"))
-    verify.client_kept_up(arrivals.client_busy)
     send(event="phase", phase="stop", seconds=0)
     engine.engine_core.shutdown()
     write_measured(folder, experiment, arrivals, evidence)

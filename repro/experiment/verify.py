@@ -11,8 +11,8 @@ from repro import policy
 from repro.experiment.config import Experiment
 from repro.recording import Columns, Recording
 
-CLIENT_LIMIT = 0.95
-"""Share of one core's time above which the client, not the engine, sets the pace."""
+FULL_LOAD = 0.9
+"""Share of `concurrency` the engine must have had in its median step."""
 
 
 class NotAsRequested(RuntimeError):
@@ -63,18 +63,32 @@ def _check_heap(
         )
 
 
-def client_kept_up(busy: float) -> None:
-    """Refuse a run whose client used nearly a whole core.
+def engine_was_loaded(experiment: Experiment, steps: Columns, start_ns: int, end_ns: int) -> None:
+    """Refuse a run whose client was the bottleneck: the engine then ran out of requests.
+
+    A client that falls behind replaces finished requests late, so fewer than `concurrency`
+    are in the engine's steps, whatever the client believes to be in flight.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    steps : dict of arrays, each of shape (n_steps,)
+        The table `steps`, ramp included.
+    start_ns, end_ns : int
+        The measured window.
 
     Raises
     ------
     NotAsRequested
-        If `busy`, CPU time over wall time, is above `CLIENT_LIMIT`.
+        If the median step of the window held less than `FULL_LOAD` of the load.
     """
-    if busy > CLIENT_LIMIT:
+    inside = (steps["start_ns"] >= start_ns) & (steps["start_ns"] < end_ns)
+    median = float(np.median(steps["tokens"][inside])) if np.any(inside) else 0.0
+    if median < FULL_LOAD * experiment.concurrency:
         raise NotAsRequested(
-            f"the client was busy {busy:.0%} of the window (limit {CLIENT_LIMIT:.0%}): it set the "
-            "pace, not the engine; lower concurrency or take a larger model"
+            f"the engine's median step held {median:.0f} tokens with {experiment.concurrency} "
+            "requests in flight: the client was the bottleneck; lower concurrency, take a larger "
+            "model, or end other programs"
         )
 
 

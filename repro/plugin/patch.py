@@ -96,9 +96,7 @@ def fit_out(
 
     require(worker, "compile_or_warm_up_model", "execute_model", "shutdown", "model_runner")
     require(gc_utils, "freeze_gc_heap", "maybe_attach_gc_debug_callback")
-    if recorder is not None and recorder.role == "frontend":
-        recorder.declare("worker", global_rank(worker))  # an executor with names of its own
-    elif recorder is not None and recorder.role == "worker":
+    if recorder is not None and recorder.role != "engine":  # there the worker is a guest
         recorder.declare("worker", global_rank(worker))
     hold_capture(worker, capture, recorder)
     hold_warm_up(worker, serving, recorder)
@@ -123,10 +121,8 @@ def hold_warm_up(worker: Any, serving: ServingPolicy, recorder: Recorder | None)
 
     def compile_or_warm_up_model() -> Any:
         before = gc.get_freeze_count()
-        if serving.freeze is None:
-            result = original()
-        else:
-            result = warm_up_under(serving, worker, original)
+        leave = serving.freeze is None
+        result = original() if leave else warm_up_under(serving, worker, original)
         worker.repro_evidence = {
             "rank": global_rank(worker),
             "policy": serving.name,
@@ -175,9 +171,7 @@ def freeze_heap() -> None:
 
 
 @contextlib.contextmanager
-def upstream_freeze_replaced(
-    worker_class: type, replacement: Callable[[], None]
-) -> Iterator[None]:
+def upstream_freeze_replaced(worker_class: type, replacement: Callable[[], None]) -> Iterator[None]:
     """Replace `freeze_gc_heap` in each module that defines a warm-up of this worker class."""
     modules = [
         vars(owner)["compile_or_warm_up_model"].__globals__

@@ -43,7 +43,7 @@ class Recorder:
     Parameters
     ----------
     directory : Path
-        Where `events-<pid>-<opened_ns>.bin` and `census-<pid>-<opened_ns>.jsonl` go; made if missing.
+        Where `events-<pid>-<opened_ns>.bin` and `census-<pid>-<opened_ns>.jsonl` go.
     strict : bool
         An experiment: a recording that cannot go on raises. Otherwise it is logged once and stops.
 
@@ -138,7 +138,9 @@ class Recorder:
         """Give up recording, once; what was recorded stays, marked incomplete."""
         self._stopped = True
         self._write_header()
-        message = f"repro: recording into {self.directory} stopped: {error}; free space there and restart"
+        message = (
+            f"repro: recording into {self.directory} stopped: {error}; free space there and restart"
+        )
         if self.strict:
             raise OSError(message) from error
         logger.error(message)
@@ -197,7 +199,10 @@ def resident_bytes() -> int:
 
 
 def identity_from_name(name: str) -> tuple[str, int]:
-    """Role and rank from the name vLLM gives a process: `EngineCore_DP1`, `VllmWorker-0`, else a front end."""
+    """Role and rank from the name vLLM gives a process: `EngineCore_DP1`, `VllmWorker-0`.
+
+    Any other name is a front end's.
+    """
     for prefix, role in (("EngineCore", "engine"), ("VllmWorker", "worker")):
         if name.startswith(prefix):
             digits = name.removeprefix(prefix).lstrip("_DP-")

@@ -1,0 +1,134 @@
+"""The command `repro`: doctor, run, figures, claims, page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from repro import __version__, policy
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a fault of the user's or the data's is one line and exit status 1."""
+    parsed = parser().parse_args(arguments)
+    try:
+        return int(parsed.command(parsed))
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"repro: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("repro: interrupted; finished runs are kept, run again to go on", file=sys.stderr)
+        return 130
+    return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="repro", description=__doc__)
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "doctor", help="what this machine can measure, and what is missing"
+    )
+    command.set_defaults(command=doctor)
+
+    command = commands.add_parser(
+        "run",
+        help="measure a campaign",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(command=run)
+    add_run_options(command)
+
+    command = commands.add_parser("figures", help="draw every figure of every campaign")
+    command.set_defaults(command=figures)
+    command.add_argument("--data", type=Path, default=Path("data"), help="folder of campaigns")
+    command.add_argument("--out", type=Path, default=Path("figures"), help="where figures go")
+
+    command = commands.add_parser("claims", help="the report's claims and their verdicts")
+    command.set_defaults(command=claims)
+    command.add_argument("source", type=Path, nargs="*", help="campaigns (default: all in data/)")
+
+    command = commands.add_parser("page", help="run the notebooks on a campaign: one HTML page")
+    command.set_defaults(command=page)
+    command.add_argument("source", type=Path, help="a campaign's folder")
+    command.add_argument("--out", type=Path, required=True, help="folder of notebooks and page")
+    return top
+
+
+def add_run_options(command: argparse.ArgumentParser) -> None:
+    """What a campaign's runs have in common, and what differs between them."""
+    names = ", ".join
+    add = command.add_argument
+    add("root", type=Path, help="the campaign's folder; one that exists is gone on with")
+    add("--policies", default="no-freeze,freeze", help=names(policy.SERVING))
+    add("--capture-policies", default="stock", help=names(policy.CAPTURE))
+    add("--replicates", type=int, default=2, help="independent runs an arm")
+    add("--first-replicate", type=int, default=0, help="number of the first of them")
+    add("--concurrency", type=int, default=1024, help="requests in flight")
+    add("--duration-s", type=float, default=60.0, help="measured seconds a run, after the ramp")
+    add("--prompt-tokens", type=int, default=16, help="tokens a prompt")
+    add("--output-tokens", default="16,64", help="shortest,longest answer in tokens")
+    add("--executor", default="mp", help="mp: worker in its own process; uni: in the engine core")
+    add("--client", default="engine", help="what drives the load")
+    add("--model", default="tiny", help="a shipped config, a folder, or a hub name")
+    add("--device", default="auto", help="auto, cuda, cpu")
+    add("--budget-s", type=float, help="begin no run that would not end within so many seconds")
+    add("--seed", type=int, default=0, help="of lengths and prompts")
+
+
+def doctor(_: argparse.Namespace) -> int:
+    """Print what this machine can measure; status 1 if it cannot measure at all."""
+    from repro.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        print(finding)
+    return int(any(finding.blocks for finding in findings))
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Measure a campaign."""
+    from repro.experiment.campaign import run_campaign
+    from repro.experiment.config import grid, token_range
+
+    shared = ["replicates", "first_replicate", "concurrency", "duration_s", "prompt_tokens"]
+    shared += ["executor", "client", "model", "device", "seed"]
+    experiments = grid(
+        policies=parsed.policies.split(","),
+        capture_policies=parsed.capture_policies.split(","),
+        output_tokens=token_range(parsed.output_tokens),
+        **{name: getattr(parsed, name) for name in shared},
+    )
+    print(run_campaign(experiments, parsed.root, budget_s=parsed.budget_s))
+    return 0
+
+
+def figures(parsed: argparse.Namespace) -> int:
+    """Draw every figure that applies to each campaign."""
+    from repro.figures import draw_all
+
+    for path in draw_all(parsed.data, parsed.out):
+        print(path)
+    return 0
+
+
+def claims(parsed: argparse.Namespace) -> int:
+    """Print the claims table."""
+    from repro import dataset
+    from repro.claims import evaluate, to_markdown
+
+    sources = parsed.source or [p for p in sorted(Path("data").iterdir()) if dataset.is_campaign(p)]
+    print(to_markdown(evaluate([dataset.load(path) for path in sources])))
+    return 0
+
+
+def page(parsed: argparse.Namespace) -> int:
+    """Execute the notebooks on a campaign and join them; prints the page's path last."""
+    from repro.report import execute, html_page
+
+    executed = execute(parsed.source, parsed.out)
+    print(html_page(executed, parsed.out / "index.html"))
+    return 0
