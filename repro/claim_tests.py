@@ -323,7 +323,7 @@ def unfreeze_restores(campaign: Campaign) -> list[Finding]:
     key = ["run", "rank", "pid"]
     before = heaps(campaign, "worker", "window-end").set_index(key)
     after = heaps(campaign, "worker", "shutdown").set_index(key)
-    both = before.join(after, rsuffix="_after", how="inner")
+    both = before.join(after.add_suffix("_after"), how="inner")
     both = both[both["frozen"] > 0]
     if both.empty:
         return []

@@ -16,10 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
-from IPython.display import Markdown
-from matplotlib.figure import Figure
+from IPython.display import Image, Markdown
 
-from repro import dataset, figures, policy, words
+from repro import dataset, figures, policy, style, words
 from repro.dataset import Campaign
 from repro.experiment.config import CLIENTS, EXECUTORS
 
@@ -28,6 +27,7 @@ INJECTED = "# Parameters"  # first line of the cell that papermill puts after `p
 PROGRAM = "pyproject.toml"  # marks the project's folder
 
 
+SCREEN_DPI = 110
 NOT_MEASURED = ("source", "factor")
 """Parameters that say nothing about a run."""
 
@@ -192,7 +192,7 @@ PARAMETERS: Mapping[str, Parameter] = {
     "client": one_of(*CLIENTS),
     "model": text("the name of a model config, a model's name or folder, or '' for the default"),
     "seed": number(0, 2**31 - 1, "the random order", whole=True),
-    "factor": number(1, 1_000, "times the median gap"),
+    "factor": number(1.1, 1_000, "times the median gap"),
 }
 """Every parameter that a notebook here may have; a notebook picks its own by name."""
 
@@ -307,9 +307,11 @@ def table(rows: pd.DataFrame) -> Markdown:
     return Markdown(words.markdown_table(rows))
 
 
-def figure(name: str, campaign: Campaign) -> Figure | Markdown:
+def figure(name: str, campaign: Campaign) -> Image | Markdown:
     """A figure by its name in `repro.figures.FIGURES`, or why this campaign has none."""
     try:
-        return figures.FIGURES[name](campaign)
+        drawn = figures.FIGURES[name](campaign)
     except figures.NotApplicable as missing:
         return Markdown(f"*Not drawn: {missing}.*")
+    width = int(SCREEN_DPI * drawn.get_figwidth())
+    return Image(data=style.png(drawn), width=width, alt=drawn.get_suptitle())

@@ -1,4 +1,4 @@
-"""Join executed notebooks into one HTML page that needs nothing but itself."""
+"""Run the notebooks on a campaign, and join them into one HTML page that stands alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,55 @@ from pathlib import Path
 from string import Template
 
 import nbformat
+import papermill
 from nbconvert import HTMLExporter
+
+from repro.notebook import project
+
+FIRST = "claims"
+"""The notebook with the verdicts: it opens the page."""
 
 _PAGE = Template((Path(__file__).parent / "report.html").read_text(encoding="utf-8"))
 
 
 class ReportError(ValueError):
     """A notebook that cannot go into the report; the message names it and the remedy."""
+
+
+def execute(source: Path, out: Path) -> list[Path]:
+    """Run every notebook of the project on one campaign, by papermill, stopping at an error.
+
+    Parameters
+    ----------
+    source : Path
+        The campaign's folder.
+    out : Path
+        Where the executed notebooks go; made if missing.
+
+    Returns
+    -------
+    list of Path
+        The executed notebooks, the verdicts first.
+
+    Raises
+    ------
+    ReportError
+        If there are no notebooks here, or a cell of one fails.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    found = (project() / "notebooks").glob("*.ipynb")
+    notebooks = sorted(found, key=lambda path: (path.stem != FIRST, path.stem))
+    if not notebooks:
+        raise ReportError(f"{Path.cwd()}: has no notebooks; run this in the project's folder")
+    for path in notebooks:
+        try:
+            papermill.execute_notebook(
+                path, out / path.name, {"source": str(source.resolve())}, cwd=project()
+            )
+        except papermill.PapermillExecutionError as error:
+            what = f"{error.ename}: {error.evalue}"
+            raise ReportError(f"{path.stem}: {what}; see {out / path.name}") from error
+    return [out / path.name for path in notebooks]
 
 
 def html_page(executed: Sequence[Path], out: Path) -> Path:
@@ -43,9 +85,7 @@ def html_page(executed: Sequence[Path], out: Path) -> Path:
     bodies, resources = {}, {}
     for name, notebook in notebooks.items():
         bodies[name], resources = exporter.from_notebook_node(notebook)
-    sections = [
-        f'<section id="{escape(name)}">{body}</section>' for name, body in bodies.items()
-    ]
+    sections = [f'<section id="{escape(name)}">{body}</section>' for name, body in bodies.items()]
     links = [
         f'<li><a href="#{escape(name)}">{escape(_heading(notebook, name))}</a></li>'
         for name, notebook in notebooks.items()
@@ -64,7 +104,9 @@ def _read(path: Path) -> nbformat.NotebookNode:
     try:
         notebook = nbformat.read(path, as_version=4)
     except (OSError, ValueError, nbformat.ValidationError) as error:
-        raise ReportError(f"{path}: is no notebook ({type(error).__name__}); run it again") from error
+        raise ReportError(
+            f"{path}: is no notebook ({type(error).__name__}); run it again"
+        ) from error
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if code and not any(cell.outputs for cell in code):
         raise ReportError(f"{path}: has no outputs; run it with papermill first")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,8 +72,18 @@ def applied() -> Iterator[None]:
         yield
 
 
+def png(drawn: Figure) -> bytes:
+    """The figure as a PNG file, with no version in it."""
+    return _rendered(drawn, "png", {"Software": None})
+
+
+def svg(drawn: Figure) -> bytes:
+    """The figure as an SVG file, with no date and no version in it."""
+    return _rendered(drawn, "svg", {"Date": None, "Creator": None})
+
+
 def save(drawn: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.svg, with no date and no version in them.
+    """Write `stem`.png and `stem`.svg.
 
     Raises
     ------
@@ -80,8 +91,14 @@ def save(drawn: Figure, stem: Path) -> list[Path]:
         If the folder cannot be made or written.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    png, svg = (stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg"))
+    files = {stem.with_name(f"{stem.name}.{render.__name__}"): render for render in (png, svg)}
+    for path, render in files.items():
+        path.write_bytes(render(drawn))
+    return list(files)
+
+
+def _rendered(drawn: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+    file = io.BytesIO()
     with applied():
-        drawn.savefig(png, metadata={"Software": None})
-        drawn.savefig(svg, metadata={"Date": None, "Creator": None})
-    return [png, svg]
+        drawn.savefig(file, format=kind, metadata=metadata)
+    return file.getvalue()

@@ -26,9 +26,13 @@ def basis(campaign: Campaign) -> pd.DataFrame:
     """The runs a campaign rests on: what ran where, how long, how fast."""
     runs = campaign.runs.sort_values("started_at")
     window_s = (runs["window_end_ns"] - runs["window_start_ns"]) / 1e9
-    return runs[["run", *BASIS]].rename(columns=BASIS).assign(
-        **{"window (s)": window_s.map("{:.0f}".format)},
-        **{"tokens/s": runs["tokens_per_s"].map(words.count)},
+    return (
+        runs[["run", *BASIS]]
+        .rename(columns=BASIS)
+        .assign(
+            **{"window (s)": window_s.map("{:.0f}".format)},
+            **{"tokens/s": runs["tokens_per_s"].map(words.count)},
+        )
     )
 
 
@@ -94,9 +98,7 @@ def causes(campaign: Campaign, factor: float) -> pd.DataFrame:
                 "no recorded pause" if role == UNEXPLAINED else f"{words.PROCESS[role]} {rank}"
                 for role, rank in zip(found["role"], found["rank"], strict=True)
             ],
-            "generation": found["generation"].map("{:.0f}".format).where(
-                ~_unexplained(found), "–"
-            ),
+            "generation": found["generation"].map("{:.0f}".format).where(~_unexplained(found), "–"),
             "steps with a long gap": [
                 f"{words.amount(steps)} of {words.amount(total)}"
                 for steps, total in zip(found["steps"], found["tail_steps"], strict=True)

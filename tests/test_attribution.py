@@ -11,6 +11,7 @@ from builders import END, MS, SECOND, START, gaps_between, run, stalled, steady
 
 from repro.analysis.attribution import attribute, by_arm
 from repro.analysis.gc_cost import full_collections, gc_time
+from repro.analysis.tails import tail_table
 from repro.dataset import Campaign, load
 
 GAP = 10 * MS
@@ -310,3 +311,14 @@ def test_no_pauses_at_all(tmp_path: Path) -> None:
     campaign = load(tmp_path / "c")
     assert full_collections(campaign).empty
     assert gc_time(campaign).empty
+
+
+def test_campaign_of_failures_gives_empty_tables(tmp_path: Path) -> None:
+    failed = {"status": "failed", "reason": "worker died", "log_tail": []}
+    run(tmp_path / "c", "a", steady(), **failed)
+    campaign = load(tmp_path / "c")
+    assert attribute(campaign).empty
+    assert by_arm(attribute(campaign)).empty
+    assert gc_time(campaign).empty
+    assert full_collections(campaign).empty
+    assert tail_table(campaign).empty

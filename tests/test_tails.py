@@ -174,7 +174,7 @@ def test_seed_decides_the_interval() -> None:
 
 
 def test_grid_does_not_move_the_replicates() -> None:
-    """With more distinct values than the grid holds, resamples stay centred on the exact quantiles."""
+    """More distinct values than the grid holds: resamples stay centred on the exact quantiles."""
     rng = np.random.default_rng(5)
     gaps = rng.lognormal(size=20 * GRID)
     steps, zeros = np.arange(len(gaps)), np.zeros(len(gaps), dtype=np.int64)

@@ -320,14 +320,14 @@ def _group_quantile(steps: _Distribution, ranks: int, quantile: float) -> Floats
 
 
 def _ranks_reaching(steps: _Distribution, target: Floats, quantile: float) -> Floats:
-    """The fewest ranks (2 or more) whose quantile is at least the target of each sample."""
+    """The fewest ranks whose quantile is at least the target, one target a sample."""
     sample = np.arange(len(target))
     below = np.searchsorted(steps.values, target) - 1  # the longest value short of the target
     log_shared, log_own = steps.log_shared[sample, below], steps.log_own[sample, below]
     with np.errstate(divide="ignore"):
         # Reached as soon as log_shared + ranks x log_own < log(quantile).
         ranks = np.floor((math.log(quantile) - log_shared) / log_own) + 1
-    return np.where(log_own < 0, np.maximum(ranks, 2), math.inf)
+    return np.where(log_own < 0, ranks, math.inf)
 
 
 def _stalls(trace: Integers) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,237 @@
+"""Each claim can be reproduced, can fail, and is left open where the data cannot decide it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import SECOND, run
+from campaigns import captures, census, story
+
+from repro import dataset
+from repro.analysis.ratios import ratio_of_runs
+from repro.claims import CLAIMS, Verdict, evaluate, to_markdown
+
+GPU = {"machine__gpu_name": "H100"}
+
+
+def verdict(claim: str, *folders: Path) -> str:
+    verdicts = evaluate([dataset.load(folder) for folder in folders]).set_index("id")
+    return verdicts.loc[claim, "verdict"]
+
+
+def counted(folder: Path, policy: str = "freeze", **changes: Any) -> Path:
+    """Two runs with a census alone; `heap` changes its columns, the rest `run.json`."""
+    heap = changes.pop("heap", {})
+    for replicate in range(2):
+        rows = census(policy) | heap
+        run(
+            folder,
+            f"{policy}-{replicate}",
+            {"census": rows},
+            experiment__policy=policy,
+            experiment__replicate=replicate,
+            **changes,
+        )
+    return folder
+
+
+def test_every_claim_is_open_without_data() -> None:
+    table = evaluate([])
+    assert list(table["id"]) == [claim.id for claim in CLAIMS]
+    assert set(table["verdict"]) == {Verdict.NOT_MEASURED}
+    assert table["reason"].str.startswith("needs ").all()
+
+
+@pytest.mark.parametrize("claim", ["p99-falls", "wide-ep"])
+@pytest.mark.parametrize(
+    ("frozen_ms", "expected"),
+    [(2.0, "reproduced"), (400.0, "not reproduced"), (2000.0, "contradicted")],
+)
+def test_tail(claim: str, frozen_ms: float, expected: str, tmp_path: Path) -> None:
+    ranks = {"p99-falls": 1, "wide-ep": 2}[claim]
+    folder = story(
+        tmp_path / "c",
+        full_ms={"freeze": frozen_ms},
+        length_s=60,
+        every=30,
+        experiment__data_parallel_size=ranks,
+    )
+    assert verdict(claim, folder) == expected
+    other = {"p99-falls": "wide-ep", "wide-ep": "p99-falls"}[claim]
+    assert verdict(other, folder) == "not measured here"
+
+
+def test_tail_needs_steps(tmp_path: Path) -> None:
+    folder = story(tmp_path / "c", length_s=4)
+    row = evaluate([dataset.load(folder)]).set_index("id").loc["p99-falls"]
+    assert row["verdict"] == "not measured here"
+    assert "needs 500 steps" in row["reason"]
+
+
+def test_some_cases_are_enough_for_the_tail_but_not_for_memory(tmp_path: Path) -> None:
+    good = story(tmp_path / "good")
+    bad = story(tmp_path / "bad", full_ms={"freeze": 2000.0})
+    assert verdict("p99-falls", bad, good) == "reproduced"
+    assert verdict("not-scanned", bad, good) == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("frozen", "expected"),
+    [(56.0, "reproduced"), (28.0, "contradicted"), (54.2, "not reproduced")],
+)
+def test_capture_time(frozen: float, expected: str, tmp_path: Path) -> None:
+    folder = captures(tmp_path / "c", {"gc-on": 57.0, "frozen": frozen})
+    assert verdict("capture-time", folder) == expected
+
+
+def test_capture_memory_and_collections(tmp_path: Path) -> None:
+    folder = captures(tmp_path / "c", {"gc-on": 57.0, "frozen": 56.0})
+    assert verdict("capture-memory", folder) == "reproduced"
+    assert verdict("no-collection-per-graph", folder) == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"), [(1.1, "contradicted"), (1.005, "reproduced"), (1.01, "not reproduced")]
+)
+def test_capture_memory(more: float, expected: str, tmp_path: Path) -> None:
+    for name, memory in (("gc-on", 6e9), ("frozen", 6e9 * more)):
+        for replicate in range(2):
+            span = {"kind": ["capture"], "start_ns": [SECOND], "duration_ns": [SECOND]}
+            span["memory_bytes"] = [int(memory * (1 + 1e-4 * replicate))]
+            changes = {"experiment__capture_policy": name, "experiment__replicate": replicate}
+            run(tmp_path / "c", f"{name}-{replicate}", {"captures": span}, **changes)
+    assert verdict("capture-memory", tmp_path / "c") == expected
+
+
+def test_a_collection_for_each_graph(tmp_path: Path) -> None:
+    tables = {
+        "captures": {
+            "kind": ["capture"],
+            "start_ns": [SECOND],
+            "duration_ns": [SECOND],
+            "graphs": [3],
+        },
+        "pauses": {"generation": [2] * 3, "start_ns": SECOND + np.arange(3), "duration_ns": 1},
+    }
+    run(tmp_path / "c", "a", tables, experiment__capture_policy="gc-on")
+    assert verdict("no-collection-per-graph", tmp_path / "c") == "contradicted"
+
+
+def test_one_capture_an_arm_decides_nothing(tmp_path: Path) -> None:
+    folder = captures(tmp_path / "c", {"gc-on": 57.0, "frozen": 56.0}, replicates=1)
+    assert verdict("capture-time", folder) == "not measured here"
+
+
+def test_compiling_on_a_cpu_is_no_capture(tmp_path: Path) -> None:
+    assert verdict("capture-time", story(tmp_path / "c", length_s=4)) == "not measured here"
+
+
+@pytest.mark.parametrize(
+    ("claim", "changes", "expected"),
+    [
+        ("engine-frozen", {"policy": "no-freeze"}, "reproduced"),
+        ("engine-frozen", {"policy": "no-freeze", "heap": {"frozen": 0}}, "contradicted"),
+        ("engine-frozen", {"policy": "freeze"}, "not measured here"),
+        ("frontend-frozen", {"policy": "no-freeze"}, "not measured here"),
+        (
+            "frontend-frozen",
+            {"policy": "no-freeze", "experiment__client": "serve"},
+            "contradicted",
+        ),
+        (
+            "frontend-frozen",
+            {"policy": "no-freeze", "experiment__client": "serve", "heap": {"frozen": 9}},
+            "reproduced",
+        ),
+        ("worker-not-frozen", {"policy": "no-freeze"}, "reproduced"),
+        ("worker-not-frozen", {"policy": "stock", "heap": {"frozen": 9}}, "contradicted"),
+        ("worker-not-frozen", {"policy": "no-freeze", **GPU}, "not measured here"),
+        (
+            "worker-not-frozen",
+            {"policy": "stock", **GPU, "versions__vllm": "0.22.1"},
+            "reproduced",
+        ),
+        ("no-configuration", {"policy": "stock"}, "not measured here"),
+        ("no-configuration", {"policy": "stock", **GPU}, "contradicted"),
+        ("no-configuration", {"policy": "stock", **GPU, "heap": {"frozen": 9}}, "reproduced"),
+        ("unfreeze-restores", {}, "reproduced"),
+        ("unfreeze-restores", {"heap": {"frozen": 800_000}}, "contradicted"),
+        ("unfreeze-restores", {"heap": {"enabled": False}}, "contradicted"),
+        ("unfreeze-restores", {"heap": {"tracked": 20_000}}, "not reproduced"),
+        ("unfreeze-restores", {"policy": "no-freeze"}, "not measured here"),
+    ],
+)
+def test_heaps(claim: str, changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    assert verdict(claim, counted(tmp_path / "c", **changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("frozen_ms", "expected"),
+    [(2.0, "reproduced"), (40.0, "not reproduced"), (800.0, "contradicted")],
+)
+def test_frozen_objects_are_not_scanned(frozen_ms: float, expected: str, tmp_path: Path) -> None:
+    folder = story(tmp_path / "c", full_ms={"freeze": frozen_ms}, length_s=12)
+    assert verdict("not-scanned", folder) == expected
+
+
+def test_no_full_collection_decides_nothing_about_scanning(tmp_path: Path) -> None:
+    folder = story(tmp_path / "c", every=10_000, length_s=12)
+    assert verdict("not-scanned", folder) == "not measured here"
+
+
+def test_collections_after_the_freeze(tmp_path: Path) -> None:
+    assert verdict("no-collection", story(tmp_path / "c", length_s=4)) == "contradicted"
+    assert verdict("no-collection", counted(tmp_path / "none")) == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("gib", "expected"),
+    [((2.0, 2.001), "reproduced"), ((2.6, 2.601), "contradicted"), ((1.9, 2.4), "not reproduced")],
+)
+def test_memory(gib: tuple[float, float], expected: str, tmp_path: Path) -> None:
+    for policy, sizes in (("no-freeze", (2.0, 2.001)), ("freeze", gib)):
+        for replicate, size in enumerate(sizes):
+            rows = census(policy) | {"rss_bytes": int(size * 2**30)}
+            changes = {"experiment__policy": policy, "experiment__replicate": replicate}
+            run(tmp_path / "c", f"{policy}-{replicate}", {"census": rows}, **changes)
+    assert verdict("memory-minimal", tmp_path / "c") == expected
+
+
+@pytest.mark.parametrize(("frozen_ms", "expected"), [(400.0, "reproduced"), (2.0, "contradicted")])
+def test_uni(frozen_ms: float, expected: str, tmp_path: Path) -> None:
+    folder = story(
+        tmp_path / "c", full_ms={"freeze": frozen_ms}, every=30, experiment__executor="uni"
+    )
+    assert verdict("uni-unchanged", folder) == expected
+    assert verdict("p99-falls", folder) == "not measured here"
+
+
+def test_uni_with_few_runs_of_uneven_tails_is_undecided(tmp_path: Path) -> None:
+    folder = story(
+        tmp_path / "c", full_ms={"freeze": 380.0}, length_s=30, experiment__executor="uni"
+    )
+    assert verdict("uni-unchanged", folder) in ("reproduced", "not reproduced")
+
+
+def test_markdown_has_a_row_a_claim(tmp_path: Path) -> None:
+    lines = to_markdown(evaluate([dataset.load(story(tmp_path / "c", length_s=12))])).splitlines()
+    assert len(lines) == 2 + len(CLAIMS)
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_ratio_of_runs_is_welchs() -> None:
+    found = ratio_of_runs([1.0, 1.1, 1.2], [2.0, 2.2, 2.4])
+    # Both arms: three logarithms of the same variance, so 4 degrees of freedom, t = 2.776.
+    spread = np.log([1.0, 1.1, 1.2]).var(ddof=1)
+    width = 2.776 * np.sqrt(2 * spread / 3)
+    assert found.value == pytest.approx(2)
+    assert np.log([found.low, found.high]) == pytest.approx([np.log(2) - width, np.log(2) + width])
+
+
+def test_ratio_of_runs_needs_two_runs() -> None:
+    assert not ratio_of_runs([1.0], [2.0, 2.0]).supported
+    same = ratio_of_runs([1.0, 1.0], [2.0, 2.0])
+    assert (same.low, same.value, same.high) == pytest.approx((2, 2, 2))

@@ -1,0 +1,135 @@
+"""Every figure is drawn from data alone, says what they say, and comes out the same every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from builders import MS, run, steady
+from campaigns import captures, story
+
+from repro import dataset, style
+from repro.figures import FIGURES, NotApplicable, draw_all, save, survival
+
+NAMES = ("itl_tail", "timeline", "pauses_by_process", "heap_census", "capture_time")
+
+
+@pytest.fixture(scope="module")
+def decoding(tmp_path_factory: pytest.TempPathFactory) -> dataset.Campaign:
+    return dataset.load(story(tmp_path_factory.mktemp("data") / "decoding", length_s=12))
+
+
+def message(name: str, campaign: dataset.Campaign) -> str:
+    return FIGURES[name](campaign).get_suptitle().replace("\n", " ")
+
+
+def test_registry_holds_every_figure() -> None:
+    assert tuple(FIGURES) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_bytes_every_time(name: str, decoding: dataset.Campaign, tmp_path: Path) -> None:
+    first = [path.read_bytes() for path in save(FIGURES[name](decoding), tmp_path / "a" / name)]
+    with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None, "savefig.dpi": 10}):
+        again = [path.read_bytes() for path in save(FIGURES[name](decoding), tmp_path / "b" / name)]
+    assert first == again
+    assert first[0].startswith(b"\x89PNG") and b"<svg" in first[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_cut_off_or_laid_over_the_message(name: str, decoding: dataset.Campaign) -> None:
+    drawn = FIGURES[name](decoding)
+    with style.applied():  # ticks made while measuring have its fonts
+        drawn.draw_without_rendering()
+        boxes = [part.get_tightbbox() for part in (*drawn.texts, *drawn.legends, *drawn.axes)]
+        below = [axes.get_tightbbox().y1 for axes in drawn.axes]
+        message_box = drawn.texts[0].get_window_extent()
+    for box in boxes:
+        assert box.x0 >= -1 and box.x1 <= drawn.bbox.x1 + 1
+        assert box.y0 >= -1 and box.y1 <= drawn.bbox.y1 + 1
+    assert max(below) <= message_box.y0 + 1
+
+
+def test_messages_are_computed(decoding: dataset.Campaign, tmp_path: Path) -> None:
+    even = dataset.load(story(tmp_path / "even", full_ms={"no-freeze": 2.0}, length_s=12))
+    for name in ("itl_tail", "timeline", "pauses_by_process"):
+        assert message(name, even) != message(name, decoding)
+    assert "no clear difference" in message("itl_tail", even)
+    assert "no clear difference" not in message("itl_tail", decoding)
+    assert "820,000 of 820,000 (no-freeze) and 20,000 of 820,000 (freeze)" in message(
+        "heap_census", decoding
+    )
+
+
+def test_capture_time_compares_the_policies(tmp_path: Path) -> None:
+    campaign = dataset.load(captures(tmp_path / "c", {"frozen": 28, "gc-on": 56}))
+    assert "10.0% of the capture" in message("capture_time", campaign)
+    assert "frozen takes ×0.500" in message("capture_time", campaign)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_what_is_missing(name: str, tmp_path: Path) -> None:
+    run(tmp_path / "empty", "a")
+    with pytest.raises(NotApplicable, match="no "):
+        FIGURES[name](dataset.load(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"policies": ("stock",)},
+        {"policies": ("no-freeze", "freeze", "stock")},
+        {"executor": "uni"},
+        {"every": 10_000},
+        {"replicates": 1},
+    ],
+    ids=str,
+)
+def test_any_campaign_is_drawn(changes: dict, tmp_path: Path) -> None:
+    if executor := changes.pop("executor", None):
+        changes["experiment__executor"] = executor
+    campaign = dataset.load(story(tmp_path / "c", length_s=4, **changes))
+    for draw in FIGURES.values():
+        style.png(draw(campaign))
+
+
+def test_arms_of_several_settings_stay_apart(tmp_path: Path) -> None:
+    for executor in ("mp", "uni"):
+        story(tmp_path / "c", length_s=4, experiment__executor=executor)
+    axes = FIGURES["itl_tail"](dataset.load(tmp_path / "c")).axes[0]
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["mp no-freeze", "mp freeze", "uni no-freeze", "uni freeze"]
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
+    assert len(looks) == 4
+
+
+def test_draw_all_draws_what_applies(tmp_path: Path) -> None:
+    story(tmp_path / "data" / "decoding", length_s=4)
+    captures(tmp_path / "data" / "capturing", {"gc-on": 56.0})
+    (tmp_path / "data" / "README.md").write_text("no campaign")
+    (tmp_path / "data" / "unfinished" / "run").mkdir(parents=True)
+    written = draw_all(tmp_path / "data", tmp_path / "figures")
+    assert {path.relative_to(tmp_path / "figures").as_posix() for path in written} == {
+        *(f"decoding/{name}.{kind}" for name in NAMES for kind in ("png", "svg")),
+        *(f"capturing/capture_time.{kind}" for kind in ("png", "svg")),
+    }
+    assert all(path.is_file() for path in written)
+
+
+def test_survival_is_the_share_of_tokens_with_a_gap_of_x_or_more() -> None:
+    rows = pd.DataFrame({"value_ns": np.array([30, 10, 20]) * MS, "count": [1, 90, 9]})
+    x, share = survival(rows, points=500)
+    assert (x[0], x[-1]) == (10, 30)
+    assert share[-1] == pytest.approx(0.01)
+    for gap, expected in ((20, 0.1), (30, 0.01)):
+        assert share[x >= gap].max() == pytest.approx(expected, rel=0.02)
+
+
+def test_steady_decoding_without_pauses_has_no_timeline(tmp_path: Path) -> None:
+    run(tmp_path / "c", "a", steady())
+    campaign = dataset.load(tmp_path / "c")
+    with pytest.raises(NotApplicable, match="no collection"):
+        FIGURES["timeline"](campaign)

@@ -1,0 +1,231 @@
+"""The notebooks are stored clean, refuse what they do not know, and run on recorded data."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+import pytest
+from builders import END, START, run
+from campaigns import captures, story
+
+from repro import notebook
+from repro.dataset import DatasetError
+from repro.notebook import NothingMeasured, ParameterError, allowed, check
+from repro.report import ReportError, execute, html_page
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+assert {path.stem for path in NOTEBOOKS} >= {"capture_time", "itl_tails", "claims"}
+MINE = [path for path in NOTEBOOKS if path.stem in ("capture_time", "itl_tails", "claims")]
+
+
+def papermill(path: Path, out: Path, **parameters: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", str(path), str(out)]
+    for name, value in parameters.items():
+        command += ["-p", name, str(value)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
+def parameters_cell(path: Path) -> nbformat.NotebookNode:
+    cells = nbformat.read(path, as_version=4).cells
+    (cell,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    return cell
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_without_outputs_and_valid(path: Path) -> None:
+    stored = nbformat.read(path, as_version=4)
+    nbformat.validate(stored)
+    for cell in stored.cells:
+        assert cell.cell_type == "markdown" or (cell.outputs, cell.execution_count) == ([], None)
+    assert len({cell.id for cell in stored.cells}) == len(stored.cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_one_parameter_a_line_each_with_a_comment_and_checked(path: Path) -> None:
+    lines = parameters_cell(path).source.splitlines()
+    namespace: dict[str, Any] = {}
+    for line in lines:
+        assert re.fullmatch(r"[a-z_]+ = [^#]+?  +# .+", line), line
+    exec("\n".join(lines), namespace)
+    del namespace["__builtins__"]
+    assert namespace["source"] == ""
+    check(namespace, allowed(*namespace))
+    first_code = next(
+        cell.source
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", [])
+    )
+    assert re.search(r"notebook\.check\(\s*globals\(\)", first_code)
+    assert set(namespace) == set(re.findall(r'"([a-z_]+)",?', first_code))
+
+
+@pytest.mark.parametrize("path", MINE, ids=lambda path: path.stem)
+def test_no_measured_number_in_prose(path: Path) -> None:
+    quoted = {"#44363", "56", "6.25", "95%"}  # the report's number, its quotation, the level
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            assert set(re.findall(r"(?<![\w#.])#?\d[\d.]*%?", cell.source)) <= quoted
+
+
+@pytest.mark.parametrize("path", MINE, ids=lambda path: path.stem)
+def test_runs_on_recorded_data_and_joins_the_report(path: Path, tmp_path: Path) -> None:
+    if path.stem == "capture_time":
+        folder = captures(tmp_path / "c", {"gc-on": 57.0, "frozen": 56.0})
+        expected = ["graph capture", "reproduced"]
+    else:
+        folder = story(tmp_path / "c", length_s=12)
+        expected = ["P99 (ms)", "the worker explains 100%"]
+    done = papermill(path, tmp_path / path.name, source=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    executed = nbformat.read(tmp_path / path.name, as_version=4)
+    shown = json.dumps([cell.get("outputs", []) for cell in executed.cells])
+    for words in expected:
+        assert words in shown or path.stem == "capture_time"
+    page = html_page([tmp_path / path.name], tmp_path / "report" / "index.html").read_text()
+    assert page.count("<img") >= 1
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    assert "http" not in re.sub(r'src="data:[^"]*"', "", page)
+
+
+def test_mistyped_parameter_stops_the_notebook(tmp_path: Path) -> None:
+    path = ROOT / "notebooks" / "itl_tails.ipynb"
+    done = papermill(path, tmp_path / "out.ipynb", concurency=512)
+    assert done.returncode != 0
+    assert "unknown parameter 'concurency': this notebook has source, policies," in done.stderr
+
+
+def injected(cell: str, **values: Any) -> dict[str, Any]:
+    """The globals of a notebook that papermill put `cell` into."""
+    namespace = {"In": ["", f"# Parameters\n{cell}"], "source": "", "policies": ["freeze"]}
+    exec(cell, namespace)
+    return namespace | values
+
+
+@pytest.mark.parametrize(
+    ("cell", "line"),
+    [
+        ("polices = ['freeze']", "unknown parameter 'polices': this notebook has source, policies"),
+        ("policies = ['frozen']", "parameter policies = ['frozen']: it must be a list of"),
+        ("policies = []", "parameter policies = []: it must be a list of"),
+        ("policies = ['freeze', 'freeze']", "it must be a list of different names"),
+        ("policies = 3", "parameter policies = 3: it must be a list of"),
+        ("source = 3", "parameter source = 3: it must be 'measure', the folder of a campaign"),
+    ],
+)
+def test_bad_parameters_say_so_in_one_line(cell: str, line: str) -> None:
+    with pytest.raises(ParameterError) as caught:
+        check(injected(cell), allowed("source", "policies"))
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        *[("concurrency", bad) for bad in (0, -1, 1.5, True, "many", None, 10**9)],
+        *[("duration_s", bad) for bad in (0, -1.0, "60")],
+        *[("output_tokens", bad) for bad in (64, [64], [192, 64], [1, 2], ["a", "b"], "64")],
+        *[("executor", bad) for bad in ("ray", "", 1)],
+        *[("factor", bad) for bad in (1, 0.5, "x")],
+    ],
+)
+def test_values_out_of_range(name: str, bad: object) -> None:
+    with pytest.raises(ParameterError, match=f"^parameter {name} = .*: it must be "):
+        check({name: bad}, allowed(name))
+
+
+def test_lists_given_on_papermills_command_line_arrive_as_text() -> None:
+    use = check(
+        {"policies": "[freeze, 'stock']", "output_tokens": "[64, 192]"},
+        allowed("policies", "output_tokens"),
+    )
+    assert (use.policies, use.output_tokens) == (["freeze", "stock"], (64, 192))
+
+
+def test_names_of_later_cells_are_no_parameters() -> None:
+    namespace = injected("policies = ['freeze']", campaign=object(), figures=builtins)
+    assert check(namespace, allowed("source", "policies")).policies == ["freeze"]
+
+
+def test_missing_parameter() -> None:
+    with pytest.raises(ParameterError, match="'seed' is missing: run the parameters cell first"):
+        check({}, allowed("seed"))
+
+
+def asked(source: object = "", **more: object) -> SimpleNamespace:
+    return SimpleNamespace(**{"source": str(source), "policies": ["freeze"], **more})
+
+
+def test_source_that_is_no_campaign(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="is no campaign"):
+        notebook.campaigns(asked("nowhere"), suits=bool, root=tmp_path)
+
+
+def test_source_of_which_every_run_failed(tmp_path: Path) -> None:
+    failed = run(tmp_path / "c", "a", status="failed")
+    document = json.loads((failed / "run.json").read_text())
+    (failed / "run.json").write_text(json.dumps(document | {"reason": "it died", "log_tail": []}))
+    with pytest.raises(NothingMeasured, match="no run is ok; the first failed: it died"):
+        notebook.campaigns(asked(tmp_path / "c"), suits=bool, root=tmp_path)
+
+
+def test_default_is_the_newest_that_suits(tmp_path: Path) -> None:
+    for name, day, policy in (("old", 1, "freeze"), ("new", 2, "freeze"), ("other", 3, "stock")):
+        started = f"2026-06-0{day}T00:00:00+00:00"
+        run(tmp_path / "data" / name, "a", started_at=started, experiment__policy=policy)
+    use = asked(concurrency=256)
+    found = notebook.campaigns(use, suits=lambda c: notebook.holds(c, use), root=tmp_path)
+    assert [campaign.path.name for campaign in found] == ["new", "old"]
+
+
+@pytest.mark.parametrize("source", ["", "measure"])
+def test_measures_where_nothing_suits(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign_module = pytest.importorskip("repro.experiment.campaign")
+    measured = []
+
+    def run_campaign(experiments: list[Any], root: Path) -> Path:
+        measured.extend(experiments)
+        run(root, "a")
+        return root
+
+    monkeypatch.setattr(campaign_module, "run_campaign", run_campaign)
+    use = asked(source, concurrency=8, model="", replicates=3, factor=5)
+    (found,) = notebook.campaigns(use, suits=lambda c: False, root=tmp_path)
+    assert found.path.parent == tmp_path / "runs"
+    assert [(e.policy, e.concurrency, e.model) for e in measured] == [("freeze", 8, "tiny")] * 3
+
+
+def test_execute_stops_at_the_first_error_with_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"^claims: DatasetError: .* is no campaign; .*; see "):
+        execute(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_execute_needs_the_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ReportError, match="has no notebooks; run this in the project's folder"):
+        execute(tmp_path, tmp_path / "out")
+
+
+def test_report_refuses_what_was_not_executed(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"claims\.ipynb: has no outputs; run it with papermill"):
+        html_page([ROOT / "notebooks" / "claims.ipynb"], tmp_path / "page.html")
+    (tmp_path / "bad.ipynb").write_text("{")
+    with pytest.raises(ReportError, match=r"bad\.ipynb: is no notebook"):
+        html_page([tmp_path / "bad.ipynb"], tmp_path / "page.html")
+
+
+def test_a_figure_that_does_not_apply_says_so_in_the_notebook(tmp_path: Path) -> None:
+    run(tmp_path / "c", "a", window__start_ns=START, window__end_ns=END)
+    (campaign,) = notebook.campaigns(asked(tmp_path / "c"), suits=bool, root=tmp_path)
+    assert "Not drawn: no gap between tokens" in notebook.figure("itl_tail", campaign).data
