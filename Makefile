@@ -3,19 +3,23 @@ PYTHON ?= python3
 ENV ?= .env
 BIN = $(ENV)/bin
 QUICK = runs/quick
-# A GPU with Python 3.12 gets vLLM 0.23.0 and CUDA; any other machine vLLM's CPU backend.
+# A GPU gets vLLM 0.23.0 with CUDA, any other machine vLLM's CPU backend.
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+LOCK = requirements/$(DEVICE).txt
 
-.PHONY: reproduce test figures lab env bench lint
+.PHONY: help reproduce test lint figures lab bench env
 
-reproduce: env  ## measure both policies on this machine, run the notebooks, judge the claims
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+reproduce: env  ## measure both policies here, run the notebooks, judge the claims (8 minutes)
 	$(BIN)/repro doctor
-	$(BIN)/repro run $(QUICK) --replicates 1 --duration-s 75
+	$(BIN)/repro run $(QUICK) --replicates 1 --duration-s 90
 	$(BIN)/repro figures --data runs --out runs/figures
 	$(BIN)/repro claims $(QUICK)
 	$(BIN)/repro page $(QUICK) --out runs/page
 
-test: env lint  ## lint, types, unit tests, notebooks on data/, one run with a real engine
+test: env lint  ## lint, types, unit tests, notebooks on data/, real engines on this machine
 	$(BIN)/python -m pytest
 
 lint: env
@@ -23,20 +27,27 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-figures: env  ## draw every figure again from data/
+figures: $(ENV)/.light  ## draw every figure again from data/; needs no vLLM
 	$(BIN)/repro figures --data data --out figures
 
-lab: env  ## open the notebooks
+lab: $(ENV)/.light  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-bench: env  ## what the recorder and the prediction cost
+bench: $(ENV)/.light  ## what the recorder and the prediction cost
 	$(BIN)/python -m benchmarks
 
-env: $(ENV)/.installed
+env: $(ENV)/.full  ## install everything, vLLM included
 
-$(ENV)/.installed: requirements/$(DEVICE).txt pyproject.toml
+# Analysis alone: what figures and notebooks on recorded data need.
+$(ENV)/.light: $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(ENV)
-	$(if $(filter cpu,$(DEVICE)),$(BIN)/pip install -q torch==2.13.0)
-	$(BIN)/pip install -q --no-deps -r requirements/$(DEVICE).txt
-	$(BIN)/pip install -q --no-deps -e .
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q -c $(LOCK) -e .
+	touch $@
+
+# The lock is complete, so nothing is resolved. torch goes first and with what it needs: which
+# build of it this machine gets is pip's configuration to say (README, "Install").
+$(ENV)/.full: $(ENV)/.light
+	$(if $(filter cpu,$(DEVICE)),$(BIN)/pip install -q -c $(LOCK) torch==2.13.0)
+	$(BIN)/pip install -q --no-deps -r $(LOCK)
 	touch $@

@@ -47,7 +47,8 @@ class Recording:
 
     def of_kind(self, kind: int) -> npt.NDArray[Any]:
         """Events of one kind, shape (n,)."""
-        return self.events[self.events["kind"] == kind]
+        chosen: npt.NDArray[Any] = self.events[self.events["kind"] == kind]
+        return chosen
 
 
 def read(path: Path) -> Recording:

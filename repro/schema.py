@@ -59,7 +59,10 @@ TABLES: dict[str, pa.Schema] = {
         [
             ("t_ns", pa.int64()),  # when the last token reached the client
             ("ttft_ns", pa.int64()),
-            ("tpot_ns", pa.float64()),  # (last - first token) / (output_tokens - 1); null for one token
+            (
+                "tpot_ns",
+                pa.float64(),
+            ),  # (last - first token) / (output_tokens - 1); null for one token
             ("output_tokens", pa.int64()),
         ]
     ),

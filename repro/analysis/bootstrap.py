@@ -89,12 +89,12 @@ def resampled_quantiles(
     -------
     (resamples, len(quantiles)) array
     """
-    block, run_of_block = _blocks(run, step)
-    grid = _grid(values, counts)
+    block, run_of_block = assign_blocks(run, step)
+    grid = value_grid(values, counts)
     cell = np.searchsorted(grid, values)  # rounded up to the next value of the grid
     blocks = len(run_of_block)
     mass = np.bincount(block * len(grid) + cell, counts, minlength=blocks * len(grid))
-    drawn = _draw_blocks(run_of_block, resamples, np.random.default_rng(seed))
+    drawn = draw_blocks(run_of_block, resamples, np.random.default_rng(seed))
     return _sorted_quantiles(grid, drawn @ mass.reshape(blocks, len(grid)), quantiles)
 
 
@@ -119,7 +119,7 @@ def _sorted_quantiles(values: Floats, counts: Floats, quantiles: tuple[float, ..
     return found
 
 
-def _blocks(run: Integers, step: Integers) -> tuple[Integers, Integers]:
+def assign_blocks(run: Integers, step: Integers) -> tuple[Integers, Integers]:
     """The block of each row, and the run (from 0) of each block."""
     block = np.empty(len(run), dtype=np.int64)
     run_of_block: list[int] = []
@@ -133,7 +133,7 @@ def _blocks(run: Integers, step: Integers) -> tuple[Integers, Integers]:
     return block, np.asarray(run_of_block, dtype=np.int64)
 
 
-def _grid(values: Floats, counts: Floats) -> Floats:
+def value_grid(values: Floats, counts: Floats) -> Floats:
     """At most `GRID` ascending values of the sample, denser towards its largest."""
     order = np.argsort(values)
     below = counts[order].cumsum()
@@ -143,7 +143,7 @@ def _grid(values: Floats, counts: Floats) -> Floats:
     return np.unique(values[order][row])
 
 
-def _draw_blocks(run_of_block: Integers, resamples: int, rng: np.random.Generator) -> Floats:
+def draw_blocks(run_of_block: Integers, resamples: int, rng: np.random.Generator) -> Floats:
     """How often each resample contains each block: (resamples, blocks)."""
     runs, size = np.unique(run_of_block, return_counts=True)
     times = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=resamples)

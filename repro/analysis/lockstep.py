@@ -28,11 +28,11 @@ from repro.analysis.bootstrap import (
     RESAMPLES,
     Floats,
     Integers,
-    _blocks,
-    _draw_blocks,
-    _grid,
+    assign_blocks,
+    draw_blocks,
     interval,
     steps_needed,
+    value_grid,
 )
 
 Runs = Sequence[npt.NDArray[np.integer]]
@@ -303,11 +303,11 @@ def _resampled(
     values = np.concatenate(traces).astype(np.float64)
     stalled = np.concatenate([_stalls(trace) for trace in traces]).astype(np.float64)
     run = np.repeat(np.arange(len(traces)), [len(trace) for trace in traces])
-    block, run_of_block = _blocks(run, np.arange(len(values)))
-    grid = _grid(values, np.ones(len(values)))
+    block, run_of_block = assign_blocks(run, np.arange(len(values)))
+    grid = value_grid(values, np.ones(len(values)))
     cell = block * len(grid) + np.searchsorted(grid, values)
     shape = (len(run_of_block), len(grid))
-    drawn = _draw_blocks(run_of_block, resamples, np.random.default_rng(seed))
+    drawn = draw_blocks(run_of_block, resamples, np.random.default_rng(seed))
     mass = drawn @ np.bincount(cell, minlength=math.prod(shape)).reshape(shape)
     stalls = drawn @ np.bincount(cell, stalled, minlength=math.prod(shape)).reshape(shape)
     return _distribution(grid, mass, stalls, alignment)

@@ -200,9 +200,9 @@ class Bar:
     def __init__(self, experiments: Sequence[Experiment], shown: bool) -> None:
         self.runs, self.done = len(experiments), 0
         self.longest_overhead_s = START_S
-        total = sum(START_S + e.duration_s for e in experiments)
+        self.total = sum(START_S + e.duration_s for e in experiments)
         self.tqdm = tqdm(
-            total=round(total),
+            total=round(self.total),
             disable=not shown,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}",
         )
@@ -210,7 +210,8 @@ class Bar:
     def skip(self, experiment: Experiment) -> None:
         """Count a run that is measured already."""
         self.done += 1
-        self.tqdm.total -= START_S + experiment.duration_s
+        self.total -= START_S + experiment.duration_s
+        self.tqdm.total = round(self.total)
         self.tqdm.refresh()
 
     def begin(self, experiment: Experiment, name: str) -> None:

@@ -60,8 +60,8 @@ def _check_heap(
         )
     if serving.freeze is False and max(counts) > before:
         raise NotAsRequested(
-            f"worker {worker['rank']}: policy 'no-freeze', yet {max(counts) - before} objects were frozen; "
-            "another plugin freezes the heap, or this vLLM freezes where the patch does not look"
+            f"worker {worker['rank']}: policy 'no-freeze', yet {max(counts) - before} objects were "
+            "frozen; another plugin does so, or this vLLM freezes where the patch does not look"
         )
 
 

@@ -1,0 +1,6 @@
+"""All benchmarks, one after the other: `make bench`."""
+
+from benchmarks import bench_lockstep, bench_recorder
+
+bench_recorder.main()
+bench_lockstep.main()

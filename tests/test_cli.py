@@ -1,0 +1,65 @@
+"""The command line: one clear line and exit status 1 for whatever is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import builders
+import pytest
+
+from repro import cli
+from repro.doctor import examine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["run", "{tmp}", "--policies", "thaw"], "unknown policy 'thaw': choose one of stock"),
+        (["run", "{tmp}", "--concurrency", "0"], "concurrency 0: allowed is 1 to 1024"),
+        (["run", "{tmp}", "--model", "nope"], "model 'nope' has no config.json"),
+        (["run", "{tmp}", "--output-tokens", "x"], "output_tokens 'x': give shortest,longest"),
+        (["claims", "{tmp}"], "{tmp}"),
+        (["page", "{tmp}", "--out", "{tmp}/out"], "{tmp}"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    assert cli.main(filled) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("repro: ")
+    assert named.replace("{tmp}", str(tmp_path)) in said
+    assert len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir()), "nothing is begun"
+
+
+def test_figures_are_drawn_from_a_folder_of_campaigns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builders.run(tmp_path / "data" / "small", "a", builders.steady())
+    asked = ["figures", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "figures")]
+    assert cli.main(asked) == 0
+    drawn = [Path(line) for line in capsys.readouterr().out.split()]
+    assert drawn
+    assert all(path.stat().st_size > 1000 for path in drawn)
+
+
+def test_claims_print_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    builders.run(tmp_path / "small", "a", builders.steady())
+    assert cli.main(["claims", str(tmp_path / "small")]) == 0
+    assert "not measured here" in capsys.readouterr().out
+
+
+def test_the_doctor_looks_at_everything() -> None:
+    found = {finding.what: finding for finding in examine()}
+    assert set(found) == {"Python", "vLLM", "plugin", "compiler", "memory", "processor", "GPU"}
+    assert all(finding.found for finding in found.values())
+
+
+def test_the_doctor_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repro.experiment.provenance.VLLM_DISTRIBUTIONS", ("no-such-thing",))
+    finding = next(f for f in examine() if f.what == "vLLM")
+    assert finding.blocks
+    assert "make env" in str(finding)
+    assert cli.main(["doctor"]) == 1

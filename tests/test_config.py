@@ -1,0 +1,76 @@
+"""The parameters of a run: what is allowed, and the one line for what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repro.experiment.config import MODELS, ConfigError, Experiment, grid, token_range
+from repro.policy import UnknownPolicy
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"concurrency": 0}, r"concurrency 0: allowed is 1 to 1024"),
+        ({"concurrency": 1025}, r"concurrency 1025: allowed is 1 to 1024; .*raise max_num_seqs"),
+        ({"model": "no-such-model"}, r"'no-such-model'.*dense-0.6b, moe, tiny"),
+        ({"executor": "ray"}, r"executor 'ray': choose one of mp, uni"),
+        ({"client": "curl"}, r"client 'curl'"),
+        ({"device": "tpu"}, r"device 'tpu'"),
+        ({"duration_s": 0}, r"duration_s 0"),
+        ({"output_tokens": (1, 5)}, r"output_tokens \(1, 5\)"),
+        ({"output_tokens": (9, 5)}, r"output_tokens \(9, 5\)"),
+        ({"data_parallel_size": 2}, r"data_parallel_size must be 1"),
+    ],
+)
+def test_a_value_outside_is_one_line(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as raised:
+        Experiment(**fields)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(UnknownPolicy):
+        Experiment(policy="freez")
+
+
+def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no config.json"):
+        Experiment(model=str(tmp_path))
+
+
+def test_an_unknown_parameter_names_the_known() -> None:
+    with pytest.raises(ConfigError, match="'concurency'.*concurrency"):
+        Experiment.from_dict({"concurency": 5})
+
+
+def test_shipped_models_run_with_dummy_weights() -> None:
+    assert {"tiny", "dense-0.6b", "moe"} == {folder.name for folder in MODELS.iterdir()}
+    assert all(Experiment(model=folder.name).dummy_weights for folder in MODELS.iterdir())
+    assert not Experiment(model="Qwen/Qwen3-0.6B").dummy_weights
+
+
+def test_an_experiment_survives_json() -> None:
+    made = Experiment(policy="freeze", output_tokens=(3, 9), concurrency=7)
+    assert Experiment.from_dict(made.to_dict()) == made
+
+
+def test_any_other_parameter_gives_another_run() -> None:
+    names = {Experiment(seed=seed, duration_s=s).run_id for seed in (0, 1) for s in (5.0, 6.0)}
+    assert len(names) == 4
+
+
+def test_a_grid_goes_on_numbering() -> None:
+    first = grid(policies=["freeze", "stock"], replicates=2)
+    second = grid(policies=["freeze", "stock"], replicates=1, first_replicate=2)
+    assert [e.replicate for e in first + second] == [0, 0, 1, 1, 2, 2]
+    assert len({e.run_id for e in first + second}) == 6
+
+
+@pytest.mark.parametrize("text", ["16", "a,b", "1,2,3", ""])
+def test_a_token_range_is_two_numbers(text: str) -> None:
+    with pytest.raises(ConfigError, match="shortest,longest"):
+        token_range(text)

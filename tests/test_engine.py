@@ -1,0 +1,171 @@
+"""End to end, with a real vLLM engine on this machine: minutes, and nothing replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from repro import dataset, plugin
+from repro.dataset import Campaign
+from repro.experiment import campaign, supervise
+from repro.experiment.campaign import CampaignError, run_campaign
+from repro.experiment.config import MODELS, Experiment
+from repro.rundir import read_document
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+pytestmark = pytest.mark.engine
+
+SMALL = {"concurrency": 64, "duration_s": 8.0}
+
+
+def measure(root: Path, **fields: object) -> Path:
+    (experiment,) = [Experiment.from_dict({**SMALL, **fields})]
+    run_campaign([experiment], root, progress=False)
+    return next(p for p in root.iterdir() if p.is_dir() and f"-{experiment.run_id}" in p.name)
+
+
+def worker_of(parent: int) -> psutil.Process:
+    """The vLLM worker below a process, once it is there."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        for process in psutil.Process(parent).children(recursive=True):
+            try:
+                if "Worker" in " ".join(process.cmdline()):
+                    return process
+            except psutil.Error:
+                continue
+        time.sleep(0.2)
+    raise AssertionError("no worker appeared")
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    gone, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive, [process.name() for process in alive]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("campaign")
+
+
+@pytest.fixture(scope="module")
+def frozen(root: Path) -> Iterator[Campaign]:
+    folder = measure(root, policy="freeze")
+    found = read_document(folder)
+    assert found["status"] == "ok", (found.get("reason"), found.get("log_tail"))
+    yield dataset.load(root)
+    assert not psutil.Process().children(recursive=True), "a process outlived its engine"
+
+
+def test_every_process_is_recorded(frozen: Campaign) -> None:
+    assert {"frontend", "engine", "worker"} == set(frozen.pauses["role"])
+    assert frozen.pauses.groupby("role")["pid"].nunique().max() == 1
+    kinds = frozen.captures["kind"].unique().tolist()
+    assert kinds in (["compile"], ["capture"])
+
+
+def test_the_freeze_holds_in_the_worker_and_ends_at_shutdown(frozen: Campaign) -> None:
+    worker = frozen.census[frozen.census["role"] == "worker"].set_index("point")
+    for point in ("ready", "window-start", "window-end"):
+        assert worker.loc[point, "frozen"] > 100_000, point
+        assert worker.loc[point, "tracked"] < worker.loc[point, "frozen"] / 10, point
+    assert worker.loc["shutdown", "frozen"] < 1000
+    assert worker.loc["shutdown", "tracked"] > 100_000
+
+
+def test_client_and_worker_agree_on_the_tokens(frozen: Campaign) -> None:
+    """Each token but a request's first is one gap, and each was a token of some step."""
+    (run,) = frozen.runs.itertuples()
+    requests = frozen.requests
+    gaps = dataset.in_window(frozen, frozen.itl)["count"].sum()
+    firsts = len(dataset.in_window(frozen, requests))
+    assert run.output_tokens == pytest.approx(gaps + firsts, rel=0.05)
+    steps = dataset.in_window(frozen, frozen.steps)
+    assert steps["step"].is_monotonic_increasing
+    assert steps["tokens"].sum() > run.output_tokens
+
+
+def test_itl_and_steps_are_on_one_clock(frozen: Campaign) -> None:
+    itl = dataset.in_window(frozen, frozen.itl)
+    steps = dataset.in_window(frozen, frozen.steps)
+    assert itl["itl_ns"].median() == pytest.approx(steps["start_ns"].diff().median(), rel=0.3)
+
+
+def test_killing_the_worker_fails_this_run_alone(frozen: Campaign, root: Path) -> None:
+    killed = []
+
+    def kill() -> None:
+        worker = worker_of(os.getpid())
+        killed.extend(psutil.Process().children(recursive=True))
+        log = next(root.glob("*-no-freeze-*")) / "engine.log"
+        while "Avg generation throughput" not in log.read_text(errors="replace"):
+            time.sleep(0.2)
+        worker.send_signal(signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(CampaignError, match=r"EngineDead|engine core|died"):
+        measure(root, policy="no-freeze", duration_s=300.0)
+    assert_gone(killed)
+    failed = read_document(next(root.glob("*-no-freeze-*")))
+    assert failed["status"] == "failed"
+    assert "\n" not in failed["reason"]
+    assert failed["log_tail"]
+    after = dataset.load(root)
+    assert list(after.runs["policy"]) == ["freeze"]
+    assert len(after.failed) == 1
+
+
+def test_a_policy_that_does_not_reach_the_worker_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = supervise.environment
+
+    def overridden(experiment: Experiment, folder: Path) -> dict[str, str]:
+        return {**original(experiment, folder), plugin.POLICY: "stock"}
+
+    monkeypatch.setattr(supervise, "environment", overridden)
+    with pytest.raises(CampaignError, match="policy 'stock' instead of 'freeze'"):
+        measure(tmp_path, policy="freeze")
+
+
+def test_an_engine_that_dies_at_start_says_why_in_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    config = json.loads((MODELS / "tiny" / "config.json").read_text())
+    config["architectures"] = ["NoSuchForCausalLM"]
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CampaignError, match="NoSuchForCausalLM") as raised:
+        measure(tmp_path / "campaign", model=str(broken))
+    assert "\n" not in str(raised.value)
+
+
+CAMPAIGN = """
+import sys
+from pathlib import Path
+from repro.experiment.campaign import run_campaign
+from repro.experiment.config import grid
+run_campaign(grid(policies=["freeze"], replicates=1), Path(sys.argv[1]), progress=False)
+"""
+
+
+def test_a_killed_kernel_leaves_no_engine(tmp_path: Path) -> None:
+    """`kill -9` of the process that runs the campaign, as when a notebook's kernel is killed."""
+    kernel = subprocess.Popen([sys.executable, "-c", CAMPAIGN, str(tmp_path)])
+    worker_of(kernel.pid)
+    children = psutil.Process(kernel.pid).children(recursive=True)
+    kernel.kill()
+    kernel.wait()
+    assert_gone(children)
+    assert not list(tmp_path.rglob("run.json")), "an unfinished run is not data"
+    with campaign.locked(tmp_path):
+        pass  # the lock went with the process

@@ -1,0 +1,41 @@
+"""The closed set of policies."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from repro import policy
+
+
+@pytest.mark.parametrize("look_up", [policy.serving, policy.capture])
+def test_an_unknown_name_names_the_choices(look_up: object) -> None:
+    with pytest.raises(policy.UnknownPolicy, match=r"'thaw'.*choose one of stock"):
+        look_up("thaw")  # type: ignore[operator]
+
+
+def test_the_policies_of_the_report_are_there() -> None:
+    assert {"stock", "no-freeze", "freeze"} <= set(policy.SERVING)
+    assert {"gc-on", "frozen", "frozen-disabled", "collect-per-graph"} <= set(policy.CAPTURE)
+
+
+def test_every_policy_carries_its_own_name() -> None:
+    for policies in (policy.SERVING, policy.CAPTURE):
+        assert all(name == each.name and each.summary for name, each in policies.items())
+
+
+def test_the_plugin_imports_only_the_standard_library() -> None:
+    """Inside vLLM's processes nothing of ours may bring pandas, numpy or the rest of `repro`."""
+    code = (
+        "import sys; before = set(sys.modules); import repro.plugin, repro.plugin.patch\n"
+        "new = {m.partition('.')[0] for m in set(sys.modules) - before}\n"
+        "print(' '.join(sorted(new - set(sys.stdlib_module_names))))\n"
+        "print(' '.join(sorted(m for m in sys.modules if m.startswith('repro'))))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    packages, modules = ran.stdout.splitlines()
+    assert packages == "repro"
+    expected = {"repro", "repro.plugin", "repro.plugin.patch", "repro.plugin.recorder"}
+    assert set(modules.split()) == expected | {"repro.policy"}
