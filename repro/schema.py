@@ -59,10 +59,8 @@ TABLES: dict[str, pa.Schema] = {
         [
             ("t_ns", pa.int64()),  # when the last token reached the client
             ("ttft_ns", pa.int64()),
-            (
-                "tpot_ns",
-                pa.float64(),
-            ),  # (last - first token) / (output_tokens - 1); null for one token
+            # (last - first token) / (output_tokens - 1); null for an answer of one token
+            ("tpot_ns", pa.float64()),
             ("output_tokens", pa.int64()),
         ]
     ),

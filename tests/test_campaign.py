@@ -137,7 +137,7 @@ def test_too_little_memory_is_refused_before_the_engine(
     tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(campaign, "MEMORY_NEEDED", 1 << 50)
-    with pytest.raises(CampaignError, match="GiB of memory available.*close other programs"):
+    with pytest.raises(CampaignError, match=r"GiB of memory available.*close other programs"):
         measure(tmp_path, grid(replicates=1))
     assert child.ran == []
 

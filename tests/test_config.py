@@ -38,12 +38,12 @@ def test_an_unknown_policy_is_refused() -> None:
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no config.json"):
+    with pytest.raises(ConfigError, match=r"no config\.json"):
         Experiment(model=str(tmp_path))
 
 
 def test_an_unknown_parameter_names_the_known() -> None:
-    with pytest.raises(ConfigError, match="'concurency'.*concurrency"):
+    with pytest.raises(ConfigError, match=r"'concurency'.*concurrency"):
         Experiment.from_dict({"concurency": 5})
 
 

@@ -49,7 +49,7 @@ def worker_of(parent: int) -> psutil.Process:
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:
-    gone, alive = psutil.wait_procs(processes, timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive, [process.name() for process in alive]
 
 

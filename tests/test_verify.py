@@ -57,7 +57,7 @@ def steps(tokens: list[int]) -> dict[str, Any]:
 def test_an_engine_short_of_requests_fails_the_run() -> None:
     asked = Experiment(concurrency=1000)
     verify.engine_was_loaded(asked, steps([10, 10, 990, 990, 990]), 20, 50)
-    with pytest.raises(NotAsRequested, match="held 522 tokens with 1000 requests.*bottleneck"):
+    with pytest.raises(NotAsRequested, match=r"held 522 tokens with 1000 requests.*bottleneck"):
         verify.engine_was_loaded(asked, steps([522] * 5), 0, 50)
     with pytest.raises(NotAsRequested):
         verify.engine_was_loaded(asked, steps([]), 0, 50)
