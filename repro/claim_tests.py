@@ -12,9 +12,10 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from repro import words
-from repro.analysis.arms import Pair, freezes, heaps, pairs
+from repro.analysis.arms import Pair, freezes, heaps, is_frozen, pairs
 from repro.analysis.captures import capture_times
 from repro.analysis.gc_cost import FULL, full_collections
 from repro.analysis.ratios import ratio_of_runs
@@ -236,12 +237,12 @@ def worker_not_frozen(campaign: Campaign) -> list[Finding]:
     rows = rows[rows["run"].isin(upstream["run"])]
     if rows.empty:
         return []
-    frozen = rows["frozen"].max()
+    frozen = is_frozen(rows).any()
     return [
         Finding(
-            verdict=Verdict.REPRODUCED if frozen == 0 else Verdict.CONTRADICTED,
-            number=f"{words.count(frozen)} frozen, {words.count(rows['tracked'].mean())} tracked",
-            reason="no worker had a frozen object" if frozen == 0 else "a worker was frozen",
+            verdict=Verdict.CONTRADICTED if frozen else Verdict.REPRODUCED,
+            number=_heap_counts(rows),
+            reason="a worker was frozen" if frozen else "no worker was frozen",
             runs=tuple(rows["run"].unique()),
         )
     ]
@@ -255,12 +256,12 @@ def no_configuration_needed(campaign: Campaign) -> list[Finding]:
     rows = rows[rows["run"].isin(runs.loc[has_it & (runs["policy"] == "stock"), "run"])]
     if rows.empty:
         return []
-    least = rows["frozen"].min()
+    every = is_frozen(rows).all()
     return [
         Finding(
-            verdict=Verdict.REPRODUCED if least > 0 else Verdict.CONTRADICTED,
-            number=f"{words.count(least)} objects frozen",
-            reason="every stock worker was frozen" if least else "a stock worker was not frozen",
+            verdict=Verdict.REPRODUCED if every else Verdict.CONTRADICTED,
+            number=_heap_counts(rows),
+            reason="every stock worker was frozen" if every else "a stock worker was not frozen",
             runs=tuple(rows["run"].unique()),
         )
     ]
@@ -319,12 +320,16 @@ def no_collection_after_freeze(campaign: Campaign) -> list[Finding]:
 
 
 def unfreeze_restores(campaign: Campaign) -> list[Finding]:
-    """What the collector sees after `gc.unfreeze()` over what the worker held before."""
+    """What the collector sees after `gc.unfreeze()` over what the worker held before.
+
+    Of policy `freeze` alone: its census in shutdown is taken after the thaw. Untouched workers
+    of later vLLM thaw in their own shutdown, after that census.
+    """
     key = ["run", "rank", "pid"]
     before = heaps(campaign, "worker", "window-end").set_index(key)
     after = heaps(campaign, "worker", "shutdown").set_index(key)
     both = before.join(after.add_suffix("_after"), how="inner")
-    both = both[both["frozen"] > 0]
+    both = both[both["policy"] == "freeze"]
     if both.empty:
         return []
     back = (both["tracked_after"] / (both["tracked"] + both["frozen"])).min()
@@ -373,17 +378,22 @@ def _process_frozen(campaign: Campaign, role: str, clients: tuple[str, ...]) -> 
     rows = rows[rows["run"].isin(runs["run"])]
     if rows.empty:
         return []
-    least = rows["frozen"].min()
+    every = is_frozen(rows).all()
     return [
         Finding(
-            verdict=Verdict.REPRODUCED if least > 0 else Verdict.CONTRADICTED,
-            number=f"{words.count(least)} frozen, {words.count(rows['tracked'].mean())} tracked",
+            verdict=Verdict.REPRODUCED if every else Verdict.CONTRADICTED,
+            number=_heap_counts(rows),
             reason=f"in every run without the freeze the {words.PROCESS[role]} was frozen"
-            if least > 0
+            if every
             else f"a {words.PROCESS[role]} was not frozen",
             runs=tuple(rows["run"].unique()),
         )
     ]
+
+
+def _heap_counts(census: pd.DataFrame) -> str:
+    mean = census[["frozen", "tracked"]].mean()
+    return f"{words.count(mean['frozen'])} frozen, {words.count(mean['tracked'])} tracked"
 
 
 # --- shared -------------------------------------------------------------------------------

@@ -60,14 +60,15 @@ def parser() -> argparse.ArgumentParser:
 
 def add_run_options(command: argparse.ArgumentParser) -> None:
     """What a campaign's runs have in common, and what differs between them."""
-    names = ", ".join
     add = command.add_argument
     add("root", type=Path, help="the campaign's folder; one that exists is gone on with")
-    add("--policies", default="no-freeze,freeze", help=names(policy.SERVING))
-    add("--capture-policies", default="stock", help=names(policy.CAPTURE))
+    add("--policies", default="no-freeze,freeze", help=", ".join(policy.SERVING))
+    add("--capture-policies", default="stock", help=", ".join(policy.CAPTURE))
     add("--replicates", type=int, default=2, help="independent runs an arm")
     add("--first-replicate", type=int, default=0, help="number of the first of them")
     add("--concurrency", type=int, default=1024, help="requests in flight")
+    add("--max-num-seqs", type=int, default=1024, help="vLLM's limit of requests in one step")
+    add("--enforce-eager", action="store_true", help="neither compile nor capture")
     add("--duration-s", type=float, default=60.0, help="measured seconds a run, after the ramp")
     add("--prompt-tokens", type=int, default=16, help="tokens a prompt")
     add("--output-tokens", default="16,64", help="shortest,longest answer in tokens")
@@ -95,15 +96,20 @@ def run(parsed: argparse.Namespace) -> int:
     from repro.experiment.config import grid, token_range
 
     shared = ["replicates", "first_replicate", "concurrency", "duration_s", "prompt_tokens"]
-    shared += ["executor", "client", "model", "device", "seed"]
+    shared += ["max_num_seqs", "enforce_eager", "executor", "client", "model", "device", "seed"]
     experiments = grid(
-        policies=parsed.policies.split(","),
-        capture_policies=parsed.capture_policies.split(","),
+        policies=names(parsed.policies),
+        capture_policies=names(parsed.capture_policies),
         output_tokens=token_range(parsed.output_tokens),
         **{name: getattr(parsed, name) for name in shared},
     )
     print(run_campaign(experiments, parsed.root, budget_s=parsed.budget_s))
     return 0
+
+
+def names(text: str) -> list[str]:
+    """Names out of text like `stock, freeze`."""
+    return [name.strip() for name in text.split(",")]
 
 
 def figures(parsed: argparse.Namespace) -> int:

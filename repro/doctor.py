@@ -7,15 +7,12 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 
 import psutil
 
 from repro.experiment import provenance
 from repro.experiment.campaign import MEMORY_NEEDED
-
-KNOWN_VLLM = ((0, 22, 1), (0, 32, 0))
-"""First and last vLLM whose sources the patch was read against."""
+from repro.plugin.patch import KNOWN_VLLM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +61,22 @@ def vllm() -> Finding:
     except provenance.NoVllm as error:
         remedy = "make env installs it; data/ and figures need none"
         return Finding(what="vLLM", found=str(error).partition(":")[0], remedy=remedy, blocks=True)
-    number = tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
-    if not KNOWN_VLLM[0] <= number <= KNOWN_VLLM[1]:
-        known = " to ".join(".".join(map(str, v)) for v in KNOWN_VLLM)
+    first, last = map(release, KNOWN_VLLM)
+    if not first <= release(version) <= last:
+        known = " to ".join(KNOWN_VLLM)
         return Finding(what="vLLM", found=version, remedy=f"the patch was read against {known}")
     return Finding(what="vLLM", found=version)
 
 
+def release(version: str) -> tuple[int, ...]:
+    """The numbers of a version like `0.23.0+cpu`."""
+    parts = version.split("+")[0].split(".")[:3]
+    return tuple(int(part) for part in parts if part.isdigit())
+
+
 def entry_point() -> Finding:
     """Whether vLLM's processes will find the plugin."""
-    points = metadata.entry_points(group="vllm.general_plugins", name="repro")
-    if not points:
+    if not provenance.plugin_registered():
         remedy = "pip install this package, a checkout on the path is not enough"
         return Finding(what="plugin", found="not registered", remedy=remedy, blocks=True)
     return Finding(what="plugin", found="registered with vLLM")
@@ -82,7 +84,7 @@ def entry_point() -> Finding:
 
 def compiler() -> Finding:
     """vLLM compiles its model at start."""
-    if found := shutil.which("g++") or shutil.which("clang++"):
+    if found := shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++"):
         return Finding(what="compiler", found=os.path.basename(found))
     return Finding(what="compiler", found="none", remedy="install g++", blocks=True)
 

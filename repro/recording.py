@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repro.plugin import recorder
+from repro.schema import ROLES
 
 EVENT = np.dtype(
     [("start_ns", "<i8"), ("duration_ns", "<i8"), ("a", "<i8"), ("b", "<i4"), ("kind", "<i4")]
@@ -80,15 +81,23 @@ def read_all(folder: Path) -> list[Recording]:
     return [read(path) for path in sorted(folder.glob("events-*.bin"))]
 
 
-def tables(folder: Path) -> dict[str, Columns]:
+def tables(folder: Path, recordings: Sequence[Recording]) -> dict[str, Columns]:
     """The tables `pauses`, `steps`, `captures` and `census` of a recorded folder.
+
+    Helper processes, which no token waits for, are left out.
+
+    Parameters
+    ----------
+    folder : Path
+    recordings : sequence of Recording
+        As `read_all` gives them for that folder.
 
     Returns
     -------
     dict
         Table name to columns, each of shape (n,), named and typed as in `repro.schema.TABLES`.
     """
-    recordings = read_all(folder)
+    recordings = [r for r in recordings if r.role in ROLES]
     return {
         "pauses": _pauses(recordings),
         "steps": _steps(recordings),

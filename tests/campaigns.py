@@ -100,10 +100,10 @@ def census(policy: str, executor: str = "mp") -> dict[str, Any]:
     frozen = [
         800_000
         if role == "engine" or (role == "worker" and policy == "freeze" and point != "shutdown")
-        else 0
+        else 375 * (point != "shutdown")  # as CPython 3.12 starts; a thaw takes these along
         for role, point in rows
     ]
-    tracked = [20_000 if count else 820_000 for count in frozen]
+    tracked = [20_000 if count == 800_000 else 820_000 for count in frozen]
     return {
         "role": [role for role, _ in rows],
         "point": [point for _, point in rows],

@@ -60,7 +60,8 @@ def test_finished_runs_are_never_measured_again(tmp_path: Path, child: Child) ->
 
 def test_a_failed_run_is_marked_and_the_others_go_on(tmp_path: Path, child: Child) -> None:
     child.fails = {"freeze"}
-    measure(tmp_path, grid(replicates=2))
+    with pytest.raises(CampaignError, match=r"2 of 4 runs failed.*the first: worker died"):
+        measure(tmp_path, grid(replicates=2))
     status = [read_document(path.parent)["status"] for path in tmp_path.rglob("run.json")]
     assert sorted(status) == ["failed", "failed", "ok", "ok"]
     failed = next(d for d in map(read_document, tmp_path.glob("*freeze*")) if "reason" in d)
@@ -69,7 +70,8 @@ def test_a_failed_run_is_marked_and_the_others_go_on(tmp_path: Path, child: Chil
 
 def test_a_failed_run_is_measured_again(tmp_path: Path, child: Child) -> None:
     child.fails = {"freeze"}
-    measure(tmp_path, grid(replicates=1))
+    with pytest.raises(CampaignError):
+        measure(tmp_path, grid(replicates=1))
     child.fails = set()
     measure(tmp_path, grid(replicates=1))
     assert [d["status"] for d in map(read_document, tmp_path.glob("0*"))] == ["ok", "ok"]
@@ -127,10 +129,27 @@ def test_two_campaigns_do_not_share_a_folder(tmp_path: Path, child: Child) -> No
     measure(tmp_path, grid(replicates=1))
 
 
-def test_a_campaign_of_failures_says_so(tmp_path: Path, child: Child) -> None:
-    child.fails = {"freeze", "no-freeze"}
-    with pytest.raises(CampaignError, match="every run failed; the first: worker died"):
+def test_an_unforeseen_fault_is_a_failed_run_too(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(campaign.collect, "finish", full)
+    with pytest.raises(CampaignError, match="No space left"):
         measure(tmp_path, grid(replicates=1))
+    reasons = [read_document(path.parent)["reason"] for path in tmp_path.rglob("run.json")]
+    assert len(reasons) == 2
+    assert all("No space left" in reason for reason in reasons)
+
+
+def test_a_package_that_is_not_installed_is_refused(
+    tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "plugin_registered", lambda: False)
+    with pytest.raises(CampaignError, match="pip install the package"):
+        measure(tmp_path, grid(replicates=1))
+    assert child.ran == []
 
 
 def test_too_little_memory_is_refused_before_the_engine(

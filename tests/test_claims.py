@@ -14,6 +14,7 @@ from repro import dataset
 from repro.analysis.ratios import ratio_of_runs
 from repro.claims import CLAIMS, Verdict, evaluate, to_markdown
 
+FROZEN = {"heap": {"frozen": 800_000, "tracked": 9}}
 GPU = {"machine__gpu_name": "H100"}
 
 
@@ -143,11 +144,11 @@ def test_compiling_on_a_cpu_is_no_capture(tmp_path: Path) -> None:
         ),
         (
             "frontend-frozen",
-            {"policy": "no-freeze", "experiment__client": "serve", "heap": {"frozen": 9}},
+            {"policy": "no-freeze", "experiment__client": "serve", **FROZEN},
             "reproduced",
         ),
         ("worker-not-frozen", {"policy": "no-freeze"}, "reproduced"),
-        ("worker-not-frozen", {"policy": "stock", "heap": {"frozen": 9}}, "contradicted"),
+        ("worker-not-frozen", {"policy": "stock", **FROZEN}, "contradicted"),
         ("worker-not-frozen", {"policy": "no-freeze", **GPU}, "not measured here"),
         (
             "worker-not-frozen",
@@ -156,7 +157,7 @@ def test_compiling_on_a_cpu_is_no_capture(tmp_path: Path) -> None:
         ),
         ("no-configuration", {"policy": "stock"}, "not measured here"),
         ("no-configuration", {"policy": "stock", **GPU}, "contradicted"),
-        ("no-configuration", {"policy": "stock", **GPU, "heap": {"frozen": 9}}, "reproduced"),
+        ("no-configuration", {"policy": "stock", **GPU, **FROZEN}, "reproduced"),
         ("unfreeze-restores", {}, "reproduced"),
         ("unfreeze-restores", {"heap": {"frozen": 800_000}}, "contradicted"),
         ("unfreeze-restores", {"heap": {"enabled": False}}, "contradicted"),

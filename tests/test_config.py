@@ -21,6 +21,7 @@ from repro.policy import UnknownPolicy
         ({"client": "curl"}, r"client 'curl'"),
         ({"device": "tpu"}, r"device 'tpu'"),
         ({"duration_s": 0}, r"duration_s 0"),
+        ({"duration_s": float("nan")}, r"duration_s nan"),
         ({"output_tokens": (1, 5)}, r"output_tokens \(1, 5\)"),
         ({"output_tokens": (9, 5)}, r"output_tokens \(9, 5\)"),
         ({"data_parallel_size": 2}, r"data_parallel_size must be 1"),

@@ -6,6 +6,7 @@ The real workers are met in `test_engine.py`; here are the layouts this machine 
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 import types
@@ -153,12 +154,28 @@ def test_ranks_are_counted_over_all_engines() -> None:
     assert patch.global_rank(worker(BEFORE)) == 8
 
 
+def test_a_vllm_without_the_hooks_module_is_named() -> None:
+    with pytest.raises(UnknownLayout, match=r"vLLM 9\.9\.9: there is no module vllm\.v1"):
+        patch.apply(policy.serving("freeze"), policy.capture("stock"), None, strict=True)
+
+
 # --- capture ------------------------------------------------------------------------------
+
+
+def decorated(method: Any) -> Any:
+    """Every `capture_model` of vLLM is behind a decorator of vLLM's or torch's."""
+
+    @functools.wraps(method)
+    def outer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(self, *args, **kwargs)
+
+    return outer
 
 
 class V2Runner:
     """0.22 and 0.23: no handling of the collector but a collection before."""
 
+    @decorated
     def capture_model(self) -> int:
         gc.collect()
         calls.append("capture")
@@ -171,6 +188,7 @@ class V1Runner:
     def _freeze_gc(self) -> Any:
         raise AssertionError("the policy replaces this")
 
+    @decorated
     def capture_model(self) -> int:
         with self._freeze_gc():
             calls.append("capture")
@@ -184,6 +202,7 @@ def freeze_gc_for_cudagraph_capture() -> Any:
 class LaterRunner:
     """From 0.24 on: a function of the module."""
 
+    @decorated
     def capture_model(self) -> int:
         with freeze_gc_for_cudagraph_capture():
             calls.append("capture")
@@ -241,6 +260,24 @@ def test_collect_per_graph_asks_pytorch_during_the_capture(torch_stub: SimpleNam
     patch.hold_capture(made, policy.capture("collect-per-graph"), None)
     made.model_runner.capture_model()
     assert seen == [True]
+
+
+def test_a_capture_for_profiling_is_passed_on_and_not_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counter = types.ModuleType("vllm.compilation.counter")
+    counter.compilation_counter = SimpleNamespace(  # type: ignore[attr-defined]
+        num_cudagraph_captured=0
+    )
+    monkeypatch.setitem(sys.modules, "vllm.compilation", types.ModuleType("vllm.compilation"))
+    monkeypatch.setitem(sys.modules, "vllm.compilation.counter", counter)
+    rows: list[tuple[int, ...]] = []
+    recorder: Any = SimpleNamespace(write=lambda *row: rows.append(row))
+    timed = patch.span(recorder, 3, lambda **how: 5 if how else 7)
+    assert timed(profile_only=True) == 5
+    assert rows == []
+    assert timed() == 7
+    assert [(row[0], row[3]) for row in rows] == [(3, 7)]
 
 
 def test_a_capture_policy_on_the_cpu_is_refused() -> None:

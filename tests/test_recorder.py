@@ -209,6 +209,8 @@ def test_an_event_cut_short_is_left_out(tmp_path: Path) -> None:
         ("EngineCore_DP3", ("engine", 3)),
         ("VllmWorker-7", ("worker", 7)),
         ("MainProcess", ("frontend", 0)),
+        ("VLLM_DP_Coordinator", ("other", 0)),
+        ("Process-1", ("other", 0)),
         ("ApiServer_1", ("frontend", 0)),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from repro.recording import EVENT, Recording
 
 def worker(**fields: Any) -> dict[str, Any]:
     usual = {"rank": 0, "policy": "freeze", "freeze_count_before": 375, "freeze_count": 800_000}
-    return {**usual, "frozen": 800_000, **fields}
+    usual |= {"frozen": 800_000, "tracked": 12_000, "enabled": True}
+    usual |= {f"threshold_{g}": limit for g, limit in enumerate(gc.get_threshold())}
+    return {**usual, **fields}
 
 
 def check(name: str, *workers: dict[str, Any], executor: str = "mp") -> None:
@@ -38,8 +41,10 @@ def test_with_uni_the_engine_core_freezes_the_shared_process() -> None:
     [
         ("freeze", [], "0 of 1 workers"),
         ("freeze", [worker(policy="stock")], "policy 'stock' instead of 'freeze'"),
-        ("freeze", [worker(freeze_count=375)], "left no object frozen"),
-        ("freeze", [worker(frozen=0)], "left no object frozen"),
+        ("freeze", [worker(freeze_count=375)], "left most of the heap unfrozen"),
+        ("freeze", [worker(frozen=0)], "left most of the heap unfrozen"),
+        ("freeze", [worker(enabled=False)], "collector off"),
+        ("freeze", [worker(threshold_0=50_000)], "thresholds .50000"),
         ("no-freeze", [worker(policy="no-freeze")], "799625 objects were frozen"),
     ],
 )

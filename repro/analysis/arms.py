@@ -74,10 +74,19 @@ def freezes(campaign: Campaign, arm: str) -> str:
     if policy in EXPLICIT:
         return "yes" if EXPLICIT[policy] else "no"
     counted = heaps(campaign, "worker", "window-start")
-    frozen = counted.loc[counted["run"].isin(runs["run"]), "frozen"]
-    if frozen.empty or frozen.gt(0).nunique() > 1:
+    frozen = is_frozen(counted[counted["run"].isin(runs["run"])])
+    if frozen.empty or frozen.nunique() > 1:
         return "unknown"
-    return "yes" if frozen.iloc[0] > 0 else "no"
+    return "yes" if frozen.iloc[0] else "no"
+
+
+def is_frozen(census: pd.DataFrame) -> pd.Series:
+    """Whether most of each counted heap is frozen.
+
+    Not whether anything is: CPython 3.12 freezes a few hundred objects of its own at start.
+    """
+    frozen: pd.Series = census["frozen"] > census["tracked"]
+    return frozen
 
 
 def heaps(campaign: Campaign, role: str, point: str) -> pd.DataFrame:

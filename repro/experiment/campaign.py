@@ -8,6 +8,7 @@ import math
 import random
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -66,12 +67,14 @@ def run_campaign(
     repro.experiment.provenance.NoVllm
         If vLLM is not installed.
     CampaignError
-        If another campaign runs in `root`, memory is short, or every run failed.
+        If another campaign runs in `root`, the plugin is not installed, or memory is short;
+        at the end, if a run failed.
     """
     version = provenance.vllm_version()
+    check_plugin()
     root.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + (budget_s if budget_s is not None else math.inf)
-    failures: dict[str, str] = {}
+    failures: list[str] = []
     with locked(root), stopping_on_sigterm(), bar(experiments, progress) as shown:
         for experiment in interleaved(experiments):
             folder = root / run_name(experiment, version)
@@ -79,16 +82,19 @@ def run_campaign(
                 shown.skip(experiment)
                 continue
             if time.monotonic() + shown.longest_overhead_s + experiment.duration_s > deadline:
-                tqdm.write(f"{folder.name} does not fit into the time left: measure it later")
+                tqdm.write(f"{folder.name}: not enough time left, measure it later")
                 continue
             check_memory()
             try:
                 measure(experiment, folder, shown)
-            except (RunFailed, NotAsRequested) as error:
-                failures[folder.name] = str(error)
-                tqdm.write(f"{folder.name} failed: {error}")
-    if failures and len(failures) == len(experiments):
-        raise CampaignError(f"every run failed; the first: {next(iter(failures.values()))}")
+            except RunFailed as error:
+                failures.append(str(error))
+                tqdm.write(f"{folder.name} failed: {error}", file=sys.stderr)
+    if failures:
+        raise CampaignError(
+            f"{len(failures)} of {len(experiments)} runs failed, the others are in {root}; "
+            f"the first: {failures[0]}"
+        )
     return root
 
 
@@ -124,8 +130,8 @@ def measure(experiment: Experiment, folder: Path, shown: Bar) -> None:
 
     Raises
     ------
-    RunFailed, NotAsRequested
-        After the run has been marked failed.
+    RunFailed
+        Whatever went wrong, after the run has been marked failed.
     """
     if folder.exists():
         shutil.rmtree(folder)  # unfinished or failed: nothing measured is in it
@@ -135,11 +141,28 @@ def measure(experiment: Experiment, folder: Path, shown: Bar) -> None:
     try:
         run_child(experiment, folder, shown.report)
         collect.finish(folder, experiment, started_at)
-    except (RunFailed, NotAsRequested) as error:
-        collect.fail(folder, experiment, started_at, str(error))
-        raise
+    except Exception as error:
+        expected = isinstance(error, RunFailed | NotAsRequested)
+        reason = str(error) if expected else f"{type(error).__name__}: {error}"
+        collect.fail(folder, experiment, started_at, " ".join(reason.splitlines()))
+        raise RunFailed(reason) from error
     finally:
         shown.end()
+
+
+def check_plugin() -> None:
+    """Refuse to start engines that would not find the plugin.
+
+    Raises
+    ------
+    CampaignError
+        If this package is on the path but not installed.
+    """
+    if not provenance.plugin_registered():
+        raise CampaignError(
+            "vLLM does not see this package's plugin: pip install the package (a checkout on the "
+            "path is not enough)"
+        )
 
 
 def check_memory() -> None:
@@ -185,7 +208,7 @@ def stopping_on_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 # --- progress -----------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
     measured = json.loads((folder / RAW / MEASURED).read_text())
     recordings = recording.read_all(folder / RAW)
     verify.recording_is_whole(experiment, recordings)
-    tables = recording.tables(folder / RAW)
+    tables = recording.tables(folder / RAW, recordings)
     verify.capture_policy_took_effect(experiment, tables["captures"], tables["pauses"])
     window = measured["window"]
     verify.engine_was_loaded(experiment, tables["steps"], window["start_ns"], window["end_ns"])

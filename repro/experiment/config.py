@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from repro import policy
 
 MODELS = Path(__file__).parent.parent / "models"
 """Model configs shipped with the package; run with random weights, nothing is downloaded."""
+
+WEIGHTS = ("safetensors", "bin", "pt", "pth", "gguf")
 
 CLIENTS = ("engine",)
 EXECUTORS = ("mp", "uni")
@@ -121,7 +124,7 @@ class Experiment:
     def dummy_weights(self) -> bool:
         """Whether the model is a config alone, to be run with random weights."""
         folder = Path(self.model_path)
-        return folder.is_dir() and not any(folder.glob("*.safetensors"))
+        return folder.is_dir() and not any(any(folder.glob(f"*.{kind}")) for kind in WEIGHTS)
 
     @property
     def max_model_len(self) -> int:
@@ -130,8 +133,13 @@ class Experiment:
 
     @property
     def run_id(self) -> str:
-        """Name of the run's folder: readable, and different for any different parameter."""
-        digest = hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()[:6]
+        """Name of the run's folder: readable, and different for any different parameter.
+
+        Of the parameters that are not at their default, so that one added later changes no name.
+        """
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        unusual = {k: v for k, v in dataclasses.asdict(self).items() if v != usual[k]}
+        digest = hashlib.sha256(json.dumps(unusual, sort_keys=True).encode()).hexdigest()[:6]
         parts = [self.policy, f"c{self.concurrency}", f"r{self.replicate}", digest]
         if self.executor != "mp":
             parts.insert(1, self.executor)
@@ -233,6 +241,6 @@ def _choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _within(name: str, value: float, low: float, high: float | None, remedy: str) -> None:
-    if value < low or (high is not None and value > high):
+    if not low <= value <= (math.inf if high is None else high):  # NaN is in no range
         allowed = f"{low} or more" if high is None else f"{low} to {high}"
         raise ConfigError(f"{name} {value}: allowed is {allowed}; {remedy}")

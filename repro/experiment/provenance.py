@@ -46,6 +46,11 @@ def installed(name: str) -> str | None:
         return None
 
 
+def plugin_registered() -> bool:
+    """Whether vLLM's processes will find this package's plugin."""
+    return bool(metadata.entry_points(group="vllm.general_plugins", name="repro"))
+
+
 def versions() -> dict[str, str]:
     """Versions of Python, vLLM, torch and this package."""
     return {

@@ -126,7 +126,8 @@ def engine_arguments(experiment: Experiment) -> dict[str, Any]:
 
 def heap_census(engine: Any, point: str) -> list[dict[str, Any]]:
     """Count the heap of every process; returns what each worker says of itself."""
-    assert plugin.own_recorder is not None, "the supervisor sets REPRO_RECORD_DIR"
+    if plugin.own_recorder is None:
+        raise verify.NotAsRequested("vLLM did not load the plugin: pip install this package")
     plugin.own_recorder.census(point)
     workers: list[dict[str, Any]] = engine.collective_rpc(CENSUS_RPC, args=(point,))
     return workers

@@ -28,8 +28,17 @@ CHILD = (sys.executable, "-c", "from repro.experiment.runner import main; main()
 SILENCE_S = 900.0
 """An engine that says nothing for so long has hung (compiling a large model takes minutes)."""
 
+GOODBYE_S = 10.0
+"""Seconds for an engine's processes to go by themselves after a run that went well."""
+
+KILL_S = 30.0
+"""Seconds to keep killing: a process deep in the kernel or a driver may take a while to die."""
+
 GPU_SLACK_MIB = 200
 """GPU memory that may differ after a run: other users of the host, the driver's own."""
+
+MEDDLING = ("VLLM_GC_DEBUG", "VLLM_ENABLE_CUDAGRAPH_GC", "VLLM_PLUGINS")
+"""Variables that change the collector, its cost, or whether the plugin is loaded: not passed on."""
 
 Report = Callable[[str, float], None]
 
@@ -64,6 +73,7 @@ def run_child(experiment: Experiment, folder: Path, report: Report) -> None:
             env=environment(experiment, folder),
             start_new_session=True,
         )
+    patience_s = 0.0  # for a run that failed or was interrupted
     try:
         assert child.stdin is not None
         request = {"experiment": experiment.to_dict(), "folder": str(folder)}
@@ -71,8 +81,9 @@ def run_child(experiment: Experiment, folder: Path, report: Report) -> None:
             child.stdin.write(json.dumps(request).encode() + b"\n")
             child.stdin.flush()
         reason = follow(child, report)
+        patience_s = 0.0 if reason else GOODBYE_S
     finally:
-        left = end_session(child)
+        left = end_session(child, patience_s)
     if reason:
         raise RunFailed(explain(reason, folder))
     if left:
@@ -96,7 +107,8 @@ def environment(experiment: Experiment, folder: Path) -> dict[str, str]:
         variables |= {"HF_HUB_OFFLINE": "1"}
     if experiment.device == "cpu":
         variables |= {"CUDA_VISIBLE_DEVICES": ""}
-    return {**os.environ, **variables}
+    inherited = {name: value for name, value in os.environ.items() if name not in MEDDLING}
+    return {**inherited, **variables}
 
 
 def follow(child: subprocess.Popen[bytes], report: Report) -> str | None:
@@ -131,29 +143,34 @@ def explain(reason: str, folder: Path) -> str:
     return first
 
 
-def end_session(child: subprocess.Popen[bytes]) -> list[str]:
+def end_session(child: subprocess.Popen[bytes], patience_s: float) -> list[str]:
     """End whatever of the child's session still lives; returns the names of stragglers.
 
-    A child that ended by itself gets ten seconds for its engine's processes to go.
+    Parameters
+    ----------
+    child : subprocess.Popen
+    patience_s : float
+        How long the child and its engine's processes may take to go by themselves.
     """
-    if child.poll() is None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=10 if sys.exc_info()[0] is None else 0)
-    deadline = time.monotonic() + (10 if child.poll() == 0 else 0)
+    deadline = time.monotonic() + patience_s
     while (left := session_members(child.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    names = [process.name() for process in left if process.is_running()]
-    while members := session_members(child.pid):
-        for process in members:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=0.1)
-    child.wait()
+        child.poll()
+    names = []
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            names.append(process.name())
     for pipe in (child.stdin, child.stdout):
         assert pipe is not None
         with contextlib.suppress(BrokenPipeError):
-            pipe.close()
+            pipe.close()  # the child ends its own group as soon as it sees this
+    deadline = time.monotonic() + KILL_S
+    while (members := session_members(child.pid)) and time.monotonic() < deadline:
+        for process in members:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=0.1)
     return names
 
 
@@ -179,7 +196,7 @@ def check_gpu_memory(used_before: list[int], patience_s: float = 30.0) -> None:
     deadline = time.monotonic() + patience_s
     while True:
         used = provenance.gpu_memory_used()
-        extra = [now - before for before, now in zip(used_before, used, strict=True)]
+        extra = [now - before for before, now in zip(used_before, used, strict=False)]
         if all(mib <= GPU_SLACK_MIB for mib in extra):
             return
         if time.monotonic() > deadline:

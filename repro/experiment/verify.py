@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,8 @@ def policy_took_effect(experiment: Experiment, workers: Sequence[dict[str, Any]]
     experiment : Experiment
     workers : sequence of dict
         One a rank: `rank`, `policy`, `freeze_count_before` warm-up (CPython 3.12 itself starts
-        with a few hundred objects frozen), `freeze_count` after it, and `frozen` now.
+        with a few hundred objects frozen), `freeze_count` after it, `frozen` and `tracked` now,
+        and the collector's `enabled` and `threshold_*`.
 
     Raises
     ------
@@ -45,6 +47,7 @@ def policy_took_effect(experiment: Experiment, workers: Sequence[dict[str, Any]]
                 f"{serving.name!r}; is the package installed where vLLM runs?"
             )
         _check_heap(serving, worker, own_process=experiment.executor == "mp")
+        _check_collector(worker)
 
 
 def _check_heap(
@@ -53,15 +56,26 @@ def _check_heap(
     """After warm-up, and now too where no engine core shares (and freezes) the worker's process."""
     before = worker["freeze_count_before"]
     counts = [worker["freeze_count"]] + ([worker["frozen"]] if own_process else [])
-    if serving.freeze is True and min(counts) <= before:
+    # Most of the heap, not just something: what lives on after warm-up is what was frozen.
+    if serving.freeze is True and min(counts) <= worker["tracked"]:
         raise NotAsRequested(
-            f"worker {worker['rank']}: policy 'freeze' left no object frozen; "
+            f"worker {worker['rank']}: policy 'freeze' left most of the heap unfrozen; "
             "another plugin thaws the heap, or the worker's hooks were bypassed"
         )
     if serving.freeze is False and max(counts) > before:
         raise NotAsRequested(
             f"worker {worker['rank']}: policy 'no-freeze', yet {max(counts) - before} objects were "
             "frozen; another plugin does so, or this vLLM freezes where the patch does not look"
+        )
+
+
+def _check_collector(worker: dict[str, Any]) -> None:
+    """Nothing may be forced or held back: the collector is on, with this Python's thresholds."""
+    found = tuple(worker[f"threshold_{generation}"] for generation in range(3))
+    if not worker["enabled"] or found != gc.get_threshold():
+        raise NotAsRequested(
+            f"worker {worker['rank']}: collector {'on' if worker['enabled'] else 'off'} with "
+            f"thresholds {found}, expected on with {gc.get_threshold()}; another plugin set them"
         )
 
 

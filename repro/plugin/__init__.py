@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 from repro import policy
@@ -41,7 +42,8 @@ def install() -> None:
         Only with `REPRO_STRICT=1`.
     """
     global _installed
-    if _installed or not any(os.environ.get(name) for name in (RECORD_DIR, POLICY, CAPTURE_POLICY)):
+    asked = any(os.environ.get(name) for name in (RECORD_DIR, POLICY, CAPTURE_POLICY))
+    if _installed or not asked or _inspecting_a_model():
         return
     _installed = True  # whatever comes of it: vLLM may call again
     strict = os.environ.get(STRICT) == "1"
@@ -51,6 +53,12 @@ def install() -> None:
         if strict:
             raise
         logger.error("repro: plugin not installed, vLLM goes on without it: %s", error)
+
+
+def _inspecting_a_model() -> bool:
+    """vLLM looks at a model's class in a short-lived process of its own: it serves nothing."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec is not None and spec.name == "vllm.model_executor.models.registry"
 
 
 def _install(strict: bool) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
 import itertools
 import logging
 import sys
@@ -24,7 +25,9 @@ from repro.policy import CapturePolicy, ServingPolicy
 logger = logging.getLogger("vllm.repro")
 
 CENSUS_RPC = "repro_census"
-SWITCH_RPC = "repro_switch"
+
+KNOWN_VLLM = ("0.22.1", "0.32.0")
+"""First and last vLLM whose sources this was read against."""
 
 
 class UnknownLayout(RuntimeError):
@@ -41,8 +44,7 @@ def apply(
     UnknownLayout
         If the installed vLLM has no such hook.
     """
-    from vllm.v1.worker.worker_base import WorkerWrapperBase
-
+    WorkerWrapperBase = vllm_module("vllm.v1.worker.worker_base").WorkerWrapperBase
     require(WorkerWrapperBase, "init_device")
     init_device = WorkerWrapperBase.init_device
 
@@ -58,17 +60,29 @@ def apply(
         count_engine_with_its_workers(recorder)
 
 
+def vllm_module(name: str) -> Any:
+    """Import a module of vLLM; `UnknownLayout`, naming the version, if there is none."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise unknown(f"there is no module {error.name}") from error
+
+
 def require(owner: Any, *names: str) -> None:
     """Raise `UnknownLayout`, naming the vLLM version, if `owner` lacks one of `names`."""
-    missing = [name for name in names if not hasattr(owner, name)]
-    if missing:
-        import vllm
+    if missing := [name for name in names if not hasattr(owner, name)]:
+        where = getattr(owner, "__qualname__", None) or type(owner).__qualname__
+        raise unknown(f"{where} has no {', '.join(missing)}")
 
-        where = getattr(owner, "__qualname__", None) or getattr(owner, "__name__", repr(owner))
-        raise UnknownLayout(
-            f"vLLM {vllm.__version__}: {where} has no {', '.join(missing)}; this patch knows "
-            "0.22.1 to 0.32.0: install one of these, or unset the REPRO_ variables"
-        )
+
+def unknown(what: str) -> UnknownLayout:
+    """The one line for a vLLM that this patch was not read against."""
+    import vllm
+
+    return UnknownLayout(
+        f"vLLM {vllm.__version__}: {what}; this patch knows {KNOWN_VLLM[0]} to {KNOWN_VLLM[1]}: "
+        "install one of these, or unset the REPRO_ variables"
+    )
 
 
 @contextlib.contextmanager
@@ -92,8 +106,7 @@ def fit_out(
     UnknownLayout
         If the worker or vLLM's `gc_utils` lacks what the policy needs.
     """
-    from vllm.utils import gc_utils
-
+    gc_utils = vllm_module("vllm.utils.gc_utils")
     require(worker, "compile_or_warm_up_model", "execute_model", "shutdown", "model_runner")
     require(gc_utils, "freeze_gc_heap", "maybe_attach_gc_debug_callback")
     if recorder is not None and recorder.role != "engine":  # there the worker is a guest
@@ -103,7 +116,6 @@ def fit_out(
     hold_shutdown(worker, serving, recorder)
     if recorder is not None:
         setattr(worker, CENSUS_RPC, functools.partial(census, recorder, worker))
-    setattr(worker, SWITCH_RPC, switch)
 
 
 def global_rank(worker: Any) -> int:
@@ -145,8 +157,7 @@ def warm_up_under(serving: ServingPolicy, worker: Any, original: Callable[[], An
     Where the worker's warm-up has no such call (0.22.1; the CPU worker), the policy and then the
     debug callback follow it, in the pull request's order.
     """
-    from vllm.utils import gc_utils
-
+    gc_utils = vllm_module("vllm.utils.gc_utils")
     called = False
 
     def freeze_or_not() -> None:
@@ -178,28 +189,11 @@ def upstream_freeze_replaced(worker_class: type, replacement: Callable[[], None]
         for owner in worker_class.__mro__
         if "compile_or_warm_up_model" in vars(owner)
     ]
-    held = [(names, names["freeze_gc_heap"]) for names in modules if "freeze_gc_heap" in names]
-    for names, _ in held:
-        names["freeze_gc_heap"] = replacement
-    try:
+    with contextlib.ExitStack() as stack:
+        for names in modules:
+            if "freeze_gc_heap" in names:
+                stack.enter_context(replaced(names, "freeze_gc_heap", replacement))
         yield
-    finally:
-        for names, upstream in held:
-            names["freeze_gc_heap"] = upstream
-
-
-def switch(freeze: bool) -> int:
-    """Freeze or thaw a running worker, with a full collection either way.
-
-    So both windows of a cross-over start from the same state of the collector.
-    Returns the number of objects frozen afterwards.
-    """
-    gc.unfreeze()
-    if freeze:
-        freeze_heap()
-    else:
-        gc.collect()  # brings `long_lived_total` up to the thawed heap
-    return gc.get_freeze_count()
 
 
 # --- capture ------------------------------------------------------------------------------
@@ -218,24 +212,24 @@ def hold_capture(worker: Any, capture: CapturePolicy, recorder: Recorder | None)
                 "CPU: use capture policy 'stock'"
             )
         if recorder is not None and hasattr(runner, "warming_up_model"):
-            runner.warming_up_model = span(recorder, COMPILE, worker, runner.warming_up_model)
+            runner.warming_up_model = span(recorder, COMPILE, runner.warming_up_model)
         return
     require(runner, "capture_model")
     original = runner.capture_model
     if not capture.leave:
         original = capture_under(capture, runner, original)
     if recorder is not None:
-        original = span(recorder, CAPTURE, worker, original)
+        original = span(recorder, CAPTURE, original)
     runner.capture_model = original
 
 
-def span(
-    recorder: Recorder, kind: int, worker: Any, original: Callable[[], Any]
-) -> Callable[[], Any]:
+def span(recorder: Recorder, kind: int, original: Callable[..., Any]) -> Callable[..., Any]:
     """Record one call with the graphs it captured and the bytes it says it took."""
-    from vllm.compilation.counter import compilation_counter
+    compilation_counter = vllm_module("vllm.compilation.counter").compilation_counter
 
-    def timed() -> Any:
+    def timed(*, profile_only: bool = False) -> Any:
+        if profile_only:  # later vLLM first captures a few graphs to see what memory they take
+            return original(profile_only=True)
         graphs, began = compilation_counter.num_cudagraph_captured, time.monotonic_ns()
         taken = original()
         elapsed = time.monotonic_ns() - began
@@ -247,41 +241,47 @@ def span(
 
 
 def capture_under(
-    capture: CapturePolicy, runner: Any, original: Callable[[], Any]
-) -> Callable[[], Any]:
+    capture: CapturePolicy, runner: Any, original: Callable[..., Any]
+) -> Callable[..., Any]:
     """The runner's capture with the policy in the place of vLLM's own handling of the collector.
 
     The V1 runner freezes through `self._freeze_gc()`, later runners through the module's
     `freeze_gc_for_cudagraph_capture`; the V2 runner of 0.22 and 0.23 does nothing, so there the
-    policy goes around the call.
+    policy goes around the call. Which of them is told by what is there, not by the code of
+    `capture_model`: that is behind decorators.
     """
-
-    @contextlib.contextmanager
-    def collector() -> Iterator[None]:
-        with collector_for(capture):
-            yield
-
-    names = type(runner).capture_model.__code__.co_names
     module = vars(sys.modules[type(runner).__module__])
 
-    def captured() -> Any:
-        if "_freeze_gc" in names:
-            runner._freeze_gc = collector
-            try:
-                return original()
-            finally:
-                del runner._freeze_gc
-        if "freeze_gc_for_cudagraph_capture" in names:
-            upstream = module["freeze_gc_for_cudagraph_capture"]
-            module["freeze_gc_for_cudagraph_capture"] = collector
-            try:
-                return original()
-            finally:
-                module["freeze_gc_for_cudagraph_capture"] = upstream
-        with collector():
-            return original()
+    def collector() -> contextlib.AbstractContextManager[None]:
+        return collector_for(capture)
+
+    def captured(**how: Any) -> Any:
+        if hasattr(type(runner), "_freeze_gc"):
+            place: dict[str, Any] = vars(runner)
+            name = "_freeze_gc"
+        elif "freeze_gc_for_cudagraph_capture" in module:
+            place, name = module, "freeze_gc_for_cudagraph_capture"
+        else:
+            with collector():
+                return original(**how)
+        with replaced(place, name, collector):
+            return original(**how)
 
     return captured
+
+
+@contextlib.contextmanager
+def replaced(place: dict[str, Any], name: str, replacement: Any) -> Iterator[None]:
+    """Set a name in a module's or an object's dictionary, and put back what was there."""
+    there, upstream = name in place, place.get(name)
+    place[name] = replacement
+    try:
+        yield
+    finally:
+        if there:
+            place[name] = upstream
+        else:
+            del place[name]
 
 
 @contextlib.contextmanager
@@ -333,8 +333,7 @@ def census(recorder: Recorder, worker: Any, point: str) -> dict[str, Any]:
 
 def count_engine_with_its_workers(recorder: Recorder) -> None:
     """When the workers are asked for a census, count the engine core's heap too."""
-    from vllm.v1.engine.core import EngineCore
-
+    EngineCore = vllm_module("vllm.v1.engine.core").EngineCore
     require(EngineCore, "collective_rpc")
     original = EngineCore.collective_rpc
 
@@ -357,8 +356,10 @@ def hold_shutdown(worker: Any, serving: ServingPolicy, recorder: Recorder | None
     def shutdown() -> None:
         if serving.freeze:
             gc.unfreeze()
-        if recorder is not None:
-            recorder.census("shutdown")
-        original()
+        try:
+            if recorder is not None:
+                recorder.census("shutdown")
+        finally:
+            original()
 
     worker.shutdown = shutdown

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 MAGIC = b"GCREC\0\0\1"
-HEADER = struct.Struct("<8s i i q i 16s")  # magic, pid, rank, opened_ns, dropped, role
+HEADER = struct.Struct("<8s i i q i 16s")  # magic, pid, rank, opened_ns, stopped, role
 HEADER_BYTES = mmap.ALLOCATIONGRANULARITY
 EVENT = struct.Struct("<q q q i i")  # start_ns, duration_ns, a, b, kind; an empty slot is kind 0
 SEGMENT_EVENTS = 1 << 15
@@ -76,7 +76,7 @@ class Recorder:
 
     @property
     def role(self) -> str:
-        """What this process is: `frontend`, `engine` or `worker`."""
+        """What this process is: `frontend`, `engine`, `worker`, or `other`, a helper of theirs."""
         return self._identity()[0]
 
     @property
@@ -113,6 +113,7 @@ class Recorder:
             offset = HEADER_BYTES + number * SEGMENT_BYTES
             os.posix_fallocate(descriptor, offset, SEGMENT_BYTES)
             mapped = mmap.mmap(descriptor, SEGMENT_BYTES, offset=offset)
+            self._write_header()  # again: a forked process gets its name after its first event
         except OSError as error:
             self._stop(error)
             return None
@@ -154,6 +155,7 @@ class Recorder:
 
         Walks every tracked object (tens of milliseconds at a million): never in a timed window.
         """
+        self._write_header()
         counts = {"role": self.role, "rank": self.rank, "pid": os.getpid(), "point": point}
         counts |= {"t_ns": time.monotonic_ns(), **count_heap()}
         path = self.directory / f"census-{self._pid}-{self._opened_ns}.jsonl"
@@ -201,10 +203,12 @@ def resident_bytes() -> int:
 def identity_from_name(name: str) -> tuple[str, int]:
     """Role and rank from the name vLLM gives a process: `EngineCore_DP1`, `VllmWorker-0`.
 
-    Any other name is a front end's.
+    A front end is a program's main process or one of several API servers; whatever else
+    vLLM or a worker starts (the data-parallel coordinator, say) is `other`.
     """
     for prefix, role in (("EngineCore", "engine"), ("VllmWorker", "worker")):
         if name.startswith(prefix):
             digits = name.removeprefix(prefix).lstrip("_DP-")
             return role, int(digits) if digits.isdigit() else 0
-    return "frontend", 0
+    front = name == "MainProcess" or name.startswith("ApiServer")
+    return "frontend" if front else "other", 0
