@@ -133,8 +133,10 @@ def claims(parsed: argparse.Namespace) -> int:
 
 def page(parsed: argparse.Namespace) -> int:
     """Execute the notebooks on a campaign and join them; prints the page's path last."""
+    from repro import dataset
     from repro.report import execute, html_page
 
+    dataset.load(parsed.source)  # what is no campaign is said before a notebook runs
     executed = execute(parsed.source, parsed.out)
     print(html_page(executed, parsed.out / "index.html"))
     return 0

@@ -187,6 +187,8 @@ def test_an_interrupted_campaign_leaves_no_process(tmp_path: Path, sent: signal.
     running = subprocess.Popen(
         [sys.executable, "-c", STUCK, str(tmp_path / "campaign"), str(told)],
         stderr=subprocess.DEVNULL,
+        # A shell starts what it puts in the background with SIGINT ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     grandchild = wait_for_pid(told)
     running.send_signal(sent)

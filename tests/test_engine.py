@@ -17,7 +17,7 @@ import pytest
 
 from repro import dataset, plugin
 from repro.dataset import Campaign
-from repro.experiment import campaign, supervise
+from repro.experiment import campaign, provenance, supervise
 from repro.experiment.campaign import CampaignError, run_campaign
 from repro.experiment.config import MODELS, Experiment
 from repro.rundir import read_document
@@ -101,13 +101,25 @@ def test_itl_and_steps_are_on_one_clock(frozen: Campaign) -> None:
     assert itl["itl_ns"].median() == pytest.approx(steps["start_ns"].diff().median(), rel=0.3)
 
 
+def test_uni_is_uni_or_the_run_fails(tmp_path: Path) -> None:
+    """vLLM's CPU backend turns `uni` into `mp` without a word: such a run is no data."""
+    if provenance.gpu_query("name"):
+        folder = measure(tmp_path, policy="no-freeze", executor="uni")
+        assert read_document(folder)["status"] == "ok"
+        assert set(dataset.load(tmp_path).pauses["role"]) == {"frontend", "engine"}
+    else:
+        with pytest.raises(CampaignError, match=r"'uni' asked for, vLLM took 'mp'"):
+            measure(tmp_path, policy="no-freeze", executor="uni")
+
+
 def test_killing_the_worker_fails_this_run_alone(frozen: Campaign, root: Path) -> None:
-    killed = []
+    killed: list[psutil.Process] = []
+    before = dataset.load(root)
 
     def kill() -> None:
         worker = worker_of(os.getpid())
         killed.extend(psutil.Process().children(recursive=True))
-        log = next(root.glob("*-no-freeze-*")) / "engine.log"
+        log = next(root.glob("*-no-freeze-c64-*")) / "engine.log"
         while "Avg generation throughput" not in log.read_text(errors="replace"):
             time.sleep(0.2)
         worker.send_signal(signal.SIGKILL)
@@ -116,12 +128,12 @@ def test_killing_the_worker_fails_this_run_alone(frozen: Campaign, root: Path) -
     with pytest.raises(CampaignError, match=r"EngineDead|engine core|died"):
         measure(root, policy="no-freeze", duration_s=300.0)
     assert_gone(killed)
-    failed = read_document(next(root.glob("*-no-freeze-*")))
+    failed = read_document(next(root.glob("*-no-freeze-c64-*")))
     assert failed["status"] == "failed"
     assert "\n" not in failed["reason"]
     assert failed["log_tail"]
     after = dataset.load(root)
-    assert list(after.runs["policy"]) == ["freeze"]
+    assert set(after.runs["run"]) == set(before.runs["run"])
     assert len(after.failed) == 1
 
 

@@ -32,6 +32,12 @@ def test_what_each_policy_leaves_is_accepted() -> None:
     check("stock", worker(policy="stock", freeze_count=0, frozen=0))
 
 
+def test_another_executor_than_asked_fails_the_run() -> None:
+    verify.executor_is("mp", "mp")
+    with pytest.raises(NotAsRequested, match="'uni' asked for, vLLM took 'mp'"):
+        verify.executor_is("uni", "mp")
+
+
 def test_with_uni_the_engine_core_freezes_the_shared_process() -> None:
     check("no-freeze", worker(policy="no-freeze", freeze_count=375), executor="uni")
 

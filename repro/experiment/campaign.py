@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -144,7 +145,7 @@ def measure(experiment: Experiment, folder: Path, shown: Bar) -> None:
     except Exception as error:
         expected = isinstance(error, RunFailed | NotAsRequested)
         reason = str(error) if expected else f"{type(error).__name__}: {error}"
-        collect.fail(folder, experiment, started_at, " ".join(reason.splitlines()))
+        collect.fail(folder, experiment, started_at, textwrap.shorten(reason, width=400))
         raise RunFailed(reason) from error
     finally:
         shown.end()

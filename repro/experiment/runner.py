@@ -71,11 +71,13 @@ def measure(experiment: Experiment, folder: Path, send: Callable[..., None]) -> 
     Raises
     ------
     repro.experiment.verify.NotAsRequested
-        If the policy did not take effect.
+        If the policy did not take effect, or vLLM chose another executor.
     """
     send(event="phase", phase="start", seconds=0)
     engine = start_engine(experiment)
     send(event="phase", phase="ready", seconds=0)
+    parallel = engine.vllm_config.parallel_config
+    verify.executor_is(experiment.executor, parallel.distributed_executor_backend)
     from vllm.utils.gc_utils import freeze_gc_heap
 
     freeze_gc_heap()  # the front end's own full collections would swamp the worker's

@@ -9,6 +9,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -134,7 +135,7 @@ def follow(child: subprocess.Popen[bytes], report: Report) -> str | None:
 
 def explain(reason: str, folder: Path) -> str:
     """One line: the child's reason, and the log's last error where vLLM only points to it."""
-    first = reason.splitlines()[0]
+    first = textwrap.shorten(reason, width=400)
     if "root cause" in first.lower() or "EngineDead" in first:
         errors = [line for line in log_tail(folder, 400) if "Error: " in line]
         roots = [line for line in errors if "root cause" not in line and "EngineDead" not in line]

@@ -20,6 +20,21 @@ class NotAsRequested(RuntimeError):
     """The run did not do what was asked of it; the message says what and what to change."""
 
 
+def executor_is(asked: str, found: object) -> None:
+    """Check that vLLM runs its workers as asked: its CPU backend turns `uni` into `mp`.
+
+    Raises
+    ------
+    NotAsRequested
+        If it does not.
+    """
+    if found != asked:
+        raise NotAsRequested(
+            f"executor {asked!r} asked for, vLLM took {found!r}: its CPU backend has 'mp' alone; "
+            "use executor 'mp', or a GPU"
+        )
+
+
 def policy_took_effect(experiment: Experiment, workers: Sequence[dict[str, Any]]) -> None:
     """Check the policy against what each worker says of its own heap.
 
