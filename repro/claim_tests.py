@@ -237,15 +237,7 @@ def worker_not_frozen(campaign: Campaign) -> list[Finding]:
     rows = rows[rows["run"].isin(upstream["run"])]
     if rows.empty:
         return []
-    frozen = is_frozen(rows).any()
-    return [
-        Finding(
-            verdict=Verdict.CONTRADICTED if frozen else Verdict.REPRODUCED,
-            number=_heap_counts(rows),
-            reason="a worker was frozen" if frozen else "no worker was frozen",
-            runs=tuple(rows["run"].unique()),
-        )
-    ]
+    return _of_heaps(rows, not is_frozen(rows).any(), "no worker was frozen", "a worker was frozen")
 
 
 def no_configuration_needed(campaign: Campaign) -> list[Finding]:
@@ -256,15 +248,8 @@ def no_configuration_needed(campaign: Campaign) -> list[Finding]:
     rows = rows[rows["run"].isin(runs.loc[has_it & (runs["policy"] == "stock"), "run"])]
     if rows.empty:
         return []
-    every = is_frozen(rows).all()
-    return [
-        Finding(
-            verdict=Verdict.REPRODUCED if every else Verdict.CONTRADICTED,
-            number=_heap_counts(rows),
-            reason="every stock worker was frozen" if every else "a stock worker was not frozen",
-            runs=tuple(rows["run"].unique()),
-        )
-    ]
+    every = "every stock worker was frozen"
+    return _of_heaps(rows, is_frozen(rows).all(), every, "a stock worker was not frozen")
 
 
 def frozen_objects_not_scanned(campaign: Campaign) -> list[Finding]:
@@ -378,22 +363,22 @@ def _process_frozen(campaign: Campaign, role: str, clients: tuple[str, ...]) -> 
     rows = rows[rows["run"].isin(runs["run"])]
     if rows.empty:
         return []
-    every = is_frozen(rows).all()
+    name = words.PROCESS[role]
+    every = f"in every run without the freeze the {name} was frozen"
+    return _of_heaps(rows, is_frozen(rows).all(), every, f"a {name} was not frozen")
+
+
+def _of_heaps(census: pd.DataFrame, holds: bool, because: str, else_because: str) -> list[Finding]:
+    """What the counted heaps say, with their mean counts."""
+    mean = census[["frozen", "tracked"]].mean()
     return [
         Finding(
-            verdict=Verdict.REPRODUCED if every else Verdict.CONTRADICTED,
-            number=_heap_counts(rows),
-            reason=f"in every run without the freeze the {words.PROCESS[role]} was frozen"
-            if every
-            else f"a {words.PROCESS[role]} was not frozen",
-            runs=tuple(rows["run"].unique()),
+            verdict=Verdict.REPRODUCED if holds else Verdict.CONTRADICTED,
+            number=f"{words.count(mean['frozen'])} frozen, {words.count(mean['tracked'])} tracked",
+            reason=because if holds else else_because,
+            runs=tuple(census["run"].unique()),
         )
     ]
-
-
-def _heap_counts(census: pd.DataFrame) -> str:
-    mean = census[["frozen", "tracked"]].mean()
-    return f"{words.count(mean['frozen'])} frozen, {words.count(mean['tracked'])} tracked"
 
 
 # --- shared -------------------------------------------------------------------------------

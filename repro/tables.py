@@ -30,6 +30,7 @@ def basis(campaign: Campaign) -> pd.DataFrame:
         runs[["run", *BASIS]]
         .rename(columns=BASIS)
         .assign(
+            run=runs["run"].map("`{}`".format),
             **{"window (s)": window_s.map("{:.0f}".format)},
             **{"tokens/s": runs["tokens_per_s"].map(words.count)},
         )
@@ -69,7 +70,12 @@ def effects(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
 def meaning(campaign: Campaign, metric: Metric = "itl") -> str:
     """One paragraph a pair of arms: at which quantiles the freeze lowers the tail."""
     said = []
+    runs = campaign.runs["arm"].value_counts()
     for pair in pairs(campaign):
+        if min(runs[pair.baseline], runs[pair.treated]) < 2:
+            what = "one run of an arm cannot tell the policy's effect from the run's own"
+            said.append(f"**{pair.treated}** against **{pair.baseline}**: {what}.")
+            continue
         parts: dict[str, list[str]] = {}
         for quantile in CLOSING[:-1]:  # of the longest gap an interval says little
             ratio = effect(campaign, pair.baseline, pair.treated, quantile, metric)

@@ -22,7 +22,6 @@ from repro.experiment.campaign import CampaignError, run_campaign
 from repro.experiment.config import MODELS, Experiment
 from repro.rundir import read_document
 
-pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = pytest.mark.engine
 
 SMALL = {"concurrency": 64, "duration_s": 8.0}
