@@ -71,7 +71,7 @@ def machine() -> dict[str, Any]:
         "cpu_model": cpu_model(),
         "cpu_count": len(os.sched_getaffinity(0)),
         "memory_bytes": psutil.virtual_memory().total,
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],  # what follows names who built it
     }
 
 
