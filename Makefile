@@ -14,7 +14,7 @@ help:  ## this list
 
 reproduce: env  ## measure both policies here, run the notebooks, judge the claims (8 minutes)
 	$(BIN)/repro doctor
-	$(BIN)/repro run $(QUICK) --replicates 2 --duration-s 35
+	$(BIN)/repro run $(QUICK) --replicates 2 --duration-s 48
 	$(BIN)/repro figures --data runs --out runs/figures
 	$(BIN)/repro claims $(QUICK)
 	$(BIN)/repro page $(QUICK) --out runs/page

@@ -86,6 +86,7 @@ def test_runs_on_recorded_data_and_joins_the_report(path: Path, tmp_path: Path) 
         expected = ["P99 (ms)", "the worker explains 100%"]
     done = papermill(path, tmp_path / path.name, source=folder)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "unknown parameter" not in done.stderr.lower(), "papermill could not read the cell"
     executed = nbformat.read(tmp_path / path.name, as_version=4)
     shown = json.dumps([cell.get("outputs", []) for cell in executed.cells])
     for words in expected:
