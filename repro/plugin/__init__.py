@@ -19,12 +19,10 @@ from pathlib import Path
 from repro import policy
 from repro.plugin.recorder import Recorder
 
-RECORD_DIR, POLICY, CAPTURE_POLICY, STRICT = VARIABLES = (
-    "REPRO_RECORD_DIR",
-    "REPRO_POLICY",
-    "REPRO_CAPTURE_POLICY",
-    "REPRO_STRICT",
-)
+RECORD_DIR = "REPRO_RECORD_DIR"
+POLICY = "REPRO_POLICY"
+CAPTURE_POLICY = "REPRO_CAPTURE_POLICY"
+STRICT = "REPRO_STRICT"
 
 logger = logging.getLogger("vllm.repro")
 own_recorder: Recorder | None = None
