@@ -9,7 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from repro.experiment.clients import Report
 from repro.experiment.config import Experiment
+from repro.experiment.measured import Measured
 
 
 @dataclass(kw_only=True)
@@ -34,6 +38,29 @@ class Arrivals:
     client_busy: float = 0.0
     tokens: int = 0
 
+    def measured(self, evidence: list[dict[str, Any]]) -> Measured:
+        """The arrivals as the tables of a run, with what the workers said of their policy."""
+        tokens, decode = np.asarray(self.request_tokens), np.asarray(self.request_decode)
+        return Measured(
+            itl={
+                "t_ns": np.asarray(self.itl_t),
+                "itl_ns": np.asarray(self.itl_gap),
+                "count": np.asarray(self.itl_count),
+            },
+            requests={
+                "t_ns": np.asarray(self.request_t),
+                "ttft_ns": np.asarray(self.request_ttft),
+                "tpot_ns": np.where(tokens > 1, decode / np.maximum(tokens - 1, 1), np.nan),
+                "output_tokens": tokens,
+            },
+            start_ns=self.window_start,
+            end_ns=self.window_end,
+            ramp_ns=self.ramp_ns,
+            output_tokens=self.tokens,
+            client_busy=self.client_busy,
+            evidence=evidence,
+        )
+
 
 class ClosedLoop:
     """Keep `concurrency` requests in flight and note every arrival.
@@ -44,8 +71,7 @@ class ClosedLoop:
     experiment : Experiment
     vocabulary : int
         Token ids of prompts are drawn below it.
-    report : callable
-        Called about once a second with `(phase, seconds)`.
+    report : Report
     """
 
     def __init__(
@@ -53,7 +79,7 @@ class ClosedLoop:
         engine: Any,
         experiment: Experiment,
         vocabulary: int,
-        report: Callable[[str, float], None],
+        report: Report,
     ) -> None:
         self.engine = engine
         self.experiment = experiment

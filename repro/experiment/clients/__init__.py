@@ -1,0 +1,35 @@
+"""What drives the load, one module a client: `measure(experiment, folder, report) -> Measured`.
+
+A client's name in `repro.experiment.config.CLIENTS` is its module's name here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, cast
+
+from repro.experiment.config import Experiment
+from repro.experiment.measured import Measured
+
+Report = Callable[[str, float], None]
+"""Called about once a second with the phase a run is in and the seconds it has taken."""
+
+
+class Client(Protocol):
+    """One way to put load on a vLLM engine."""
+
+    def measure(self, experiment: Experiment, folder: Path, report: Report) -> Measured:
+        """Start vLLM, check the policy, drive ramp and window, shut vLLM down.
+
+        Raises
+        ------
+        repro.experiment.verify.NotAsRequested
+            If the run did not do what was asked of it.
+        """
+
+
+def named(client: str) -> Client:
+    """The client of this name; its module is imported only now."""
+    return cast(Client, importlib.import_module(f"repro.experiment.clients.{client}"))

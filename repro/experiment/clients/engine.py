@@ -1,0 +1,72 @@
+"""Client `engine`: `LLMEngine.step` called in a loop by the front end itself, no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from repro import plugin
+from repro.experiment import verify
+from repro.experiment.clients import Report
+from repro.experiment.clients.closed_loop import ClosedLoop
+from repro.experiment.config import Experiment
+from repro.experiment.measured import Measured
+from repro.plugin.patch import CENSUS_RPC
+
+
+def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
+    """See `repro.experiment.clients.Client`; `folder` is not used."""
+    engine = start_engine(experiment)
+    report("ready", 0)
+    parallel = engine.vllm_config.parallel_config
+    verify.executor_is(experiment.executor, parallel.distributed_executor_backend)
+    from vllm.utils.gc_utils import freeze_gc_heap
+
+    freeze_gc_heap()  # the front end's own full collections would swamp the worker's
+    evidence = heap_census(engine, "window-start")
+    verify.policy_took_effect(experiment, evidence)
+    vocabulary = engine.model_config.get_vocab_size()
+    arrivals = ClosedLoop(engine, experiment, vocabulary, report).run()
+    verify.policy_took_effect(experiment, heap_census(engine, "window-end"))
+    report("stop", 0)
+    engine.engine_core.shutdown()
+    return arrivals.measured(evidence)
+
+
+def start_engine(experiment: Experiment) -> Any:
+    """A real vLLM engine with its core, and for `mp` its worker, in processes of their own."""
+    from vllm import EngineArgs, LLMEngine
+
+    return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(experiment)))
+
+
+def engine_arguments(experiment: Experiment) -> dict[str, Any]:
+    """vLLM's engine arguments for this experiment."""
+    from vllm.platforms import current_platform
+
+    arguments: dict[str, Any] = {
+        "model": experiment.model_path,
+        "max_model_len": experiment.max_model_len,
+        "max_num_seqs": experiment.max_num_seqs,
+        "distributed_executor_backend": experiment.executor,
+        "enforce_eager": experiment.enforce_eager,
+        "enable_prefix_caching": False,  # random prompts: nothing to find
+        "skip_tokenizer_init": True,
+        "seed": experiment.seed,
+    }
+    if experiment.dummy_weights:
+        arguments["load_format"] = "dummy"
+    if current_platform.is_cpu():
+        # float32: oneDNN has no fast bfloat16 on CPUs without AMX, and a step of an idle heap
+        # must not be long beside a collection.
+        arguments |= {"dtype": "float32", "kv_cache_memory_bytes": 1 << 30}
+    return arguments
+
+
+def heap_census(engine: Any, point: str) -> list[dict[str, Any]]:
+    """Count the heap of every process; returns what each worker says of itself."""
+    if plugin.own_recorder is None:
+        raise verify.NotAsRequested("vLLM did not load the plugin: pip install this package")
+    plugin.own_recorder.census(point)
+    workers: list[dict[str, Any]] = engine.collective_rpc(CENSUS_RPC, args=(point,))
+    return workers

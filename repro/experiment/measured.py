@@ -1,0 +1,72 @@
+"""What a client brings back from a run, and the files it becomes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repro.experiment.collect import MEASURED, RAW, write_table
+from repro.experiment.config import Experiment
+from repro.recording import Columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The client's side of one run; what vLLM's processes recorded lies beside it.
+
+    Attributes
+    ----------
+    itl, requests : dict of arrays, each of shape (n,)
+        The tables of these names in `repro.schema.TABLES`, ramp included.
+    start_ns, end_ns : int
+        The measured window.
+    ramp_ns : int
+        From the first request to the window.
+    output_tokens : int
+        Tokens that reached the client in the window.
+    client_busy : float
+        CPU time of the busiest client process over wall time, in the window.
+    evidence : list of dict
+        What each worker says of its policy, see `repro.experiment.verify.policy_took_effect`.
+    """
+
+    itl: Columns
+    requests: Columns
+    start_ns: int
+    end_ns: int
+    ramp_ns: int
+    output_tokens: int
+    client_busy: float
+    evidence: list[dict[str, Any]]
+
+    def write(self, folder: Path, experiment: Experiment) -> None:
+        """Write the client's tables and the window into the run's folder."""
+        write_table(folder, "itl", self.itl)
+        write_table(folder, "requests", self.requests)
+        measured = {
+            "window": {
+                "start_ns": self.start_ns,
+                "end_ns": self.end_ns,
+                "ramp_s": self.ramp_ns / 1e9,
+            },
+            "summary": {
+                "output_tokens": self.output_tokens,
+                "tokens_per_s": self.output_tokens / ((self.end_ns - self.start_ns) / 1e9),
+                "requests_finished": self._finished(),
+                "client_busy": self.client_busy,
+            },
+            "policy": {
+                "requested": experiment.policy,
+                "verified": True,
+                "evidence": self.evidence,
+            },
+        }
+        (folder / RAW / MEASURED).write_text(json.dumps(measured))
+
+    def _finished(self) -> int:
+        time = self.requests["t_ns"]
+        return int(np.count_nonzero((time >= self.start_ns) & (time < self.end_ns)))
