@@ -19,7 +19,7 @@ MODELS = Path(__file__).parent.parent / "models"
 
 WEIGHTS = ("safetensors", "bin", "pt", "pth", "gguf")
 
-CLIENTS = ("engine",)
+CLIENTS = ("engine", "serve")
 EXECUTORS = ("mp", "uni")
 DEVICES = ("auto", "cuda", "cpu")
 
@@ -37,7 +37,8 @@ class Experiment:
     policy, capture_policy : str
         Names out of `repro.policy.SERVING` and `repro.policy.CAPTURE`.
     client : str
-        What drives the load: `engine` calls `LLMEngine.step` in the front end itself.
+        What drives the load: `engine` calls `LLMEngine.step` in the front end itself; `serve` is
+        `vllm bench serve` against an OpenAI-compatible server.
     executor : str
         `mp`: the worker is a process of its own. `uni`: it lives inside the engine core.
     model : str
@@ -141,6 +142,8 @@ class Experiment:
         unusual = {k: v for k, v in dataclasses.asdict(self).items() if v != usual[k]}
         digest = hashlib.sha256(json.dumps(unusual, sort_keys=True).encode()).hexdigest()[:6]
         parts = [self.policy, f"c{self.concurrency}", f"r{self.replicate}", digest]
+        if self.client != "engine":
+            parts.insert(1, self.client)
         if self.executor != "mp":
             parts.insert(1, self.executor)
         if self.capture_policy != "stock":

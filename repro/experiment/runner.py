@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from repro.experiment import clients
 from repro.experiment.config import Experiment
+from repro.experiment.pipes import take_over_stdout
 
 
 def main() -> None:
@@ -34,13 +35,6 @@ def main() -> None:
         traceback.print_exc()
         send(event="failed", reason=f"{type(error).__name__}: {error}")
         sys.exit(1)
-
-
-def take_over_stdout() -> TextIO:
-    """Keep standard output for events; what anything else prints goes to the log."""
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    return events
 
 
 def events_to(stream: TextIO) -> Callable[..., None]:

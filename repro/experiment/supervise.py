@@ -136,7 +136,7 @@ def follow(child: subprocess.Popen[bytes], report: Report) -> str | None:
 def explain(reason: str, folder: Path) -> str:
     """One line: the child's reason, and the log's last error where vLLM only points to it."""
     first = textwrap.shorten(reason, width=400)
-    if "root cause" in first.lower() or "EngineDead" in first:
+    if any(hint in first.lower() for hint in ("root cause", "enginedead", "ended at its start")):
         errors = [line for line in log_tail(folder, 400) if "Error: " in line]
         roots = [line for line in errors if "root cause" not in line and "EngineDead" not in line]
         if roots:

@@ -15,6 +15,9 @@ from repro.recording import Columns, Recording
 FULL_LOAD = 0.9
 """Share of `concurrency` the engine must have had in its median step."""
 
+CLIENT_BUSY = 0.9
+"""Share of the window for which an HTTP client's thread may have had, or waited for, a CPU."""
+
 
 class NotAsRequested(RuntimeError):
     """The run did not do what was asked of it; the message says what and what to change."""
@@ -120,6 +123,49 @@ def engine_was_loaded(experiment: Experiment, steps: Columns, start_ns: int, end
             f"the engine's median step held {median:.0f} tokens with {experiment.concurrency} "
             "requests in flight: the client was the bottleneck; lower concurrency, take a larger "
             "model, or end other programs"
+        )
+
+
+def client_kept_up(busy: float) -> None:
+    """Refuse an HTTP run whose client had no time to spare: its tail would be the client's own.
+
+    Through HTTP the engine may well idle while the API server works, so that `engine_was_loaded`
+    is no test there.
+
+    Parameters
+    ----------
+    busy : float
+        CPU time that the busiest client's thread had or waited for, over the window's length.
+
+    Raises
+    ------
+    NotAsRequested
+        If it was above `CLIENT_BUSY`.
+    """
+    if busy > CLIENT_BUSY:
+        raise NotAsRequested(
+            f"vllm bench serve wanted {busy:.0%} of a CPU, allowed is {CLIENT_BUSY:.0%}: the "
+            "client was the bottleneck; lower concurrency, take a larger model or more CPUs"
+        )
+
+
+def load_lasted(start_times: Sequence[Sequence[float]]) -> None:
+    """Refuse an HTTP run in which a client ran out of requests before it was told to stop.
+
+    Parameters
+    ----------
+    start_times : sequence of sequence of float
+        One a client: when each request was sent, 0 for those held back at the end.
+
+    Raises
+    ------
+    NotAsRequested
+        If a client held back none.
+    """
+    if any(min(times) > 0 for times in start_times):
+        raise NotAsRequested(
+            "a client ran out of requests before the window's end: set a shorter duration_s or "
+            "longer output_tokens"
         )
 
 

@@ -58,6 +58,8 @@ def apply(
     WorkerWrapperBase.init_device = init_device_then_fit_out
     if recorder is not None and recorder.role != "worker":
         count_engine_with_its_workers(recorder)
+    if recorder is not None and recorder.role == "frontend":
+        count_front_end_with_its_workers(recorder)
 
 
 def vllm_module(name: str) -> Any:
@@ -347,6 +349,34 @@ def count_engine_with_its_workers(recorder: Recorder) -> None:
         return results
 
     EngineCore.collective_rpc = collective_rpc
+
+
+def count_front_end_with_its_workers(recorder: Recorder) -> None:
+    """When this front end asks the workers for a census, count its own heap too.
+
+    `LLMEngine` asks through one of these methods, `AsyncLLM` and so the API server through the
+    other.
+    """
+    clients = vllm_module("vllm.v1.engine.core_client")
+    require(clients, "SyncMPClient", "AsyncMPClient")
+    counting(recorder, clients.SyncMPClient, "collective_rpc")
+    counting(recorder, clients.AsyncMPClient, "collective_rpc_async")
+
+
+def counting(recorder: Recorder, owner: type, name: str) -> None:
+    """Have a method of `owner` that passes calls on to the workers count this heap at a census."""
+    require(owner, name)
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def collective_rpc(
+        client: Any, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if method == CENSUS_RPC:
+            recorder.census(*args)
+        return original(client, method, timeout, args, kwargs)
+
+    setattr(owner, name, collective_rpc)
 
 
 def hold_shutdown(worker: Any, serving: ServingPolicy, recorder: Recorder | None) -> None:

@@ -95,7 +95,8 @@ class ClosedLoop:
         """Drive the ramp and the measured window; requests in flight at its end are left."""
         arrivals, experiment = self.arrivals, self.experiment
         began = time.monotonic_ns()
-        for length in self._first_lengths():
+        self._first_alive = experiment.concurrency
+        for length in first_lengths(self.random, experiment.concurrency, experiment.output_tokens):
             self._submit(length)
         for _ in self._steps("ramp", self._first_generation_alive):
             pass
@@ -164,21 +165,6 @@ class ClosedLoop:
             self._first_alive -= 1
         self._submit(self.random.randint(*self.experiment.output_tokens))
 
-    def _first_lengths(self) -> list[int]:
-        """Lengths for a simultaneous start that looks like a loop long under way.
-
-        A request met at a random moment is a long one more often than not (its chance grows
-        with its length), and any share of it may be left.
-        """
-        shortest, longest = self.experiment.output_tokens
-        lengths: list[int] = []
-        while len(lengths) < self.experiment.concurrency:
-            length = self.random.randint(shortest, longest)
-            if self.random.random() < length / longest:
-                lengths.append(self.random.randint(1, length))
-        self._first_alive = len(lengths)
-        return lengths
-
     def _submit(self, length: int) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -198,3 +184,26 @@ class ClosedLoop:
             output_kind=RequestOutputKind.DELTA,
         )
         self.engine.add_request(str(number), {"prompt_token_ids": prompt}, params)
+
+
+def first_lengths(rng: random.Random, number: int, output_tokens: tuple[int, int]) -> list[int]:
+    """Lengths for a simultaneous start that looks like a loop long under way.
+
+    A request met at a random moment is a long one more often than not (its chance grows with its
+    length), and any share of it may be left.
+
+    Parameters
+    ----------
+    rng : random.Random
+    number : int
+        Requests of the start.
+    output_tokens : tuple of int
+        Shortest and longest answer.
+    """
+    shortest, longest = output_tokens
+    lengths: list[int] = []
+    while len(lengths) < number:
+        length = rng.randint(shortest, longest)
+        if rng.random() < length / longest:
+            lengths.append(rng.randint(1, length))
+    return lengths

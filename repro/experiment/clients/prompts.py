@@ -1,0 +1,71 @@
+"""Prompts and answer lengths for the HTTP client, and a tokenizer for models that have none."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from repro.experiment.clients.closed_loop import first_lengths
+from repro.experiment.config import Experiment
+
+TOKENIZER = "tokenizer"
+
+
+def tokenizer_for(experiment: Experiment, work: Path) -> str:
+    """The tokenizer's folder or name: the model's own, or, for a config alone, one made here.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    work : Path
+        A folder for the files of this run; a tokenizer made here lies in it.
+    """
+    if not experiment.dummy_weights:
+        return experiment.model_path
+    config = json.loads((Path(experiment.model_path) / "config.json").read_text())
+    return str(write_word_tokenizer(work / TOKENIZER, config["vocab_size"]))
+
+
+def write_word_tokenizer(folder: Path, vocabulary: int) -> Path:
+    """One word a token, `w0`, `w1`, …: whatever a random model says can be decoded."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {f"w{token}": token for token in range(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    return folder
+
+
+def write_prompts(
+    path: Path, experiment: Experiment, tokenizer: Any, *, stream: int, first: int, number: int
+) -> None:
+    """Write a dataset for `vllm bench serve --dataset-name custom`: seeded prompts and lengths.
+
+    Parameters
+    ----------
+    path : Path
+        The `.jsonl` file.
+    experiment : Experiment
+    tokenizer : transformers tokenizer
+    stream : int
+        Which of several clients: each gets prompts of its own.
+    first : int
+        How many are sent at once at the start; their lengths are of a loop long under way.
+    number : int
+        How many prompts in all.
+    """
+    rng = random.Random(f"{experiment.seed}/{experiment.replicate}/{stream}")
+    lengths = first_lengths(rng, first, experiment.output_tokens)
+    lengths += [rng.randint(*experiment.output_tokens) for _ in range(number - first)]
+    tokens = [
+        [rng.randrange(len(tokenizer)) for _ in range(experiment.prompt_tokens)] for _ in lengths
+    ]
+    with path.open("w") as file:
+        for text, length in zip(tokenizer.batch_decode(tokens), lengths, strict=True):
+            file.write(json.dumps({"prompt": text, "output_tokens": length}) + "\n")

@@ -1,0 +1,132 @@
+"""A real OpenAI-compatible vLLM server on a free port of 127.0.0.1, and its heap census."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+from repro.experiment.clients.engine import engine_arguments
+from repro.experiment.config import Experiment
+from repro.experiment.verify import NotAsRequested
+from repro.plugin.patch import CENSUS_RPC
+
+HOST = "127.0.0.1"
+START = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+"""The same server as `vllm serve`: a command that vLLM's CPU distribution lacks."""
+
+STOP_S = 20.0
+CENSUS_S = 120.0
+
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this host
+
+
+class ServerDied(RuntimeError):
+    """The API server ended by itself; the run's log says why."""
+
+
+class Server:
+    """A context: the server's process, started at once, gone at its end.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    tokenizer : str
+        Folder or name of the tokenizer.
+    """
+
+    def __init__(self, experiment: Experiment, tokenizer: str) -> None:
+        self.port = free_port()
+        self.url = f"http://{HOST}:{self.port}"
+        command = [*START, *server_arguments(experiment, tokenizer, self.port)]
+        # The workers' census goes through `/collective_rpc`, a route of the development mode.
+        environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait_until_ready(self, report: Callable[[float], None]) -> None:
+        """Until `/health` answers; `report` gets the seconds waited.
+
+        Raises
+        ------
+        ServerDied
+            If the server ends instead.
+        """
+        began = time.monotonic()
+        while not self._healthy():
+            if (status := self.process.poll()) is not None:
+                raise ServerDied(f"the API server ended at its start, status {status}")
+            report(time.monotonic() - began)
+            time.sleep(0.5)
+
+    def _healthy(self) -> bool:
+        try:
+            with _direct.open(f"{self.url}/health", timeout=5) as answer:
+                return int(answer.status) == 200
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+    def census(self, point: str) -> list[dict[str, Any]]:
+        """Count the heap of every process; returns what each worker says of itself.
+
+        Raises
+        ------
+        repro.experiment.verify.NotAsRequested
+            If the workers know of no census.
+        """
+        body = json.dumps({"method": CENSUS_RPC, "args": [point]}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/collective_rpc", body, headers)
+        try:
+            with _direct.open(request, timeout=CENSUS_S) as answer:
+                workers: list[dict[str, Any]] = json.load(answer)["results"]
+        except urllib.error.HTTPError as error:
+            raise NotAsRequested(
+                f"the server refused a census ({error.code}): pip install this package beside vLLM"
+            ) from error
+        return workers
+
+    def stop(self) -> None:
+        """End the server in order; by force if it takes its time."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def server_arguments(experiment: Experiment, tokenizer: str, port: int) -> list[str]:
+    """The command line: the engine's arguments as the client `engine` has them, and a tokenizer."""
+    engine = engine_arguments(experiment) | {"tokenizer": tokenizer, "host": HOST, "port": port}
+    del engine["skip_tokenizer_init"]
+    # A tokenizer may need a token more for a text than the text was made of.
+    engine["max_model_len"] = 2 * experiment.prompt_tokens + experiment.output_tokens[1]
+    words: list[str] = []
+    for name, value in engine.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", str(value)]
+    return words
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
