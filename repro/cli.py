@@ -70,10 +70,11 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     add("--max-num-seqs", type=int, default=1024, help="vLLM's limit of requests in one step")
     add("--enforce-eager", action="store_true", help="neither compile nor capture")
     add("--duration-s", type=float, default=60.0, help="measured seconds a run, after the ramp")
+    add("--switch-s", type=float, default=0.0, help="seconds a period of policy alternate")
     add("--prompt-tokens", type=int, default=16, help="tokens a prompt")
     add("--output-tokens", default="16,64", help="shortest,longest answer in tokens")
     add("--executor", default="mp", help="mp: worker in its own process; uni: in the engine core")
-    add("--client", default="engine", help="what drives the load")
+    add("--client", default="engine", help="engine: LLMEngine.step; serve: through HTTP")
     add("--model", default="tiny", help="a shipped config, a folder, or a hub name")
     add("--device", default="auto", help="auto, cuda, cpu")
     add("--budget-s", type=float, help="begin no run that would not end within so many seconds")
@@ -96,7 +97,16 @@ def run(parsed: argparse.Namespace) -> int:
     from repro.experiment.config import grid, token_range
 
     shared = ["replicates", "first_replicate", "concurrency", "duration_s", "prompt_tokens"]
-    shared += ["max_num_seqs", "enforce_eager", "executor", "client", "model", "device", "seed"]
+    shared += [
+        "switch_s",
+        "max_num_seqs",
+        "enforce_eager",
+        "executor",
+        "client",
+        "model",
+        "device",
+        "seed",
+    ]
     experiments = grid(
         policies=names(parsed.policies),
         capture_policies=names(parsed.capture_policies),

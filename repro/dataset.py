@@ -1,4 +1,7 @@
-"""Read a campaign back as data frames: its runs, and every table over all runs that are ok."""
+"""Read a campaign back as data frames: its runs, and every table over all runs that are ok.
+
+A cross-over is read as one run a period, see `repro.periods`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from repro.periods import Tables, expanded
 from repro.rundir import DatasetError, pick, read_document, read_table
 from repro.schema import TABLES
 
@@ -66,6 +70,7 @@ ARM = {
     "experiment.prompt_tokens": "prompt {}",
     "experiment.output_tokens": "output {}",
     "experiment.capture_policy": "{}",
+    "experiment.switch_s": "switched every {} s",
 }
 """What tells arms apart besides the policy, and how a label says it, in the label's order."""
 
@@ -86,7 +91,7 @@ class Campaign:
         One row a failed run: `run_id`, `reason`.
     unfinished : tuple of str
         Directories without `run.json`.
-    pauses, steps, itl, requests, captures, census : pandas.DataFrame
+    pauses, steps, itl, requests, captures, census, periods : pandas.DataFrame
         The tables of `schema.TABLES` over all ok runs, preceded by `run` (categorical).
     """
 
@@ -100,6 +105,7 @@ class Campaign:
     requests: pd.DataFrame
     captures: pd.DataFrame
     census: pd.DataFrame
+    periods: pd.DataFrame
 
 
 def load(path: str | Path) -> Campaign:
@@ -123,14 +129,17 @@ def load(path: str | Path) -> Campaign:
     documents = {run: read_document(run) for run in children if _finished(run)}
     _check_unique(directory, [document["run_id"] for document in documents.values()])
     ok = {run: document for run, document in documents.items() if document["status"] == "ok"}
+    measured, tables = expanded(
+        list(ok.values()), [{name: read_table(run, name) for name in TABLES} for run in ok]
+    )
     failed = [document for document in documents.values() if document["status"] == "failed"]
-    runs = _runs(list(ok.values()))
+    runs = _runs(measured)
     return Campaign(
         path=directory,
         runs=runs,
         failed=_frame(failed, {"run_id": "run_id", "reason": "reason"}),
         unfinished=tuple(run.name for run in children if not _finished(run)),
-        **{name: _table(name, list(ok), runs["run"]) for name in TABLES},
+        **{name: _frames(name, tables, runs["run"]) for name in TABLES},
     )
 
 
@@ -257,10 +266,10 @@ def _say(document: dict[str, Any], key: str, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _table(name: str, directories: list[Path], runs: pd.Series) -> pd.DataFrame:
-    tables = [read_table(directory, name) for directory in directories]
-    frame: pd.DataFrame = pa.concat_tables([TABLES[name].empty_table(), *tables]).to_pandas()
-    codes = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+def _frames(name: str, tables: list[Tables], runs: pd.Series) -> pd.DataFrame:
+    parts = [of_run[name] for of_run in tables]
+    frame: pd.DataFrame = pa.concat_tables([TABLES[name].empty_table(), *parts]).to_pandas()
+    codes = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     run = pd.Categorical.from_codes(codes, categories=pd.Index(runs))
     frame.insert(0, "run", pd.Series(run))
     return frame

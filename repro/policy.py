@@ -57,6 +57,9 @@ class CapturePolicy:
     collect_per_graph: bool = False
 
 
+ALTERNATE = "alternate"
+"""The cross-over: its runs are read back as one run a period, of `no-freeze` or of `freeze`."""
+
 Policy = TypeVar("Policy", ServingPolicy, CapturePolicy)
 
 
@@ -71,6 +74,9 @@ SERVING = _by_name(
     ),
     ServingPolicy(
         name="freeze", summary="collect, then freeze at the end of warm-up: #44363", freeze=True
+    ),
+    ServingPolicy(
+        name=ALTERNATE, summary="no-freeze and freeze in turn inside one engine", freeze=False
     ),
 )
 

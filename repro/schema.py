@@ -9,6 +9,7 @@ A run directory is `data/<campaign>/<run>/` (or `runs/<campaign>/<run>/` on a us
     requests.parquet   one row a finished request: TTFT and TPOT
     captures.parquet   CUDA graph capture (GPU) or compile (CPU) spans
     census.parquet     heap counts at fixed points outside the timed window
+    periods.parquet    of a cross-over: which policy held when
 
 All times are nanoseconds of Linux's monotonic clock, which all processes of a host share.
 This module imports nothing of `repro`: the experiment writes by it, the dataset reads by it.
@@ -89,6 +90,13 @@ TABLES: dict[str, pa.Schema] = {
             ("threshold_2", pa.int64()),
             ("enabled", pa.bool_()),  # gc.isenabled()
             ("rss_bytes", pa.int64()),
+        ]
+    ),
+    "periods": pa.schema(
+        [
+            ("policy", pa.string()),  # the worker's, from start_ns to end_ns
+            ("start_ns", pa.int64()),
+            ("end_ns", pa.int64()),
         ]
     ),
 }

@@ -100,6 +100,32 @@ def test_itl_and_steps_are_on_one_clock(frozen: Campaign) -> None:
     assert itl["itl_ns"].median() == pytest.approx(steps["start_ns"].diff().median(), rel=0.3)
 
 
+def test_through_http_the_same_processes_on_the_same_clock(tmp_path: Path) -> None:
+    """A real API server and `vllm bench serve`: the front end is now a process of vLLM's own."""
+    folder = measure(tmp_path, policy="freeze", client="serve")
+    found = read_document(folder)
+    assert found["status"] == "ok", found
+    measured = dataset.load(tmp_path)
+    assert {"frontend", "engine", "worker"} == set(measured.pauses["role"])
+    assert {"frontend", "engine", "worker"} == set(measured.census["role"])
+    (run,) = measured.runs.itertuples()
+    in_window = dataset.in_window(measured, measured.steps)
+    decoded = in_window["tokens"].sum() - 16 * found["summary"]["requests_finished"]
+    assert run.output_tokens == pytest.approx(decoded, rel=0.1)
+    requests = dataset.in_window(measured, measured.requests)
+    assert requests["output_tokens"].between(1, 64).all()
+
+
+def test_a_cross_over_switches_the_worker_and_reads_back_as_periods(tmp_path: Path) -> None:
+    folder = measure(tmp_path, policy="alternate", switch_s=2.0)
+    assert read_document(folder)["status"] == "ok"
+    periods = dataset.load(tmp_path)
+    assert sorted(periods.runs["policy"]) == ["freeze", "freeze", "no-freeze", "no-freeze"]
+    length_s = (periods.runs["window_end_ns"] - periods.runs["window_start_ns"]) / 1e9
+    assert length_s.between(2.0, 3.0).all()
+    assert periods.itl.groupby("run", observed=True)["count"].sum().min() > 0
+
+
 def test_uni_is_uni_or_the_run_fails(tmp_path: Path) -> None:
     """vLLM's CPU backend turns `uni` into `mp` without a word: such a run is no data."""
     if provenance.gpu_query("name"):

@@ -60,6 +60,8 @@ class Experiment:
         Shortest and longest answer; lengths are drawn uniformly between them.
     duration_s : float
         Length of the measured window, after the ramp.
+    switch_s : float
+        With policy `alternate`: length of each period, a whole part of `duration_s`; else 0.
     seed, replicate : int
         Seed of lengths and prompts; which repetition this is (part of the seed).
 
@@ -83,6 +85,7 @@ class Experiment:
     prompt_tokens: int = 16
     output_tokens: tuple[int, int] = (16, 64)
     duration_s: float = 60.0
+    switch_s: float = 0.0
     seed: int = 0
     replicate: int = 0
 
@@ -103,6 +106,7 @@ class Experiment:
         )
         _within("duration_s", self.duration_s, 1, None, "measure for at least a second")
         _within("replicate", self.replicate, 0, None, "count replicates from 0")
+        self._check_switch()
         if self.tensor_parallel_size != 1 or self.data_parallel_size != 1:
             raise ConfigError(
                 "tensor_parallel_size and data_parallel_size must be 1: the engine client "
@@ -115,6 +119,19 @@ class Experiment:
                 "2 <= shortest <= longest, an ITL needs two tokens"
             )
         _ = self.model_path
+
+    def _check_switch(self) -> None:
+        """A cross-over has as many periods with the freeze as without, of one length."""
+        if self.policy != policy.ALTERNATE:
+            _within("switch_s", self.switch_s, 0, 0, "only policy 'alternate' switches")
+            return
+        if self.client != "engine":
+            raise ConfigError(f"client {self.client!r}: policy 'alternate' needs client 'engine'")
+        if not self.switch_s > 0 or self.duration_s % (2 * self.switch_s):
+            raise ConfigError(
+                f"switch_s {self.switch_s}: duration_s {self.duration_s} must be an even number of "
+                "periods of that length; several full collections must fit into one"
+            )
 
     @property
     def model_path(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from repro.experiment.collect import MEASURED, RAW, write_table
 from repro.experiment.config import Experiment
@@ -32,6 +33,8 @@ class Measured:
         CPU time of the busiest client process over wall time, in the window.
     evidence : list of dict
         What each worker says of its policy, see `repro.experiment.verify.policy_took_effect`.
+    periods : dict of arrays, each of shape (n_periods,), optional
+        The table of that name, of a cross-over.
     """
 
     itl: Columns
@@ -42,11 +45,14 @@ class Measured:
     output_tokens: int
     client_busy: float
     evidence: list[dict[str, Any]]
+    periods: Columns | None = None
 
     def write(self, folder: Path, experiment: Experiment) -> None:
         """Write the client's tables and the window into the run's folder."""
         write_table(folder, "itl", self.itl)
         write_table(folder, "requests", self.requests)
+        if self.periods is not None:
+            write_table(folder, "periods", self.periods)
         measured = {
             "window": {
                 "start_ns": self.start_ns,
@@ -70,3 +76,18 @@ class Measured:
     def _finished(self) -> int:
         time = self.requests["t_ns"]
         return int(np.count_nonzero((time >= self.start_ns) & (time < self.end_ns)))
+
+
+def time_per_output_token(
+    decode_ns: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """TPOT of each request in whole ns, NaN for an answer of one token.
+
+    Parameters
+    ----------
+    decode_ns : ndarray, shape (n,)
+        From each one's first token to its last.
+    tokens : ndarray, shape (n,)
+        Tokens of its answer.
+    """
+    return np.where(tokens > 1, np.rint(decode_ns / np.maximum(tokens - 1, 1)), np.nan)

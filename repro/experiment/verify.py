@@ -68,6 +68,29 @@ def policy_took_effect(experiment: Experiment, workers: Sequence[dict[str, Any]]
         _check_collector(worker)
 
 
+def switched(freeze: bool, counts: Sequence[int]) -> None:
+    """Check that a switch of a cross-over reached every worker.
+
+    Parameters
+    ----------
+    freeze : bool
+        What was asked for.
+    counts : sequence of int
+        Frozen objects of each worker after it.
+
+    Raises
+    ------
+    NotAsRequested
+        If a heap is not frozen that should be, or is that should not.
+    """
+    wrong = [count for count in counts if (count > 0) != freeze]
+    if wrong or not counts:
+        raise NotAsRequested(
+            f"after {'a freeze' if freeze else 'a thaw'} the workers have {list(counts)} frozen "
+            "objects; another plugin freezes or thaws the heap"
+        )
+
+
 def _check_heap(
     serving: policy.ServingPolicy, worker: dict[str, Any], *, own_process: bool
 ) -> None:

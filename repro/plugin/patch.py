@@ -25,6 +25,7 @@ from repro.policy import CapturePolicy, ServingPolicy
 logger = logging.getLogger("vllm.repro")
 
 CENSUS_RPC = "repro_census"
+SWITCH_RPC = "repro_switch"
 
 KNOWN_VLLM = ("0.22.1", "0.32.0")
 """First and last vLLM whose sources this was read against."""
@@ -118,6 +119,7 @@ def fit_out(
     hold_shutdown(worker, serving, recorder)
     if recorder is not None:
         setattr(worker, CENSUS_RPC, functools.partial(census, recorder, worker))
+        setattr(worker, SWITCH_RPC, switch)
 
 
 def global_rank(worker: Any) -> int:
@@ -331,6 +333,20 @@ def record_steps(worker: Any, recorder: Recorder) -> None:
 def census(recorder: Recorder, worker: Any, point: str) -> dict[str, Any]:
     """Count this worker's heap; what the engine's `collective_rpc` calls by name."""
     return {**recorder.census(point), **worker.repro_evidence}
+
+
+def switch(freeze: bool) -> int:
+    """Freeze this worker's heap or leave it thawed; returns how many objects are then frozen.
+
+    Either way a full collection of the whole heap comes first, so that the collector's counters
+    start alike.
+    """
+    gc.unfreeze()
+    if freeze:
+        freeze_heap()
+    else:
+        gc.collect()
+    return gc.get_freeze_count()
 
 
 def count_engine_with_its_workers(recorder: Recorder) -> None:

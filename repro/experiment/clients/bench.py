@@ -18,7 +18,7 @@ import psutil
 from repro.experiment.clients.bench_process import BACKEND
 from repro.experiment.clients.prompts import write_prompts
 from repro.experiment.config import Experiment
-from repro.experiment.measured import Measured
+from repro.experiment.measured import Measured, time_per_output_token
 from repro.recording import Columns
 
 COMMAND = (sys.executable, "-c", "from repro.experiment.clients.bench_process import main; main()")
@@ -240,7 +240,7 @@ def requests_table(first: Integers, last: Integers, ttft: Integers, tokens: Inte
     return {
         "t_ns": last,
         "ttft_ns": ttft,
-        "tpot_ns": np.where(tokens > 1, (last - first) / np.maximum(tokens - 1, 1), np.nan),
+        "tpot_ns": time_per_output_token(last - first, tokens),
         "output_tokens": tokens,
     }
 

@@ -11,9 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from repro import policy
+from repro.experiment import verify
 from repro.experiment.clients import Report
 from repro.experiment.config import Experiment
-from repro.experiment.measured import Measured
+from repro.experiment.measured import Measured, time_per_output_token
+from repro.plugin.patch import SWITCH_RPC
+from repro.recording import Columns
+
+SETTLING_STEPS = 3
+"""After a switch: the step in flight, the one delayed by it, and one to spare."""
 
 
 @dataclass(kw_only=True)
@@ -37,6 +44,7 @@ class Arrivals:
     ramp_ns: int = 0
     client_busy: float = 0.0
     tokens: int = 0
+    periods: list[tuple[str, int, int]] = field(default_factory=list)  # policy, start, end
 
     def measured(self, evidence: list[dict[str, Any]]) -> Measured:
         """The arrivals as the tables of a run, with what the workers said of their policy."""
@@ -50,7 +58,7 @@ class Arrivals:
             requests={
                 "t_ns": np.asarray(self.request_t),
                 "ttft_ns": np.asarray(self.request_ttft),
-                "tpot_ns": np.where(tokens > 1, decode / np.maximum(tokens - 1, 1), np.nan),
+                "tpot_ns": time_per_output_token(decode, tokens),
                 "output_tokens": tokens,
             },
             start_ns=self.window_start,
@@ -59,7 +67,15 @@ class Arrivals:
             output_tokens=self.tokens,
             client_busy=self.client_busy,
             evidence=evidence,
+            periods=self._periods(),
         )
+
+    def _periods(self) -> Columns | None:
+        if not self.periods:
+            return None
+        names = ("policy", "start_ns", "end_ns")
+        columns = zip(*self.periods, strict=True)
+        return {name: np.array(column) for name, column in zip(names, columns, strict=True)}
 
 
 class ClosedLoop:
@@ -102,13 +118,37 @@ class ClosedLoop:
             pass
         arrivals.window_start, cpu = time.monotonic_ns(), time.process_time_ns()
         arrivals.ramp_ns = arrivals.window_start - began
-        deadline = arrivals.window_start + int(experiment.duration_s * 1e9)
-        for received in self._steps("measure", lambda: time.monotonic_ns() < deadline):
-            arrivals.tokens += received
+        if experiment.policy == policy.ALTERNATE:
+            self._alternate()
+        else:
+            self._measure_for(experiment.duration_s)
         arrivals.window_end = time.monotonic_ns()
         wall = arrivals.window_end - arrivals.window_start
         arrivals.client_busy = (time.process_time_ns() - cpu) / wall
         return arrivals
+
+    def _measure_for(self, seconds: float) -> None:
+        deadline = time.monotonic_ns() + int(seconds * 1e9)
+        for received in self._steps("measure", lambda: time.monotonic_ns() < deadline):
+            self.arrivals.tokens += received
+
+    def _alternate(self) -> None:
+        """Both policies in turn, in pairs of random order: drift then hits both alike."""
+        for _ in range(round(self.experiment.duration_s / (2 * self.experiment.switch_s))):
+            for serving in self.random.sample(["no-freeze", "freeze"], 2):
+                self._switch(serving)
+                began = time.monotonic_ns()
+                self._measure_for(self.experiment.switch_s)
+                self.arrivals.periods.append((serving, began, time.monotonic_ns()))
+        self._switch("no-freeze")
+
+    def _switch(self, serving: str) -> None:
+        """Switch every worker, and let the gap that this makes pass."""
+        freeze = serving == "freeze"
+        counts = self.engine.collective_rpc(SWITCH_RPC, args=(freeze,))
+        verify.switched(freeze, counts)
+        for _ in range(SETTLING_STEPS):
+            self._note(self.engine.step(), time.monotonic_ns())
 
     def _first_generation_alive(self) -> bool:
         """The ramp: as long as any request of the simultaneous start is still in flight."""

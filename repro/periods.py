@@ -1,0 +1,75 @@
+"""A cross-over read as one run a period, each with the policy that held in it.
+
+Periods of one engine share its heap and its compiled code: intervals over them speak for that
+engine, not for engines at large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from repro.policy import ALTERNATE
+
+Document = dict[str, Any]
+Tables = dict[str, pa.Table]
+
+TIMED = {"pauses": "start_ns", "steps": "start_ns", "itl": "t_ns", "requests": "t_ns"}
+"""The tables whose rows belong to a period, and the column that says to which."""
+
+
+def expanded(
+    documents: Sequence[Document], tables: Sequence[Tables]
+) -> tuple[list[Document], list[Tables]]:
+    """Every cross-over replaced by its periods, every other run as it is.
+
+    Parameters
+    ----------
+    documents : sequence of dict
+        The content of each run's `run.json`.
+    tables : sequence of dict of str to pyarrow.Table
+        The tables of each.
+    """
+    pairs = [
+        pair
+        for document, of_run in zip(documents, tables, strict=True)
+        for pair in (
+            _periods(document, of_run)
+            if document["experiment"]["policy"] == ALTERNATE
+            else [(document, of_run)]
+        )
+    ]
+    return [document for document, _ in pairs], [of_run for _, of_run in pairs]
+
+
+def _periods(document: Document, tables: Tables) -> list[tuple[Document, Tables]]:
+    return [
+        _period(document, tables, number=number, **period)
+        for number, period in enumerate(tables["periods"].to_pylist())
+    ]
+
+
+def _period(
+    document: Document, tables: Tables, *, number: int, policy: str, start_ns: int, end_ns: int
+) -> tuple[Document, Tables]:
+    rows = {name: table.slice(0, 0) for name, table in tables.items()}
+    for name, column in TIMED.items():
+        time = tables[name][column]
+        inside = pc.and_(pc.greater_equal(time, start_ns), pc.less(time, end_ns))
+        rows[name] = tables[name].filter(inside)
+    tokens = pc.sum(rows["itl"]["count"]).as_py() or 0
+    return {
+        **document,
+        "run_id": f"{document['run_id']}/{number}",
+        "experiment": {**document["experiment"], "policy": policy},
+        "policy": {**document["policy"], "requested": policy},
+        "window": {**document["window"], "start_ns": start_ns, "end_ns": end_ns},
+        "summary": {
+            **document["summary"],
+            "output_tokens": tokens,  # but each request's first
+            "tokens_per_s": tokens / ((end_ns - start_ns) / 1e9),
+        },
+    }, rows

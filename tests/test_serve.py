@@ -1,0 +1,141 @@
+"""The HTTP client's bookkeeping: shares, prompts, the gate, and its result as tables."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import MS, SECOND
+
+from repro.experiment import verify
+from repro.experiment.clients import bench, bench_process, prompts, serve
+from repro.experiment.clients.closed_loop import first_lengths
+from repro.experiment.config import Experiment
+from repro.experiment.verify import NotAsRequested
+
+NS = 1e9
+
+
+def result(*requests: tuple[float, float, list[float], int]) -> dict[str, Any]:
+    """A detailed result: start, TTFT, gaps (all in s) and tokens of each request."""
+    names = ("start_times", "ttfts", "itls", "output_lens")
+    return dict(zip(names, map(list, zip(*requests, strict=True)), strict=True))
+
+
+def measured(*results: dict[str, Any]) -> Any:
+    about = {"ramp_ns": 0, "client_busy": 0.5, "evidence": []}
+    return bench.measured_by(results, start_ns=10 * SECOND, end_ns=20 * SECOND, **about)
+
+
+def test_every_gap_of_every_client_is_there_at_its_time() -> None:
+    first = result((10.0, 0.5, [0.1, 0.2], 3), (0.0, 0.0, [], 0))  # the second was never sent
+    second = result((11.0, 0.25, [0.4], 2))
+    itl = measured(first, second).itl
+    order = np.argsort(itl["t_ns"])
+    assert itl["t_ns"][order].tolist() == [10_600 * MS, 10_800 * MS, 11_650 * MS]
+    assert itl["itl_ns"][order].tolist() == [100 * MS, 200 * MS, 400 * MS]
+    assert itl["count"].tolist() == [1, 1, 1]
+
+
+def test_a_request_cut_short_has_gaps_and_no_tpot() -> None:
+    found = measured(result((10.0, 0.5, [0.1, 0.3], 3), (19.0, 0.5, [0.1], 0)))
+    assert found.requests["t_ns"].tolist() == [10_900 * MS]
+    assert found.requests["ttft_ns"].tolist() == [500 * MS]
+    assert found.requests["tpot_ns"].tolist() == [200 * MS]
+    assert found.itl["count"].sum() == 3
+
+
+def test_tokens_are_counted_where_chunks_hold_several() -> None:
+    """Two chunks of two tokens each: the server had fallen behind."""
+    found = measured(result((10.0, 0.5, [0.1], 4), (5.0, 0.5, [0.1], 4)))
+    assert found.output_tokens == 4, "of one request alone: the other came before the window"
+
+
+def test_pooling_moves_no_gap_by_a_millisecond() -> None:
+    rng = np.random.default_rng(0)
+    t_ns = np.sort(rng.integers(0, SECOND, 5000))
+    gap = rng.integers(70 * MS, 90 * MS, 5000)
+    rows = bench.pooled(t_ns, gap)
+    assert rows["count"].sum() == 5000
+    assert len(rows["count"]) < 2500
+    back = np.sort(np.repeat(rows["itl_ns"], rows["count"]))
+    assert np.abs(back - np.sort(gap)).max() < MS
+    assert set(rows["t_ns"]) <= set(t_ns)
+
+
+def test_shares_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpus, number in ((2, 1), (16, 4), (64, 4)):
+        monkeypatch.setattr(serve.os, "sched_getaffinity", lambda _, n=cpus: range(n))
+        shares = serve.shares(Experiment(client="serve", concurrency=1023))
+        assert len(shares) == number
+        assert sum(share.concurrency for share in shares) == 1023
+    assert len(serve.shares(Experiment(client="serve", concurrency=2))) == 2
+
+
+def test_prompts_are_of_the_asked_length_and_seeded(tmp_path: Path) -> None:
+    experiment = Experiment(client="serve", prompt_tokens=5, output_tokens=(3, 9))
+    tokenizer = bench.load_tokenizer(prompts.tokenizer_for(experiment, tmp_path))
+    lines = []
+    for stream in (0, 0, 1):
+        path = tmp_path / "p.jsonl"
+        prompts.write_prompts(path, experiment, tokenizer, stream=stream, first=4, number=20)
+        lines.append(path.read_text())
+    rows = [json.loads(line) for line in lines[0].splitlines()]
+    assert {len(tokenizer(row["prompt"]).input_ids) for row in rows} == {5}
+    assert all(1 <= row["output_tokens"] <= 9 for row in rows[:4])
+    assert all(3 <= row["output_tokens"] <= 9 for row in rows[4:])
+    assert len(rows) == 20
+    assert lines[0] == lines[1] != lines[2]
+
+
+def test_first_lengths_are_those_of_a_loop_under_way() -> None:
+    """What is left of a request met at random is half of a length drawn by its size."""
+    lengths = first_lengths(random.Random(0), 20_000, (16, 64))
+    sizes = np.arange(16, 65)
+    expected = np.average((sizes + 1) / 2, weights=sizes)
+    assert np.mean(lengths) == pytest.approx(expected, rel=0.02)
+
+
+def test_the_gate_holds_and_then_holds_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+
+    async def send(number: int, session: Any, pbar: Any) -> str:
+        sent.append(number)
+        return "answer"
+
+    def gate_hears(words: str) -> Any:
+        monkeypatch.setattr(bench_process.sys, "stdin", io.StringIO(words))
+        return bench_process.Gate(send, first=2, events=said)
+
+    async def ask(gate: Any) -> list[Any]:
+        return await asyncio.gather(*(gate(number, None) for number in range(3)))
+
+    said = io.StringIO()
+    monkeypatch.setattr(bench_process, "never_sent", lambda: "never sent")
+    told = gate_hears("")  # the parent is gone before it said anything
+    assert asyncio.run(ask(told)) == ["never sent"] * 3
+    assert sent == []
+    open_gate = gate_hears("")
+    open_gate.stopped = False
+    assert asyncio.run(ask(open_gate)) == ["answer"] * 3
+    assert said.getvalue() == "ramp over\n"
+
+
+def test_a_busy_client_and_a_load_that_ended_are_no_data() -> None:
+    verify.client_kept_up(0.5)
+    with pytest.raises(NotAsRequested, match="client was the bottleneck"):
+        verify.client_kept_up(0.97)
+    verify.load_lasted([[1.0, 0.0], [2.0, 0.0]])
+    with pytest.raises(NotAsRequested, match="ran out of requests"):
+        verify.load_lasted([[1.0, 0.0], [2.0, 3.0]])
+
+
+def test_the_executor_is_read_off_where_the_workers_live() -> None:
+    assert serve.executor_of([{"role": "worker"}]) == "mp"
+    assert serve.executor_of([{"role": "engine"}]) == "uni"
