@@ -7,7 +7,7 @@ one that data could fail: where an interval leaves both answers open the verdict
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -19,6 +19,7 @@ from repro.analysis.arms import Pair, freezes, heaps, is_frozen, pairs
 from repro.analysis.captures import capture_times
 from repro.analysis.gc_cost import FULL, full_collections
 from repro.analysis.ratios import ratio_of_runs
+from repro.analysis.release import FIRST_FROZEN, likeness, release, twins
 from repro.analysis.tails import Estimate, Metric, effect
 from repro.dataset import Campaign, in_window
 
@@ -41,8 +42,9 @@ HARDLY_ANY = 0.1
 RESTORED = 0.9
 """Share of the objects before shutdown that must be tracked again after `gc.unfreeze()`."""
 
-FIRST_FROZEN = (0, 23)
-"""The first vLLM release with the pull request in it."""
+AS_LONG = (0.5, 2.0)
+"""Collections whose ratio lies in here are as long as each other: the freeze changes them by more
+than twenty times."""
 
 
 class Verdict(StrEnum):
@@ -158,6 +160,25 @@ def _further(campaign: Campaign, pair: Pair) -> str:
     return (f"; {', '.join(said)}" if said else "") + where
 
 
+def patch_is_the_release(campaign: Campaign) -> list[Finding]:
+    """Worker's full collections after over before the pull request, where the policy evens it."""
+    findings = []
+    for pair in twins(campaign):
+        ratios = likeness(campaign, pair)
+        chosen = campaign.runs["arm"].isin([pair.before, pair.after])
+        runs = tuple(campaign.runs.loc[chosen, "run"])
+        ratio = ratios.pop("full collection")
+        if not ratio.supported:
+            what = "the length of full collections"
+            findings.append(_unsupported(ratio, what, runs, "runs an arm with a full collection"))
+            continue
+        name = f"full collection, {pair.after} over {pair.before}"
+        found = _same(ratio, AS_LONG, name, runs)
+        rest = ", ".join(f"{k} {words.ratio(r)}" for k, r in ratios.items() if r.supported)
+        findings.append(replace(found, reason=f"{found.reason}; {rest}"))
+    return findings
+
+
 # --- the capture --------------------------------------------------------------------------
 
 
@@ -231,7 +252,7 @@ def worker_not_frozen(campaign: Campaign) -> list[Finding]:
     """
     runs = campaign.runs
     # The CPU worker is without the freeze in every release.
-    without = runs["gpu_name"].isna() | (runs["vllm"].map(_release) < FIRST_FROZEN)
+    without = runs["gpu_name"].isna() | (runs["vllm"].map(release) < FIRST_FROZEN)
     upstream = runs[without & runs["policy"].isin(["stock", "no-freeze"])]
     rows = heaps(campaign, "worker", "window-start")
     rows = rows[rows["run"].isin(upstream["run"])]
@@ -243,7 +264,7 @@ def worker_not_frozen(campaign: Campaign) -> list[Finding]:
 def no_configuration_needed(campaign: Campaign) -> list[Finding]:
     """Frozen objects of GPU workers of an untouched vLLM that has the pull request."""
     runs = campaign.runs
-    has_it = runs["gpu_name"].notna() & (runs["vllm"].map(_release) >= FIRST_FROZEN)
+    has_it = runs["gpu_name"].notna() & (runs["vllm"].map(release) >= FIRST_FROZEN)
     rows = heaps(campaign, "worker", "window-start")
     rows = rows[rows["run"].isin(runs.loc[has_it & (runs["policy"] == "stock"), "run"])]
     if rows.empty:
@@ -418,8 +439,3 @@ def _setting(campaign: Campaign, pair: Pair, column: str) -> Any:
 def _runs(campaign: Campaign, pair: Pair) -> tuple[str, ...]:
     runs = campaign.runs
     return tuple(runs.loc[runs["arm"].isin([pair.baseline, pair.treated]), "run"])
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """Major and minor of a version such as 0.22.1 or 0.23.0rc1."""
-    return tuple(int(part) for part in version.split(".")[:2])

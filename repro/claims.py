@@ -147,6 +147,17 @@ CLAIMS = (
         test=claim_tests.no_configuration_needed,
     ),
     Claim(
+        id="patch-is-release",
+        sentence="The policy `freeze` on vLLM 0.22.1 is what 0.23.0 does, `no-freeze` undoes it.",
+        criterion=(
+            "reproduced: full collections of the two are as long within ×0.5 to ×2, frozen and "
+            "unfrozen; contradicted: outside"
+        ),
+        needs="runs of vLLM before 0.23 and of 0.23 or later, frozen in both or in neither",
+        test=claim_tests.patch_is_the_release,
+        source="holds the patch of this package against the release",
+    ),
+    Claim(
         id="uni-unchanged",
         sentence="Where the worker lives in the engine core (`uni`), nothing changes.",
         criterion="reproduced: P99 ITL's ratio lies within 0.9 to 1.1; contradicted: outside",

@@ -9,6 +9,7 @@ from repro.analysis.arms import ordered_arms, pairs
 from repro.analysis.attribution import UNEXPLAINED, attribute, by_arm
 from repro.analysis.captures import capture_times
 from repro.analysis.gc_cost import gc_time
+from repro.analysis.release import likeness, twins
 from repro.analysis.tails import Estimate, Metric, effect, tail_table
 from repro.dataset import Campaign
 
@@ -91,6 +92,16 @@ def _direction(ratio: Estimate) -> str:
     if ratio.high < 1:
         return "lower"
     return "higher" if ratio.low > 1 else "no clear difference"
+
+
+def patch_against_release(campaign: Campaign) -> pd.DataFrame:
+    """The release over the patch, frozen and not: ratios that should all include 1."""
+    rows = [
+        {"after": pair.after, "over before": pair.before}
+        | {name: words.ratio(found) for name, found in likeness(campaign, pair).items()}
+        for pair in twins(campaign)
+    ]
+    return pd.DataFrame(rows)
 
 
 def causes(campaign: Campaign, factor: float) -> pd.DataFrame:
