@@ -186,6 +186,7 @@ PARAMETERS: Mapping[str, Parameter] = {
     "capture_policies": some_of(*policy.CAPTURE),
     "concurrency": number(1, 65_536, "requests in flight", whole=True),
     "duration_s": number(1, 86_400, "seconds"),
+    "switch_s": number(0, 86_400, "seconds"),
     "output_tokens": span(2, 1_000_000, "tokens an answer"),
     "replicates": number(1, 1_000, "runs an arm", whole=True),
     "executor": one_of(*EXECUTORS),
