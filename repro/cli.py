@@ -62,19 +62,21 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     """What a campaign's runs have in common, and what differs between them."""
     add = command.add_argument
     add("root", type=Path, help="the campaign's folder; one that exists is gone on with")
-    add("--policies", default="no-freeze,freeze", help=", ".join(policy.SERVING))
+    add("--policies", help=f"{', '.join(policy.SERVING)} (None: those to compare)")
     add("--capture-policies", default="stock", help=", ".join(policy.CAPTURE))
     add("--replicates", type=int, default=2, help="independent runs an arm")
     add("--first-replicate", type=int, default=0, help="number of the first of them")
     add("--concurrency", type=int, default=1024, help="requests in flight")
     add("--max-num-seqs", type=int, default=1024, help="vLLM's limit of requests in one step")
     add("--enforce-eager", action="store_true", help="neither compile nor capture")
+    add("--max-cudagraph-capture-size", type=int, help="largest batch captured, in tokens")
     add("--duration-s", type=float, default=60.0, help="measured seconds a run, after the ramp")
     add("--switch-s", type=float, default=0.0, help="seconds a period of policy alternate")
     add("--prompt-tokens", type=int, default=16, help="tokens a prompt")
     add("--output-tokens", default="16,64", help="shortest,longest answer in tokens")
+    add("--recaptures", type=int, default=0, help="times each capture policy in one process")
     add("--executor", default="mp", help="mp: worker in its own process; uni: in the engine core")
-    add("--client", default="engine", help="engine: LLMEngine.step; serve: through HTTP")
+    add("--client", default="engine", help="engine: LLMEngine.step; serve: HTTP; capture: no load")
     add("--model", default="tiny", help="a shipped config, a folder, or a hub name")
     add("--device", default="auto", help="auto, cuda, cpu")
     add("--budget-s", type=float, help="begin no run that would not end within so many seconds")
@@ -97,18 +99,10 @@ def run(parsed: argparse.Namespace) -> int:
     from repro.experiment.config import grid, token_range
 
     shared = ["replicates", "first_replicate", "concurrency", "duration_s", "prompt_tokens"]
-    shared += [
-        "switch_s",
-        "max_num_seqs",
-        "enforce_eager",
-        "executor",
-        "client",
-        "model",
-        "device",
-        "seed",
-    ]
+    shared += ["max_num_seqs", "enforce_eager", "executor", "client", "model", "device", "seed"]
+    shared += ["switch_s", "recaptures", "max_cudagraph_capture_size"]
     experiments = grid(
-        policies=names(parsed.policies),
+        policies=names(parsed.policies) if parsed.policies else None,
         capture_policies=names(parsed.capture_policies),
         output_tokens=token_range(parsed.output_tokens),
         **{name: getattr(parsed, name) for name in shared},

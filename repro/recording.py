@@ -101,8 +101,8 @@ def tables(folder: Path, recordings: Sequence[Recording]) -> dict[str, Columns]:
     return {
         "pauses": _pauses(recordings),
         "steps": _steps(recordings),
-        "captures": _captures(recordings),
-        "census": _census(folder),
+        "captures": _lines(folder, "captures"),
+        "census": _lines(folder, "census"),
     }
 
 
@@ -136,26 +136,11 @@ def _steps(recordings: list[Recording]) -> Columns:
     )
 
 
-def _captures(recordings: list[Recording]) -> Columns:
-    kinds = {recorder.CAPTURE: "capture", recorder.COMPILE: "compile"}
-    parts = [(r, kind, r.of_kind(kind)) for r in recordings for kind in kinds]
-    return _stack(
-        {
-            "rank": np.full(len(events), r.rank),
-            "kind": np.full(len(events), kinds[kind], dtype=object),
-            "start_ns": events["start_ns"],
-            "duration_ns": events["duration_ns"],
-            "graphs": events["b"],
-            "memory_bytes": events["a"],
-        }
-        for r, kind, events in parts
-    )
-
-
-def _census(folder: Path) -> Columns:
+def _lines(folder: Path, table: str) -> Columns:
+    """The rows that every process appended to its file of this table."""
     rows = [
         json.loads(line)
-        for path in sorted(folder.glob("census-*.jsonl"))
+        for path in sorted(folder.glob(f"{table}-*.jsonl"))
         for line in path.read_text().splitlines()
         if line.endswith("}")  # a line that a kill cut short is left out
     ]

@@ -19,14 +19,16 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: `captures` has `capture_policy` and `number`."""
 
 ROLES = ("frontend", "engine", "worker")
 """A process is known by what it does. With the `uni` executor the worker lives in `engine`."""
 
-CENSUS_POINTS = ("ready", "window-start", "window-end", "shutdown")
-"""When heaps are counted: at the end of a worker's warm-up, before load, after the measured
-window, and in a worker's shutdown (after `gc.unfreeze()`, where the policy calls it)."""
+CENSUS_POINTS = ("capture", "ready", "window-start", "window-end", "shutdown")
+"""When heaps are counted: before each of a worker's captures, at the end of its warm-up, before
+load, after the measured window, and in its shutdown (after `gc.unfreeze()`, where the policy
+calls it)."""
 
 _PROCESS = [("role", pa.string()), ("rank", pa.int32()), ("pid", pa.int32())]
 
@@ -69,6 +71,8 @@ TABLES: dict[str, pa.Schema] = {
         [
             ("rank", pa.int32()),
             ("kind", pa.string()),  # "capture" (CUDA graphs) or "compile" (CPU warm-up)
+            ("capture_policy", pa.string()),
+            ("number", pa.int64()),  # counted in the process: 0 is the one at start-up
             ("start_ns", pa.int64()),
             ("duration_ns", pa.int64()),
             ("graphs", pa.int64()),  # CUDA graphs captured, 0 on the CPU

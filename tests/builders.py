@@ -96,7 +96,11 @@ def run(
 def table(name: str, columns: Mapping[str, object]) -> pa.Table:
     """A table of the schema, its missing columns filled in."""
     schema = TABLES[name]
-    rows = max(len(c) for c in columns.values() if isinstance(c, Sequence | np.ndarray))
+    rows = max(
+        len(column)
+        for column in columns.values()
+        if isinstance(column, Sequence | np.ndarray) and not isinstance(column, str)
+    )
     filled = {field.name: columns.get(field.name, _blank(field)) for field in schema}
     arrays = [
         pa.array(
@@ -136,5 +140,5 @@ def gaps_between(t_ns: np.ndarray, tokens: int = 4) -> dict[str, object]:
 
 def _blank(field: pa.Field) -> object:
     if pa.types.is_string(field.type):
-        return "worker"
+        return {"capture_policy": "stock"}.get(field.name, "worker")
     return False if pa.types.is_boolean(field.type) else 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import document
@@ -150,6 +151,29 @@ def test_a_package_that_is_not_installed_is_refused(
     with pytest.raises(CampaignError, match="pip install the package"):
         measure(tmp_path, grid(replicates=1))
     assert child.ran == []
+
+
+@pytest.mark.parametrize(
+    "fields", [{"client": "capture"}, {"capture_policies": ["gc-on"], "policies": ["stock"]}]
+)
+def test_captures_without_a_gpu_are_refused_before_the_engine(
+    fields: dict[str, Any], tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "gpu_query", lambda *fields: [])
+    with pytest.raises(CampaignError, match=r"captures CUDA graphs and there is no GPU") as raised:
+        measure(tmp_path / "new", grid(replicates=1, **fields))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(provenance, "gpu_query", lambda *fields: [["H100"]])
+    measure(tmp_path / "new", grid(replicates=1, **fields))
+    assert len(child.ran) == 1
+
+
+def test_a_run_without_load_needs_no_time_for_it(tmp_path: Path, child: Child) -> None:
+    """The time a start-up takes is then all there is, whatever `duration_s` says."""
+    (alone,) = grid(client="capture", replicates=1, duration_s=1000)
+    with campaign.bar([alone], False) as shown:
+        assert shown.total == campaign.START_S
 
 
 def test_too_little_memory_is_refused_before_the_engine(

@@ -18,6 +18,10 @@ from repro.doctor import examine
         (["run", "{tmp}", "--concurrency", "0"], "concurrency 0: allowed is 1 to 1024"),
         (["run", "{tmp}", "--model", "nope"], "model 'nope' has no config.json"),
         (["run", "{tmp}", "--output-tokens", "x"], "output_tokens 'x': give shortest,longest"),
+        (
+            ["run", "{tmp}", "--recaptures", "2", "--capture-policies", "gc-on"],
+            "recaptures 2 with client 'engine': use client 'capture'",
+        ),
         (["claims", "{tmp}"], "{tmp}"),
         (["page", "{tmp}", "--out", "{tmp}/out"], "{tmp}"),
     ],

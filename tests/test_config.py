@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from repro.policy import UnknownPolicy
     [
         ({"concurrency": 0}, r"concurrency 0: allowed is 1 to 1024"),
         ({"concurrency": 1025}, r"concurrency 1025: allowed is 1 to 1024; .*raise max_num_seqs"),
-        ({"model": "no-such-model"}, r"'no-such-model'.*dense-0.6b, moe, tiny"),
+        ({"model": "no-such-model"}, r"'no-such-model'.*deep, dense-0.6b, moe, tiny"),
         ({"executor": "ray"}, r"executor 'ray': choose one of mp, uni"),
         ({"client": "curl"}, r"client 'curl'"),
         ({"device": "tpu"}, r"device 'tpu'"),
@@ -24,6 +25,7 @@ from repro.policy import UnknownPolicy
         ({"duration_s": float("nan")}, r"duration_s nan"),
         ({"output_tokens": (1, 5)}, r"output_tokens \(1, 5\)"),
         ({"output_tokens": (9, 5)}, r"output_tokens \(9, 5\)"),
+        ({"max_cudagraph_capture_size": 0}, r"max_cudagraph_capture_size 0: allowed is 1 or more"),
         ({"data_parallel_size": 2}, r"data_parallel_size must be 1"),
     ],
 )
@@ -49,7 +51,7 @@ def test_an_unknown_parameter_names_the_known() -> None:
 
 
 def test_shipped_models_run_with_dummy_weights() -> None:
-    assert {"tiny", "dense-0.6b", "moe"} == {folder.name for folder in MODELS.iterdir()}
+    assert {"tiny", "dense-0.6b", "deep", "moe"} == {folder.name for folder in MODELS.iterdir()}
     assert all(Experiment(model=folder.name).dummy_weights for folder in MODELS.iterdir())
     assert not Experiment(model="Qwen/Qwen3-0.6B").dummy_weights
 
@@ -69,6 +71,59 @@ def test_a_grid_goes_on_numbering() -> None:
     second = grid(policies=["freeze", "stock"], replicates=1, first_replicate=2)
     assert [e.replicate for e in first + second] == [0, 0, 1, 1, 2, 2]
     assert len({e.run_id for e in first + second}) == 6
+
+
+CAPTURE = {"client": "capture", "policy": "no-freeze"}
+AGAIN = {**CAPTURE, "recaptures": 2, "recapture_policies": ("gc-on", "frozen")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({**AGAIN, "recaptures": -1}, r"recaptures -1: allowed is 0 or more"),
+        ({**AGAIN, "recaptures": 0}, r"recaptures 0 under 2 recapture_policies: give both, or"),
+        ({**CAPTURE, "recaptures": 2}, r"recaptures 2 under 0 recapture_policies: give both, or"),
+        ({**AGAIN, "recapture_policies": ("frozen",) * 2}, r"frozen, frozen: name each once"),
+        ({**AGAIN, "client": "engine"}, r"recaptures 2 with client 'engine': use client 'capture'"),
+        ({**CAPTURE, "policy": "stock"}, r"policy 'stock' with client 'capture': use 'no-freeze'"),
+        ({**CAPTURE, "policy": "freeze"}, r"policy 'freeze' with client 'capture': use 'no-fre"),
+        ({**CAPTURE, "enforce_eager": True}, r"enforce_eager with client 'capture': no CUDA graph"),
+        ({**CAPTURE, "device": "cpu"}, r"device 'cpu' with client 'capture': no CUDA graph"),
+    ],
+)
+def test_a_capture_that_cannot_be_had_is_one_line(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as raised:
+        Experiment(**fields)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_policy_to_capture_under_is_refused() -> None:
+    with pytest.raises(UnknownPolicy, match="unknown capture policy 'gc-off'"):
+        Experiment(**{**AGAIN, "recapture_policies": ("gc-off",)})
+
+
+def test_a_run_that_captures_survives_json_and_drives_no_load() -> None:
+    made = Experiment(**AGAIN, capture_policy="gc-on")
+    assert Experiment.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    assert (made.load_s, made.needs_graphs) == (0, True)
+    assert made.run_id.startswith("no-freeze-gc-on-capture-r0-")
+    assert (Experiment(duration_s=9).load_s, Experiment().needs_graphs) == (9, False)
+    assert Experiment(capture_policy="gc-on").needs_graphs
+
+
+def test_one_process_captures_under_all_policies_and_starts_up_by_turns() -> None:
+    names = ["gc-on", "frozen", "collect-per-graph"]
+    made = grid(client="capture", capture_policies=names, recaptures=5, replicates=4)
+    assert [e.capture_policy for e in made] == [*names, "gc-on"]
+    assert {e.recapture_policies for e in made} == {tuple(names)}
+    assert {(e.recaptures, e.policy) for e in made} == {(5, "no-freeze")}
+    assert len({e.run_id for e in made}) == 4
+
+
+def test_without_recaptures_each_policy_has_a_process_of_its_own() -> None:
+    made = grid(client="capture", capture_policies=["gc-on", "frozen"], replicates=2)
+    assert [e.capture_policy for e in made] == ["gc-on", "frozen"] * 2
+    assert {(e.recaptures, e.recapture_policies) for e in made} == {(0, ())}
 
 
 @pytest.mark.parametrize("text", ["16", "a,b", "1,2,3", ""])

@@ -278,6 +278,14 @@ def test_newer_schema(campaign: Path) -> None:
     one_line(error, str(path), f"schema_version {newer}", "update the package")
 
 
+def test_older_schema(campaign: Path) -> None:
+    older = SCHEMA_VERSION - 1
+    path = run(campaign, schema_version=older, status={"an older": "shape"}) / "run.json"
+    with pytest.raises(DatasetError) as error:
+        load(campaign)
+    one_line(error, str(path), f"schema_version {older}", "measure the run again")
+
+
 def test_policy_that_was_not_verified_is_no_data(campaign: Path) -> None:
     run(campaign, policy__verified=False)
     with pytest.raises(DatasetError) as error:

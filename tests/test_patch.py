@@ -61,7 +61,10 @@ def worker(source: str, device: str = "cuda") -> Any:
     made.rank = 0
     made.device = SimpleNamespace(type=device)
     parallel = SimpleNamespace(data_parallel_rank=2, world_size=4)
-    made.vllm_config = SimpleNamespace(parallel_config=parallel)
+    made.vllm_config = SimpleNamespace(
+        parallel_config=parallel,
+        compilation_config=SimpleNamespace(cudagraph_capture_sizes=[1, 2, 4]),
+    )
     made.model_runner = SimpleNamespace(capture_model=lambda: calls.append("capture"))
     return made
 
@@ -235,7 +238,7 @@ def torch_stub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         (
             "frozen-disabled",
             ["collect 2", "freeze", "disable"],
-            ["enable", "unfreeze", "collect 2"],
+            ["unfreeze", "collect 2", "enable"],
         ),
         ("collect-per-graph", ["collect 2"], []),
     ],
@@ -258,38 +261,67 @@ def test_each_capture_policy_on_each_runner(
     assert torch_stub.force_cudagraph_gc is False, "left as it was found"
 
 
-def test_collect_per_graph_asks_pytorch_during_the_capture(torch_stub: SimpleNamespace) -> None:
+@pytest.mark.parametrize("found", [False, True])
+@pytest.mark.parametrize(
+    ("name", "during"), [("collect-per-graph", lambda found: True), ("gc-on", lambda found: found)]
+)
+def test_only_collect_per_graph_tells_pytorch_to_collect(
+    name: str, during: Callable[[bool], bool], found: bool, torch_stub: SimpleNamespace
+) -> None:
+    """What `gc-on` shows is PyTorch's own default, whatever that is."""
     seen = []
-    made = worker(BEFORE)
-    made.model_runner = SimpleNamespace()
+    torch_stub.force_cudagraph_gc = found
 
     class Runner:
         def capture_model(self) -> int:
             seen.append(torch_stub.force_cudagraph_gc)
             return 0
 
+    made = worker(BEFORE)
     made.model_runner = Runner()
-    patch.hold_capture(made, policy.capture("collect-per-graph"), None)
+    patch.hold_capture(made, policy.capture(name), None)
     made.model_runner.capture_model()
-    assert seen == [True]
+    assert seen == [during(found)]
+    assert torch_stub.force_cudagraph_gc is found, "left as it was found"
 
 
-def test_a_capture_for_profiling_is_passed_on_and_not_recorded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    counter = types.ModuleType("vllm.compilation.counter")
-    counter.compilation_counter = SimpleNamespace(  # type: ignore[attr-defined]
-        num_cudagraph_captured=0
-    )
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """vLLM's count of captured graphs."""
+    made = types.ModuleType("vllm.compilation.counter")
+    made.compilation_counter = SimpleNamespace(num_cudagraph_captured=0)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm.compilation", types.ModuleType("vllm.compilation"))
-    monkeypatch.setitem(sys.modules, "vllm.compilation.counter", counter)
-    rows: list[tuple[int, ...]] = []
-    recorder: Any = SimpleNamespace(write=lambda *row: rows.append(row))
-    timed = patch.span(recorder, 3, lambda **how: 5 if how else 7)
+    monkeypatch.setitem(sys.modules, "vllm.compilation.counter", made)
+    return made.compilation_counter  # type: ignore[no-any-return]
+
+
+class Notes:
+    """A recorder that keeps what it is told."""
+
+    role = "worker"
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def census(self, point: str) -> dict[str, Any]:
+        calls.append(f"census {point}")
+        return {}
+
+    def capture(self, **row: Any) -> None:
+        self.rows.append(row)
+
+    def declare(self, role: str, rank: int) -> None: ...
+
+
+def test_a_capture_for_profiling_is_passed_on_and_not_recorded(counter: SimpleNamespace) -> None:
+    notes: Any = Notes()
+    timed = patch.span(notes, "capture", "stock", lambda **how: 5 if how else 7)
     assert timed(profile_only=True) == 5
-    assert rows == []
+    assert (notes.rows, calls) == ([], [])
     assert timed() == 7
-    assert [(row[0], row[3]) for row in rows] == [(3, 7)]
+    assert calls == ["census capture"], "before the span, not in it"
+    (row,) = notes.rows
+    assert (row["kind"], row["capture_policy"], row["memory_bytes"]) == ("capture", "stock", 7)
 
 
 def test_a_capture_policy_on_the_cpu_is_refused() -> None:

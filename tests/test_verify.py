@@ -90,34 +90,89 @@ def test_every_process_must_have_been_recorded() -> None:
         )
 
 
-CAPTURES = {
-    "kind": np.array(["capture"]),
-    "start_ns": np.array([100]),
-    "duration_ns": np.array([100]),
-    "graphs": np.array([3]),
-}
+WORKERS = [{"rank": 0, "freeze_count_before": 375, "capture_sizes": 3}]
 
 
-def pauses(starts: list[int], generations: list[int]) -> dict[str, Any]:
-    roles = np.array(["worker"] * len(starts), dtype=object)
+def captures(*names: str, graphs: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Captures of 100 ns, each 1,000 ns after the one before, from 100 on."""
     return {
-        "role": roles,
+        "rank": np.zeros(len(names), int),
+        "kind": np.array(["capture"] * len(names)),
+        "capture_policy": np.array(names),
+        "number": np.arange(len(names)),
+        "start_ns": 100 + 1000 * np.arange(len(names)),
+        "duration_ns": np.full(len(names), 100),
+        "graphs": np.array(graphs or (9,) * len(names)),
+    }
+
+
+def pauses(starts: list[int], generations: list[int], role: str = "worker") -> dict[str, Any]:
+    return {
+        "role": np.array([role] * len(starts), dtype=object),
+        "rank": np.zeros(len(starts), int),
         "start_ns": np.array(starts, int),
         "generation": np.array(generations, int),
     }
 
 
-def test_a_capture_policy_is_judged_by_the_collections_inside() -> None:
-    per_graph = Experiment(capture_policy="collect-per-graph")
-    verify.capture_policy_took_effect(per_graph, CAPTURES, pauses([110, 120, 130], [2, 2, 2]))
-    with pytest.raises(NotAsRequested, match="2 full collections, 3 graphs"):
-        verify.capture_policy_took_effect(per_graph, CAPTURES, pauses([110, 120, 250], [2, 2, 2]))
-    disabled = Experiment(capture_policy="frozen-disabled")
-    verify.capture_policy_took_effect(disabled, CAPTURES, pauses([110, 190], [2, 2]))
-    with pytest.raises(NotAsRequested, match="by itself"):
-        verify.capture_policy_took_effect(disabled, CAPTURES, pauses([150], [0]))
+def judge(made: dict[str, Any], inside: dict[str, Any], executor: str = "mp") -> None:
+    asked = Experiment(executor=executor)
+    verify.capture_policies_took_effect(asked, made, inside, WORKERS)
+
+
+def test_each_capture_is_judged_by_the_collections_inside_it() -> None:
+    """Three batch sizes: three full collections, however many graphs there are."""
+    made = captures("gc-on", "collect-per-graph")
+    judge(made, pauses([1110, 1120, 1130], [2, 2, 2]))
+    for short in (pauses([110, 120, 130], [2, 2, 2]), pauses([1110, 1120, 1201], [2, 2, 2])):
+        with pytest.raises(NotAsRequested, match="full collections, 3 batch sizes"):
+            judge(made, short)
+    elsewhere = pauses([1110, 1120, 1130], [2, 2, 2], role="engine")
+    judge(made, elsewhere, executor="uni")
+    with pytest.raises(NotAsRequested, match="0 full collections"):
+        judge(made, elsewhere)
+
+
+def test_no_automatic_collection_between_the_two_of_frozen_disabled() -> None:
+    made = captures("frozen-disabled")
+    judge(made, pauses([105, 110, 190, 195], [0, 2, 2, 0]))
+    for generation in (0, 1):
+        with pytest.raises(NotAsRequested, match="by itself"):
+            judge(made, pauses([110, 150, 190], [2, generation, 2]))
+
+
+AGAIN = Experiment(
+    client="capture",
+    policy="no-freeze",
+    capture_policy="gc-on",
+    recaptures=2,
+    recapture_policies=("gc-on", "frozen"),
+)
+
+
+def test_captures_are_those_that_were_asked_for() -> None:
+    asked = ("gc-on", "gc-on", "frozen", "frozen", "gc-on")
+    verify.captures_are_as_planned(AGAIN, captures(*asked))
+    for other in (asked[:-1], ("frozen", *asked[1:]), (*asked, "frozen")):
+        with pytest.raises(NotAsRequested, match="not gc-on and then 2 times each of gc-on, froz"):
+            verify.captures_are_as_planned(AGAIN, captures(*other))
+
+
+def test_a_capture_that_replays_graphs_of_before_fails_the_run() -> None:
+    made = captures("gc-on", "gc-on", "frozen", "frozen", "gc-on", graphs=(9, 9, 3, 9, 9))
+    with pytest.raises(NotAsRequested, match="captured 3 graphs once and 9 another time"):
+        verify.captures_are_as_planned(AGAIN, made)
 
 
 def test_a_capture_policy_without_a_capture_fails_the_run() -> None:
-    with pytest.raises(NotAsRequested, match="no CUDA graph was captured"):
-        verify.capture_policy_took_effect(Experiment(capture_policy="frozen"), {}, pauses([], []))
+    for made in ({}, captures("gc-on") | {"kind": np.array(["compile"])}):
+        with pytest.raises(NotAsRequested, match="no CUDA graph was captured"):
+            verify.captures_are_as_planned(Experiment(capture_policy="gc-on"), made)
+    verify.captures_are_as_planned(Experiment(), {})
+
+
+def test_every_capture_finds_the_heap_thawed() -> None:
+    found = {"rank": 0, "capture_policy": "frozen"}
+    verify.heap_is_thawed(WORKERS, [found | {"freeze_count": 375}, found | {"freeze_count": 0}])
+    with pytest.raises(NotAsRequested, match="800000 objects were frozen before a capture under"):
+        verify.heap_is_thawed(WORKERS, [found | {"freeze_count": 800_000}])

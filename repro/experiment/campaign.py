@@ -68,11 +68,12 @@ def run_campaign(
     repro.experiment.provenance.NoVllm
         If vLLM is not installed.
     CampaignError
-        If another campaign runs in `root`, the plugin is not installed, or memory is short;
-        at the end, if a run failed.
+        If another campaign runs in `root`, the plugin is not installed, graphs are to be captured
+        without a GPU, or memory is short; at the end, if a run failed.
     """
     version = provenance.vllm_version()
     check_plugin()
+    check_gpu(experiments)
     root.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + (budget_s if budget_s is not None else math.inf)
     failures: list[str] = []
@@ -82,7 +83,7 @@ def run_campaign(
             if finished(folder):
                 shown.skip(experiment)
                 continue
-            if time.monotonic() + shown.longest_overhead_s + experiment.duration_s > deadline:
+            if time.monotonic() + shown.longest_overhead_s + experiment.load_s > deadline:
                 tqdm.write(f"{folder.name}: not enough time left, measure it later")
                 continue
             check_memory()
@@ -166,6 +167,24 @@ def check_plugin() -> None:
         )
 
 
+def check_gpu(experiments: Sequence[Experiment]) -> None:
+    """Refuse to start engines for captures that no GPU can make.
+
+    Raises
+    ------
+    CampaignError
+        If a run is about CUDA graphs and there is no GPU.
+    """
+    about_graphs = [e for e in experiments if e.needs_graphs]
+    if about_graphs and not provenance.gpu_query("name"):
+        first = about_graphs[0]
+        raise CampaignError(
+            f"client {first.client!r} with capture policy {first.capture_policy!r} captures CUDA "
+            "graphs and there is no GPU here: use client 'engine' with capture policy 'stock', "
+            "which times the compilation instead"
+        )
+
+
 def check_memory() -> None:
     """Refuse to start an engine that memory cannot hold.
 
@@ -224,7 +243,7 @@ class Bar:
     def __init__(self, experiments: Sequence[Experiment], shown: bool) -> None:
         self.runs, self.done = len(experiments), 0
         self.longest_overhead_s = START_S
-        self.total = sum(START_S + e.duration_s for e in experiments)
+        self.total = sum(START_S + e.load_s for e in experiments)
         self.tqdm = tqdm(
             total=round(self.total),
             disable=not shown,
@@ -234,15 +253,15 @@ class Bar:
     def skip(self, experiment: Experiment) -> None:
         """Count a run that is measured already."""
         self.done += 1
-        self.total -= START_S + experiment.duration_s
+        self.total -= START_S + experiment.load_s
         self.tqdm.total = round(self.total)
         self.tqdm.refresh()
 
     def begin(self, experiment: Experiment, name: str) -> None:
         """Show the run now in hand."""
         self.name, self.at, self.began = name, self.tqdm.n, time.monotonic()
-        self.duration_s = experiment.duration_s
-        self.until = self.at + START_S + experiment.duration_s
+        self.load_s = experiment.load_s
+        self.until = self.at + START_S + experiment.load_s
         self.report("start", 0)
 
     def report(self, phase: str, seconds: float) -> None:
@@ -255,7 +274,7 @@ class Bar:
     def end(self) -> None:
         """Count the run in hand as over."""
         self.done += 1
-        overhead = time.monotonic() - self.began - self.duration_s
+        overhead = time.monotonic() - self.began - self.load_s
         self.longest_overhead_s = max(self.longest_overhead_s, overhead)
         self.tqdm.n = self.until
         self.tqdm.refresh()

@@ -69,13 +69,16 @@ def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
     ------
     repro.experiment.verify.NotAsRequested
         If the recording is incomplete, or shows a client that was the bottleneck or a capture
-        policy that did not take effect.
+        policy that did not take effect, or captures that are not those asked for.
     """
     measured = json.loads((folder / RAW / MEASURED).read_text())
     recordings = recording.read_all(folder / RAW)
     verify.recording_is_whole(experiment, recordings)
     tables = recording.tables(folder / RAW, recordings)
-    verify.capture_policy_took_effect(experiment, tables["captures"], tables["pauses"])
+    evidence = measured["policy"]["evidence"]
+    captures, pauses = tables["captures"], tables["pauses"]
+    verify.captures_are_as_planned(experiment, captures)
+    verify.capture_policies_took_effect(experiment, captures, pauses, evidence)
     if experiment.client == "engine":
         window = measured["window"]
         verify.engine_was_loaded(experiment, tables["steps"], window["start_ns"], window["end_ns"])

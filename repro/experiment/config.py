@@ -19,7 +19,11 @@ MODELS = Path(__file__).parent.parent / "models"
 
 WEIGHTS = ("safetensors", "bin", "pt", "pth", "gguf")
 
-CLIENTS = ("engine", "serve")
+CLIENTS = ("engine", "serve", "capture")
+LOADLESS = ("capture",)
+"""Clients that put no load on the engine."""
+
+TUPLES = ("output_tokens", "recapture_policies")
 EXECUTORS = ("mp", "uni")
 DEVICES = ("auto", "cuda", "cpu")
 
@@ -38,12 +42,13 @@ class Experiment:
         Names out of `repro.policy.SERVING` and `repro.policy.CAPTURE`.
     client : str
         What drives the load: `engine` calls `LLMEngine.step` in the front end itself; `serve` is
-        `vllm bench serve` against an OpenAI-compatible server.
+        `vllm bench serve` against an OpenAI-compatible server. `capture` drives none: it measures
+        CUDA graph captures, and the parameters of the load mean nothing.
     executor : str
         `mp`: the worker is a process of its own. `uni`: it lives inside the engine core.
     model : str
-        A config shipped with the package (`tiny`, `dense-0.6b`, `moe`), or the path or name of
-        any model vLLM loads.
+        A config shipped with the package (`tiny`, `dense-0.6b`, `deep`, `moe`), or the path or
+        name of any model vLLM loads.
     device : str
         `auto` takes CUDA where there is a GPU, else vLLM's CPU backend.
     concurrency : int
@@ -54,6 +59,8 @@ class Experiment:
         Ranks.
     enforce_eager : bool
         Neither compile nor capture.
+    max_cudagraph_capture_size : int or None
+        Largest batch to capture graphs for, in tokens; None is vLLM's own choice, at most 512.
     prompt_tokens : int
         Length of every prompt.
     output_tokens : tuple of int
@@ -62,8 +69,13 @@ class Experiment:
         Length of the measured window, after the ramp.
     switch_s : float
         With policy `alternate`: length of each period, a whole part of `duration_s`; else 0.
+    recaptures : int
+        With client `capture`: how often to capture again under each of `recapture_policies`, in
+        the process that captured under `capture_policy` at start-up.
+    recapture_policies : tuple of str
+        Names out of `repro.policy.CAPTURE`.
     seed, replicate : int
-        Seed of lengths and prompts; which repetition this is (part of the seed).
+        Seed of lengths, prompts and order; which repetition this is (part of the seed).
 
     Raises
     ------
@@ -82,10 +94,13 @@ class Experiment:
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
     enforce_eager: bool = False
+    max_cudagraph_capture_size: int | None = None
     prompt_tokens: int = 16
     output_tokens: tuple[int, int] = (16, 64)
     duration_s: float = 60.0
     switch_s: float = 0.0
+    recaptures: int = 0
+    recapture_policies: tuple[str, ...] = ()
     seed: int = 0
     replicate: int = 0
 
@@ -112,6 +127,10 @@ class Experiment:
                 "tensor_parallel_size and data_parallel_size must be 1: the engine client "
                 "drives one rank"
             )
+        if self.max_cudagraph_capture_size is not None:
+            largest = self.max_cudagraph_capture_size
+            _within("max_cudagraph_capture_size", largest, 1, None, "or leave it out")
+        _check_capturing(self)
         shortest, longest = self.output_tokens
         if not 2 <= shortest <= longest:
             raise ConfigError(
@@ -145,6 +164,16 @@ class Experiment:
         return folder.is_dir() and not any(any(folder.glob(f"*.{kind}")) for kind in WEIGHTS)
 
     @property
+    def load_s(self) -> float:
+        """Seconds of load that follow the ramp; none with a client that drives none."""
+        return 0.0 if self.client in LOADLESS else self.duration_s
+
+    @property
+    def needs_graphs(self) -> bool:
+        """Whether the run is about CUDA graphs, which take a GPU."""
+        return self.client == "capture" or self.capture_policy != "stock"
+
+    @property
     def max_model_len(self) -> int:
         """Longest prompt and answer together, in tokens."""
         return self.prompt_tokens + self.output_tokens[1]
@@ -158,7 +187,8 @@ class Experiment:
         usual = {field.name: field.default for field in dataclasses.fields(self)}
         unusual = {k: v for k, v in dataclasses.asdict(self).items() if v != usual[k]}
         digest = hashlib.sha256(json.dumps(unusual, sort_keys=True).encode()).hexdigest()[:6]
-        parts = [self.policy, f"c{self.concurrency}", f"r{self.replicate}", digest]
+        load = [] if self.client in LOADLESS else [f"c{self.concurrency}"]
+        parts = [self.policy, *load, f"r{self.replicate}", digest]
         if self.client != "engine":
             parts.insert(1, self.client)
         if self.executor != "mp":
@@ -169,7 +199,8 @@ class Experiment:
 
     def to_dict(self) -> dict[str, Any]:
         """All parameters, as `run.json` holds them."""
-        return {**dataclasses.asdict(self), "output_tokens": list(self.output_tokens)}
+        listed = {name: list(getattr(self, name)) for name in TUPLES}
+        return {**dataclasses.asdict(self), **listed}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Experiment:
@@ -183,22 +214,29 @@ class Experiment:
         names = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(values) - set(names)):
             raise ConfigError(f"unknown parameter {unknown[0]!r}: known are {', '.join(names)}")
-        if "output_tokens" in values:
-            values = {**values, "output_tokens": tuple(values["output_tokens"])}
-        return cls(**values)
+        return cls(**values | {name: tuple(values[name]) for name in TUPLES if name in values})
 
 
 def grid(
     *,
-    policies: Sequence[str] = ("no-freeze", "freeze"),
+    policies: Sequence[str] | None = None,
     capture_policies: Sequence[str] = ("stock",),
     replicates: int = 2,
     first_replicate: int = 0,
+    recaptures: int = 0,
     **fields: Any,
 ) -> list[Experiment]:
     """Every policy with every capture policy, `replicates` times; other fields shared.
 
     Replicates are numbered from `first_replicate`, so that a second sitting can add more.
+
+    Parameters
+    ----------
+    policies : sequence of str, optional
+        Default: `no-freeze` and `freeze`; `no-freeze` alone with client `capture`.
+    recaptures : int
+        Above 0, one process captures under all the capture policies, so many times each, instead
+        of a process each; which of them it starts up under goes by turns with the replicates.
 
     Returns
     -------
@@ -211,13 +249,20 @@ def grid(
         If a value is not allowed.
     """
     _within("replicates", replicates, 1, None, "measure each arm at least once")
+    if policies is None:
+        policies = ("no-freeze",) if fields.get("client") == "capture" else ("no-freeze", "freeze")
     numbers = range(first_replicate, first_replicate + replicates)
-    arms = itertools.product(numbers, policies, capture_policies)
+    if recaptures:
+        fields |= {"recaptures": recaptures, "recapture_policies": capture_policies}
+        by_turns = [(n, [capture_policies[n % len(capture_policies)]]) for n in numbers]
+    else:
+        by_turns = [(n, list(capture_policies)) for n in numbers]
     return [
         Experiment.from_dict(
             {**fields, "policy": serving, "capture_policy": capture, "replicate": replicate}
         )
-        for replicate, serving, capture in arms
+        for replicate, captures in by_turns
+        for serving, capture in itertools.product(policies, captures)
     ]
 
 
@@ -253,6 +298,35 @@ def find_model(model: str) -> str:
         f"model {model!r} has no config.json: choose {', '.join(shipped)}, "
         "a folder that holds a config.json, or a hub name like Qwen/Qwen3-0.6B"
     )
+
+
+def _check_capturing(experiment: Experiment) -> None:
+    """Whether what is asked of client `capture` can be had, and is asked of no other client."""
+    again, times = experiment.recapture_policies, experiment.recaptures
+    _within("recaptures", times, 0, None, "count them from 0, none")
+    for name in again:
+        policy.capture(name)
+    if len(set(again)) < len(again):
+        raise ConfigError(f"recapture_policies {', '.join(again)}: name each once")
+    if bool(times) != bool(again):
+        raise ConfigError(
+            f"recaptures {times} under {len(again)} recapture_policies: give both, or neither"
+        )
+    if experiment.client != "capture":
+        if times:
+            raise ConfigError(
+                f"recaptures {times} with client {experiment.client!r}: use client 'capture', a "
+                "load runs on the graphs of start-up"
+            )
+        return
+    if experiment.policy != "no-freeze":
+        raise ConfigError(
+            f"policy {experiment.policy!r} with client 'capture': use 'no-freeze', a capture ends "
+            "before a worker freezes, and a frozen heap would change the next one"
+        )
+    if experiment.enforce_eager or experiment.device == "cpu":
+        what = "enforce_eager" if experiment.enforce_eager else "device 'cpu'"
+        raise ConfigError(f"{what} with client 'capture': no CUDA graph is captured; leave it out")
 
 
 def _choice(name: str, value: str, choices: Sequence[str]) -> None:

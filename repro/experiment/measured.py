@@ -22,7 +22,7 @@ class Measured:
     Attributes
     ----------
     itl, requests : dict of arrays, each of shape (n,)
-        The tables of these names in `repro.schema.TABLES`, ramp included.
+        The tables of these names in `repro.schema.TABLES`, ramp included; empty without load.
     start_ns, end_ns : int
         The measured window.
     ramp_ns : int
@@ -74,7 +74,7 @@ class Measured:
         (folder / RAW / MEASURED).write_text(json.dumps(measured))
 
     def _finished(self) -> int:
-        time = self.requests["t_ns"]
+        time = self.requests.get("t_ns", np.array([]))
         return int(np.count_nonzero((time >= self.start_ns) & (time < self.end_ns)))
 
 

@@ -207,30 +207,100 @@ def recording_is_whole(experiment: Experiment, recordings: Sequence[Recording]) 
         raise NotAsRequested("the recorder stopped early: free disk space and run it again")
 
 
-def capture_policy_took_effect(experiment: Experiment, captures: Columns, pauses: Columns) -> None:
-    """Check the capture policy against the collections recorded inside each capture.
+def heap_is_thawed(workers: Sequence[dict[str, Any]], captures: Sequence[dict[str, Any]]) -> None:
+    """Check that every capture found the heap as little frozen as the start-up capture did.
+
+    Parameters
+    ----------
+    workers : sequence of dict
+        The workers' answers to a census, see `policy_took_effect`.
+    captures : sequence of dict
+        Their answers to each order to capture again: `rank`, `capture_policy`, `freeze_count`.
 
     Raises
     ------
     NotAsRequested
-        If `collect-per-graph` ran fewer full collections than it captured graphs, or
+        If more objects were frozen than before warm-up.
+    """
+    initial = {worker["rank"]: worker["freeze_count_before"] for worker in workers}
+    for found in captures:
+        if found["freeze_count"] > initial[found["rank"]]:
+            raise NotAsRequested(
+                f"worker {found['rank']}: {found['freeze_count']} objects were frozen before a "
+                f"capture under {found['capture_policy']!r}, {initial[found['rank']]} at start-up; "
+                "another plugin freezes the heap"
+            )
+
+
+def captures_are_as_planned(experiment: Experiment, captures: Columns) -> None:
+    """Check that the run captured as often as asked, and as many graphs each time.
+
+    Raises
+    ------
+    NotAsRequested
+        If a capture is missing, is under another policy, or took fewer graphs than the first:
+        those it lacks were not discarded before.
+    """
+    if not experiment.needs_graphs:
+        return
+    found = captures.get("kind", np.array([])) == "capture"
+    if not np.any(found):
+        raise NotAsRequested(
+            f"capture policy {experiment.capture_policy!r} with client {experiment.client!r}, yet "
+            "no CUDA graph was captured; it needs a GPU, and enforce_eager off"
+        )
+    again = [name for name in experiment.recapture_policies for _ in range(experiment.recaptures)]
+    for rank in np.unique(captures["rank"][found]):
+        of_rank = found & (captures["rank"] == rank)
+        names = captures["capture_policy"][of_rank][np.argsort(captures["number"][of_rank])]
+        if names[0] != experiment.capture_policy or sorted(names[1:]) != sorted(again):
+            raise NotAsRequested(
+                f"worker {rank}: captured under {', '.join(names)}, which is not "
+                f"{experiment.capture_policy} and then {experiment.recaptures} times each of "
+                f"{', '.join(experiment.recapture_policies) or 'none'}; run it again"
+            )
+        if len(counts := np.unique(captures["graphs"][of_rank])) > 1:
+            raise NotAsRequested(
+                f"worker {rank}: captured {counts[0]} graphs once and {counts[-1]} another time; "
+                "graphs of before were left, measure with recaptures 0"
+            )
+
+
+def capture_policies_took_effect(
+    experiment: Experiment, captures: Columns, pauses: Columns, workers: Sequence[dict[str, Any]]
+) -> None:
+    """Check each capture's policy against the collections recorded inside it.
+
+    vLLM lets `torch.cuda.graph` collect for the first piece of a batch size alone, so
+    `collect-per-graph` is one collection a size, or two where full graphs are captured beside.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    captures, pauses : dict of arrays
+        The tables of these names.
+    workers : sequence of dict
+        What the workers said of themselves; of it `capture_sizes`.
+
+    Raises
+    ------
+    NotAsRequested
+        If `collect-per-graph` ran fewer full collections than there are batch sizes, or
         `frozen-disabled` ran an automatic one between its own two.
     """
-    asked = policy.capture(experiment.capture_policy)
-    if asked.leave:
-        return
-    if not len(captures.get("kind", ())) or not np.any(captures["kind"] == "capture"):
-        raise NotAsRequested(
-            f"capture policy {asked.name!r}, yet no CUDA graph was captured; "
-            "it needs a GPU, and enforce_eager off"
-        )
-    for start, duration, graphs in zip(
-        captures["start_ns"], captures["duration_ns"], captures["graphs"], strict=True
-    ):
+    sizes = max((worker.get("capture_sizes", 0) for worker in workers), default=0)
+    role = "engine" if experiment.executor == "uni" else "worker"  # whose collector it is
+    for row in range(len(captures.get("kind", ()))):
+        asked = policy.capture(str(captures["capture_policy"][row]))
+        start, duration = captures["start_ns"][row], captures["duration_ns"][row]
         inside = (pauses["start_ns"] >= start) & (pauses["start_ns"] < start + duration)
-        inside &= pauses["role"] != "frontend"
-        full = int(np.sum(inside & (pauses["generation"] == 2)))
-        if asked.collect_per_graph and full < graphs:
-            raise NotAsRequested(f"collect-per-graph: {full} full collections, {graphs} graphs")
-        if asked.disable and np.any(inside & (pauses["generation"] < 2)):
+        inside &= (pauses["role"] == role) & (pauses["rank"] == captures["rank"][row])
+        full = pauses["start_ns"][inside & (pauses["generation"] == 2)]
+        if asked.collect_per_graph and len(full) < sizes:
+            raise NotAsRequested(
+                f"collect-per-graph: {len(full)} full collections, {sizes} batch sizes; this "
+                "PyTorch has no such option, or another plugin undoes it"
+            )
+        young = pauses["start_ns"][inside & (pauses["generation"] < 2)]
+        if asked.disable and np.any((young > min(full)) & (young < max(full))):
             raise NotAsRequested("frozen-disabled: the collector ran by itself during the capture")

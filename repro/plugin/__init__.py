@@ -36,7 +36,7 @@ def install() -> None:
 
     Raises
     ------
-    repro.policy.UnknownPolicy, repro.plugin.patch.UnknownLayout, OSError
+    repro.policy.UnknownPolicy, repro.plugin.layout.UnknownLayout, OSError
         Only with `REPRO_STRICT=1`.
     """
     global _installed

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import importlib
 import itertools
 import logging
 import sys
@@ -19,20 +18,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from repro.plugin.recorder import CAPTURE, COMPILE, STEP, Recorder
+from repro import policy
+from repro.plugin import graphs
+from repro.plugin.layout import UnknownLayout, require, vllm_module
+from repro.plugin.recorder import STEP, Recorder
 from repro.policy import CapturePolicy, ServingPolicy
 
 logger = logging.getLogger("vllm.repro")
 
 CENSUS_RPC = "repro_census"
 SWITCH_RPC = "repro_switch"
-
-KNOWN_VLLM = ("0.22.1", "0.32.0")
-"""First and last vLLM whose sources this was read against."""
-
-
-class UnknownLayout(RuntimeError):
-    """The installed vLLM is not laid out as any version this patch was read against."""
+RECAPTURE_RPC = "repro_recapture"
 
 
 def apply(
@@ -61,31 +57,6 @@ def apply(
         count_engine_with_its_workers(recorder)
     if recorder is not None and recorder.role == "frontend":
         count_front_end_with_its_workers(recorder)
-
-
-def vllm_module(name: str) -> Any:
-    """Import a module of vLLM; `UnknownLayout`, naming the version, if there is none."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise unknown(f"there is no module {error.name}") from error
-
-
-def require(owner: Any, *names: str) -> None:
-    """Raise `UnknownLayout`, naming the vLLM version, if `owner` lacks one of `names`."""
-    if missing := [name for name in names if not hasattr(owner, name)]:
-        where = getattr(owner, "__qualname__", None) or type(owner).__qualname__
-        raise unknown(f"{where} has no {', '.join(missing)}")
-
-
-def unknown(what: str) -> UnknownLayout:
-    """The one line for a vLLM that this patch was not read against."""
-    import vllm
-
-    return UnknownLayout(
-        f"vLLM {vllm.__version__}: {what}; this patch knows {KNOWN_VLLM[0]} to {KNOWN_VLLM[1]}: "
-        "install one of these, or unset the REPRO_ variables"
-    )
 
 
 @contextlib.contextmanager
@@ -143,6 +114,8 @@ def hold_warm_up(worker: Any, serving: ServingPolicy, recorder: Recorder | None)
             "rank": global_rank(worker),
             "policy": serving.name,
             "worker_class": type(worker).__qualname__,
+            "runner": type(worker.model_runner).__module__,
+            "capture_sizes": capture_sizes(worker),
             "freeze_count_before": before,
             "freeze_count": gc.get_freeze_count(),
         }
@@ -216,29 +189,90 @@ def hold_capture(worker: Any, capture: CapturePolicy, recorder: Recorder | None)
                 "CPU: use capture policy 'stock'"
             )
         if recorder is not None and hasattr(runner, "warming_up_model"):
-            runner.warming_up_model = span(recorder, COMPILE, runner.warming_up_model)
+            runner.warming_up_model = span(
+                recorder, "compile", capture.name, runner.warming_up_model
+            )
         return
     require(runner, "capture_model")
     original = runner.capture_model
-    if not capture.leave:
-        original = capture_under(capture, runner, original)
+    runner.capture_model = capturing(capture, runner, original, recorder)
     if recorder is not None:
-        original = span(recorder, CAPTURE, original)
-    runner.capture_model = original
+        setattr(worker, RECAPTURE_RPC, functools.partial(recapture, recorder, worker, original))
 
 
-def span(recorder: Recorder, kind: int, original: Callable[..., Any]) -> Callable[..., Any]:
-    """Record one call with the graphs it captured and the bytes it says it took."""
+def capturing(
+    capture: CapturePolicy, runner: Any, original: Callable[..., Any], recorder: Recorder | None
+) -> Callable[..., Any]:
+    """The runner's capture under a policy, and recorded."""
+    captured = original if capture.leave else capture_under(capture, runner, original)
+    return captured if recorder is None else span(recorder, "capture", capture.name, captured)
+
+
+def recapture(
+    recorder: Recorder, worker: Any, original: Callable[..., Any], name: str
+) -> dict[str, Any]:
+    """Discard the graphs and capture them again under a policy; called by `collective_rpc`.
+
+    Parameters
+    ----------
+    name : str
+        Of the capture policy.
+
+    Returns
+    -------
+    dict
+        What the capture found: `rank`, `capture_policy`, `freeze_count`, `free_bytes` of the GPU.
+
+    Raises
+    ------
+    repro.policy.UnknownPolicy, UnknownLayout
+    """
+    import torch
+
+    again = capturing(policy.capture(name), worker.model_runner, original, recorder)
+    graphs.discard(worker)
+    found = {
+        "rank": global_rank(worker),
+        "capture_policy": name,
+        "freeze_count": gc.get_freeze_count(),
+        "free_bytes": torch.cuda.mem_get_info()[0],
+    }
+    again()
+    return found
+
+
+def capture_sizes(worker: Any) -> int:
+    """How many batch sizes vLLM captures graphs for."""
+    return len(worker.vllm_config.compilation_config.cudagraph_capture_sizes or ())
+
+
+def span(
+    recorder: Recorder, kind: str, policy_name: str, original: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Record one call with the graphs it captured and the bytes it says it took.
+
+    Parameters
+    ----------
+    kind : str
+        `capture`, or `compile` for a worker that compiles but captures nothing.
+    """
     compilation_counter = vllm_module("vllm.compilation.counter").compilation_counter
 
     def timed(*, profile_only: bool = False) -> Any:
         if profile_only:  # later vLLM first captures a few graphs to see what memory they take
             return original(profile_only=True)
-        graphs, began = compilation_counter.num_cudagraph_captured, time.monotonic_ns()
+        recorder.census("capture")
+        before, began = compilation_counter.num_cudagraph_captured, time.monotonic_ns()
         taken = original()
         elapsed = time.monotonic_ns() - began
-        graphs = compilation_counter.num_cudagraph_captured - graphs
-        recorder.write(kind, began, elapsed, int(taken or 0), graphs)
+        recorder.capture(
+            kind=kind,
+            capture_policy=policy_name,
+            start_ns=began,
+            duration_ns=elapsed,
+            graphs=compilation_counter.num_cudagraph_captured - before,
+            memory_bytes=int(taken or 0),
+        )
         return taken
 
     return timed
@@ -290,11 +324,19 @@ def replaced(place: dict[str, Any], name: str, replacement: Any) -> Iterator[Non
 
 @contextlib.contextmanager
 def collector_for(capture: CapturePolicy) -> Iterator[None]:
-    """The collector as the capture policy wants it; every policy starts from a full collection."""
+    """The collector as the capture policy wants it; every policy starts from a full collection.
+
+    PyTorch's own collection before each graph is left at its default but where the policy asks
+    for it, so that a capture with the collector on shows what that default is. The order of the
+    calls is that of vLLM's own `freeze_gc_for_cudagraph_capture`: switched on before it was
+    collected, the collector would first start by itself.
+    """
     import torch
 
     options = torch.compiler.config
-    per_graph, options.force_cudagraph_gc = options.force_cudagraph_gc, capture.collect_per_graph
+    per_graph = options.force_cudagraph_gc
+    if capture.collect_per_graph:
+        options.force_cudagraph_gc = True
     gc.collect()
     if capture.freeze:
         gc.freeze()
@@ -304,11 +346,11 @@ def collector_for(capture: CapturePolicy) -> Iterator[None]:
         yield
     finally:
         options.force_cudagraph_gc = per_graph
-        if capture.disable:
-            gc.enable()
         if capture.freeze:
             gc.unfreeze()
             gc.collect()
+        if capture.disable:
+            gc.enable()
 
 
 # --- steps, heap counts, shutdown ---------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Record GC pauses, steps and captures of one process into a memory-mapped file.
+"""Record GC pauses and steps of one process into a memory-mapped file.
 
 Every event is 32 bytes written straight into a shared mapping, so what was recorded survives
 `kill -9` without a flush, and no Python object outlives the event that made it.
 File: one header page, then segments of `SEGMENT_EVENTS` events, reserved on disk before they
-are mapped (a full disk is an error here, not a SIGBUS there).
+are mapped (a full disk is an error here, not a SIGBUS there). What is rare and never inside a timed
+span, captures and heap counts, goes as JSON lines into files beside it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ SEGMENT_BYTES = SEGMENT_EVENTS * EVENT.size
 
 PAUSE = 1  # a = objects collected, b = generation
 STEP = 2  # a = tokens scheduled, b = step
-CAPTURE = 3  # a = bytes taken, b = graphs captured
-COMPILE = 4  # as CAPTURE, for a worker that compiles but captures nothing
 
 logger = logging.getLogger("vllm.repro")
 
@@ -43,7 +42,8 @@ class Recorder:
     Parameters
     ----------
     directory : Path
-        Where `events-<pid>-<opened_ns>.bin` and `census-<pid>-<opened_ns>.jsonl` go.
+        Where `events-<pid>-<opened_ns>.bin`, and `census-` and `captures-` of the same with
+        `.jsonl`, go.
     strict : bool
         An experiment: a recording that cannot go on raises. Otherwise it is logged once and stops.
 
@@ -67,7 +67,7 @@ class Recorder:
             os.close(self._file)  # the parent's file, inherited by fork
         self._file = None
         self._stopped = False
-        self._slots = itertools.count()
+        self._slots, self._captures = itertools.count(), itertools.count()
         self._segments: dict[int, mmap.mmap] = {}
         self._header: mmap.mmap | None = None
         self._pid = os.getpid()
@@ -158,13 +158,26 @@ class Recorder:
         self._write_header()
         counts = {"role": self.role, "rank": self.rank, "pid": os.getpid(), "point": point}
         counts |= {"t_ns": time.monotonic_ns(), **count_heap()}
-        path = self.directory / f"census-{self._pid}-{self._opened_ns}.jsonl"
+        self._append("census", counts)
+        return counts
+
+    def capture(self, **row: Any) -> None:
+        """Append one finished capture, or compilation, to this process's captures file.
+
+        Parameters
+        ----------
+        **row
+            The columns of the table `captures` but `rank` and `number`.
+        """
+        self._append("captures", {"rank": self.rank, "number": next(self._captures), **row})
+
+    def _append(self, table: str, row: dict[str, Any]) -> None:
+        path = self.directory / f"{table}-{self._pid}-{self._opened_ns}.jsonl"
         try:
             with path.open("a") as file:
-                file.write(json.dumps(counts) + "\n")
+                file.write(json.dumps(row) + "\n")
         except OSError as error:
             self._stop(error)
-        return counts
 
 
 def pause_callback(

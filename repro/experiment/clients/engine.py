@@ -33,11 +33,18 @@ def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
     return arrivals.measured(evidence)
 
 
-def start_engine(experiment: Experiment) -> Any:
-    """A real vLLM engine with its core, and for `mp` its worker, in processes of their own."""
+def start_engine(experiment: Experiment, **more: Any) -> Any:
+    """A real vLLM engine with its core, and for `mp` its worker, in processes of their own.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    **more
+        Further engine arguments.
+    """
     from vllm import EngineArgs, LLMEngine
 
-    return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(experiment)))
+    return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(experiment), **more))
 
 
 def engine_arguments(experiment: Experiment) -> dict[str, Any]:
@@ -54,6 +61,8 @@ def engine_arguments(experiment: Experiment) -> dict[str, Any]:
         "skip_tokenizer_init": True,
         "seed": experiment.seed,
     }
+    if experiment.max_cudagraph_capture_size is not None:
+        arguments["max_cudagraph_capture_size"] = experiment.max_cudagraph_capture_size
     if experiment.dummy_weights:
         arguments["load_format"] = "dummy"
     if current_platform.is_cpu():
