@@ -19,6 +19,7 @@ from repro.rundir import DatasetError, pick, read_document, read_table
 from repro.schema import TABLES
 
 __all__ = ["Campaign", "DatasetError", "in_window", "is_campaign", "load", "newest", "subset"]
+__all__ += ["under_load"]
 
 RUN_COLUMNS = {
     "run": "run_id",
@@ -85,6 +86,7 @@ class Campaign:
         The campaign's directory.
     runs : pandas.DataFrame
         One row a run that is ok: `RUN_COLUMNS`, and `machine` (GPU or, without one, CPU),
+        `runner` (the module of the worker's model runner, empty where not recorded),
         `arm` (the policy, preceded by whatever else differs within the campaign) and
         `comparable` (equal for runs that may be pooled).
     failed : pandas.DataFrame
@@ -211,6 +213,15 @@ def subset(campaign: Campaign, **equal: object) -> Campaign:
         runs = runs[runs[column] == value]
         if runs.empty:
             raise DatasetError(f"no run has {column} {value!r}: choose among {found}")
+    return _only(campaign, runs)
+
+
+def under_load(campaign: Campaign) -> Campaign:
+    """The campaign without the runs that drove no load, such as those that only captured graphs."""
+    return _only(campaign, campaign.runs[campaign.runs["output_tokens"] > 0])
+
+
+def _only(campaign: Campaign, runs: pd.DataFrame) -> Campaign:
     runs = runs.reset_index(drop=True)
     tables: dict[str, Any] = {name: _keep(getattr(campaign, name), runs["run"]) for name in TABLES}
     return replace(campaign, runs=runs, **tables)
@@ -239,12 +250,19 @@ def _runs(documents: list[dict[str, Any]]) -> pd.DataFrame:
     names = [document["machine"]["gpu_name"] for document in documents]
     runs["gpu_name"] = pd.Series(names, dtype=object)  # as text, None would become NaN
     runs["machine"] = [name or cpu for name, cpu in zip(names, runs["cpu_model"], strict=True)]
+    runs["runner"] = [_runner(document) for document in documents]
     runs["arm"] = _arms(documents)
     runs["comparable"] = [
         " | ".join(_say(document, key, form) for key, form in COMPARABLE.items())
         for document in documents
     ]
     return runs
+
+
+def _runner(document: dict[str, Any]) -> str:
+    """The model runner a worker named, as the name of its module; empty where none did."""
+    evidence = document["policy"].get("evidence") or [{}]
+    return str(evidence[0].get("runner", ""))
 
 
 def _arms(documents: list[dict[str, Any]]) -> list[str]:

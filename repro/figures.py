@@ -26,11 +26,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from repro import dataset, policy, style, words
 from repro.analysis.arms import Pair, heaps, ordered_arms, pairs
 from repro.analysis.bootstrap import EXPECTED_BEYOND
-from repro.analysis.captures import capture_times
+from repro.analysis.captures import BASELINE, SETTING, capture_times, policy_effects, principal
 from repro.analysis.gc_cost import FULL, GENERATIONS, full_collections
-from repro.analysis.ratios import ratio_of_runs
 from repro.analysis.tails import NS_PER_MS, effect, sample, step_intervals, tail_table
-from repro.dataset import Campaign, in_window
+from repro.dataset import Campaign, in_window, under_load
 from repro.schema import CENSUS_POINTS
 from repro.style import COLUMN, INK, PAGE, POLICY_COLOUR, PROCESS_COLOUR, save
 
@@ -38,7 +37,9 @@ __all__ = ["FIGURES", "NotApplicable", "draw_all", "save"]
 
 NS_PER_S = 1e9
 MILLION = 1e6
-ORDER = {"policy": list(POLICY_COLOUR), "capture_policy": list(policy.CAPTURE)}
+PANELS_A_ROW = 3
+POINT = {False: "white", True: INK}
+"""Whether a process had captured before -> how the capture's point is filled."""
 
 Draw = Callable[[Campaign], Figure]
 Floats = npt.NDArray[np.float64]
@@ -227,6 +228,7 @@ def timeline(campaign: Campaign) -> Figure:
     longest of a worker; of any process, where no worker has a heap of its own. Needs steps and
     pauses in the measured windows.
     """
+    campaign = under_load(campaign)
     steps = step_intervals(in_window(campaign, campaign.steps))
     pauses = in_window(campaign, campaign.pauses)
     if steps.empty or pauses.empty:
@@ -335,6 +337,7 @@ def pauses_by_process(campaign: Campaign) -> Figure:
     The number over each bar is how many there were in the measured windows of the arm's runs.
     Needs a pause in them.
     """
+    campaign = under_load(campaign)
     pauses = in_window(campaign, campaign.pauses)
     if pauses.empty:
         raise NotApplicable("no collection in the measured windows")
@@ -400,6 +403,7 @@ def heap_census(campaign: Campaign) -> Figure:
 
     Means over the arm's runs and the role's processes. Needs a census.
     """
+    campaign = under_load(campaign)
     if campaign.census.empty:
         raise NotApplicable("no heap was counted")
     census = campaign.census
@@ -459,60 +463,87 @@ def _heap_message(campaign: Campaign, roles: list[str]) -> str:
 def capture_time(campaign: Campaign) -> Figure:
     """Time to capture CUDA graphs (on the CPU: to compile), by policy, with the collector's part.
 
-    A bar is the median of the runs, a point one run. Needs a recorded capture.
+    One panel a setting; a bar is the median, a point one capture, hollow if it was the first of
+    its process. Needs a recorded capture.
     """
     times = capture_times(campaign)
     if times.empty:
         raise NotApplicable("no capture was recorded")
-    column = "capture_policy" if times["capture_policy"].nunique() > 1 else "policy"
-    names = [name for name in ORDER[column] if name in set(times[column])]
-    groups = list(times.groupby(["comparable", "model"]))
-    wide = PAGE if len(groups) > 1 else COLUMN
-    drawn = Figure(figsize=(wide, 0.9 + 0.28 * len(names)), layout="constrained")
-    panels = drawn.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for axes, (_, group) in zip(panels, groups, strict=True):
-        for place, name in enumerate(names):
-            of_name = group[group[column] == name]
-            if not of_name.empty:
-                _draw_capture(axes, place, of_name)
-        kind = "graph capture" if group["kind"].iloc[0] == "capture" else "compile at warm-up"
-        axes.set(xlabel=f"{kind} (s)", xlim=(0, group["capture_s"].max() * 1.3))
-        axes.set_title(f"{group['model'].iloc[0]}, vLLM {group['vllm'].iloc[0]}", fontsize=7)
-        axes.grid(visible=False, axis="y")
-    panels[0].set_yticks(range(len(names)), names)
-    panels[0].invert_yaxis()
-    _message(drawn, _capture_message(groups[0][1]))
+    names = [name for name in policy.CAPTURE if name in set(times["capture_policy"])]
+    groups = [group for _, group in times.groupby(SETTING)]
+    columns = min(len(groups), PANELS_A_ROW)
+    rows = -(-len(groups) // columns)
+    size = (PAGE if columns > 1 else COLUMN, 0.6 + rows * (0.55 + 0.27 * len(names)))
+    drawn = Figure(figsize=size, layout="constrained")
+    panels = drawn.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes in panels.flat[len(groups) :]:
+        axes.remove()
+    for axes, group in zip(panels.flat, groups, strict=False):
+        _draw_captures(axes, group, names)
+    panels[0, 0].set_yticks(range(len(names)), names)
+    panels[0, 0].invert_yaxis()
+    if times["again"].any():
+        names_of = {False: "first of its process", True: "captured again"}
+        points = [
+            Line2D(
+                [], [], ls="", marker="o", ms=3, mec=INK, mew=0.6, mfc=face, label=names_of[again]
+            )
+            for again, face in POINT.items()
+        ]
+        drawn.legend(handles=points, loc="outside lower center", ncols=len(points))
+    _message(drawn, _capture_message(times))
     return drawn
 
 
-def _draw_capture(axes: Axes, place: int, runs: pd.DataFrame) -> None:
-    """One bar with the collector's part hatched, the runs on it, the numbers beside it."""
-    whole, lost = runs["capture_s"].median(), runs["gc_s"].median()
-    colour = style.PALETTE[9]
-    axes.barh(place, whole, height=0.6, color=colour)
-    axes.barh(place, lost, height=0.6, color="white", edgecolor=INK, hatch="//////", lw=0.5)
-    axes.plot(runs["capture_s"], np.full(len(runs), place), "o", ms=3, color=INK, alpha=0.7, mew=0)
-    share = (runs["gc_s"] / runs["capture_s"]).median()
-    axes.annotate(
-        f"{words.figures(whole)} s\nGC {words.percent(share)}",
-        (runs["capture_s"].max(), place),
-        (5, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=6,
-    )
+def _draw_captures(axes: Axes, times: pd.DataFrame, names: list[str]) -> None:
+    """The panel of one setting: a bar a policy, the collector's part hatched, numbers beside it."""
+    for place, name in enumerate(names):
+        of_name = times[times["capture_policy"] == name]
+        if of_name.empty:
+            continue
+        shown = principal(of_name)
+        whole, lost = shown["capture_s"].median(), shown["gc_s"].median()
+        share = (shown["gc_s"] / shown["capture_s"]).median()
+        axes.barh(place, whole, height=0.6, color=style.PALETTE[9])
+        axes.barh(place, lost, height=0.6, color="white", edgecolor=INK, hatch="//////", lw=0.5)
+        for again, face in POINT.items():
+            seconds = of_name.loc[of_name["again"] == again, "capture_s"]
+            at = np.full(len(seconds), place)
+            axes.plot(seconds, at, "o", ms=2.5, mec=INK, mew=0.6, mfc=face)
+        axes.annotate(
+            f"{words.figures(whole)} s\nGC {words.percent(share)}",
+            (of_name["capture_s"].max(), place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6,
+        )
+    first = times.iloc[0]
+    kind = "graph capture" if first["kind"] == "capture" else "compile at warm-up"
+    axes.set(xlabel=f"{kind} (s)", xlim=(0, times["capture_s"].max() * 1.4))
+    axes.set_title(words.setting(first["model"], first["vllm"], first["runner"]), fontsize=7)
+    axes.grid(visible=False, axis="y")
 
 
 def _capture_message(times: pd.DataFrame) -> str:
-    share = (times["gc_s"] / times["capture_s"]).groupby(times["capture_policy"]).median()
-    what = "capture" if times["kind"].iloc[0] == "capture" else "compilation"
+    """The collector's part with the baseline, and what two policies change, over all panels."""
+    shown = principal(times)
+    base = shown[shown["capture_policy"] == BASELINE]
+    base = shown if base.empty else base
+    share = (base["gc_s"] / base["capture_s"]).groupby(base["comparable"]).median()
     lost = " to ".join(dict.fromkeys(map(words.percent, (share.min(), share.max()))))
-    message = f"The collector (hatched) takes {lost} of the {what}"
-    seconds = times.groupby("capture_policy")["capture_s"]
-    if {"gc-on", "frozen"} <= set(seconds.groups):
-        ratio = ratio_of_runs(seconds.get_group("gc-on"), seconds.get_group("frozen"))
-        if ratio.supported:
-            message += f"; frozen takes {words.ratio(ratio)} of gc-on"
+    what = "capture" if times["kind"].iloc[0] == "capture" else "compilation"
+    under = f" with {BASELINE}" if times["capture_policy"].nunique() > 1 else ""
+    message = f"The collector (hatched) takes {lost} of the {what}{under}"
+    effects = policy_effects(shown)
+    for name in ("frozen", "collect-per-graph"):
+        ratios = [r for r in effects.loc[effects["capture_policy"] == name, "ratio"] if r.supported]
+        if len(ratios) == 1:
+            message += f"; {name} takes {words.ratio(ratios[0])} of {BASELINE}"
+        elif ratios:
+            values = sorted(ratio.value for ratio in ratios)
+            both = " to ".join(dict.fromkeys(map(words.figures, (values[0], values[-1]))))
+            message += f"; {name} takes ×{both} of {BASELINE}"
     return message
 
 

@@ -188,6 +188,7 @@ PARAMETERS: Mapping[str, Parameter] = {
     "duration_s": number(1, 86_400, "seconds"),
     "switch_s": number(0, 86_400, "seconds"),
     "output_tokens": span(2, 1_000_000, "tokens an answer"),
+    "recaptures": number(0, 1_000, "captures a policy in one process", whole=True),
     "replicates": number(1, 1_000, "runs an arm", whole=True),
     "executor": one_of(*EXECUTORS),
     "client": one_of(*CLIENTS),

@@ -7,10 +7,18 @@ import pandas as pd
 from repro import words
 from repro.analysis.arms import ordered_arms, pairs
 from repro.analysis.attribution import UNEXPLAINED, attribute, by_arm
-from repro.analysis.captures import capture_times
+from repro.analysis.captures import (
+    BASELINE,
+    SETTING,
+    again_over_first,
+    capture_times,
+    policy_effects,
+    principal,
+)
 from repro.analysis.gc_cost import gc_time
 from repro.analysis.release import likeness, twins
 from repro.analysis.tails import Estimate, Metric, effect, tail_table
+from repro.claim_tests import SAME, SAME_MEMORY
 from repro.dataset import Campaign
 
 CLOSING = (0.5, 0.99, 0.999, 1.0)
@@ -170,26 +178,116 @@ def collector(campaign: Campaign) -> pd.DataFrame:
 
 
 def captures(campaign: Campaign) -> pd.DataFrame:
-    """Capture (CPU: compile) time by model, vLLM and policy, with the collector's part."""
+    """Capture (CPU: compile) time by setting and policy, with its ratio to `gc-on`."""
     times = capture_times(campaign)
     times["share"] = times["gc_s"] / times["capture_s"]
+    effects = policy_effects(times).set_index([*SETTING, "again", "capture_policy"])
     rows = []
-    for key, group in times.groupby(["model", "vllm", "capture_policy", "policy"]):
+    for key, group in times.groupby([*SETTING, "again", "capture_policy"]):
         seconds = group["capture_s"]
+        effect = effects.loc[key] if key in effects.index else None
         rows.append(
-            dict(zip(("model", "vLLM", "capture policy", "policy"), key, strict=True))
+            _setting_cells(group)
             | {
-                "kind": group["kind"].iloc[0],
+                "capture policy": key[-1],
+                "kind": f"{group['kind'].iloc[0]}{' again' if key[-2] else ''}",
                 "median (s)": words.figures(seconds.median()),
                 "range (s)": words.bounds(seconds.min(), seconds.max()),
+                "over gc-on": _ratio_cell(effect, "ratio"),
+                "the same without GC": _ratio_cell(effect, "besides_gc"),
                 "GC share": words.percent(group["share"].median()),
-                "full collections": words.amount(group["collections_2"].median()),
-                "graphs": words.amount(group["graphs"].median()),
-                "memory (GiB)": words.figures(group["memory_bytes"].median() / GIB),
-                "runs": f"{len(group)}",
+                "captures": f"{len(group)}",
+                "runs": f"{group['run'].nunique()}",
             }
         )
     return pd.DataFrame(rows)
+
+
+def capture_collections(campaign: Campaign) -> pd.DataFrame:
+    """What the collector did in a capture: full collections times the length of one."""
+    rows = []
+    for key, group in principal(capture_times(campaign)).groupby([*SETTING, "capture_policy"]):
+        middle = group.median(numeric_only=True)
+        rows.append(
+            _setting_cells(group)
+            | {
+                "capture policy": key[-1],
+                "graphs": words.amount(middle["graphs"]),
+                "memory (GiB)": words.figures(middle["memory_bytes"] / GIB),
+                "objects before": words.count(middle["heap"]) if middle["heap"] > 0 else "–",
+                "full collections": words.amount(middle["collections_2"]),
+                "the longest (s)": words.figures(middle["full_s"]),
+                "generation 0": words.amount(middle["collections_0"]),
+                "GC in all (s)": words.figures(middle["gc_s"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def recaptures(campaign: Campaign) -> str:
+    """One line a setting: whether a capture made again is the same as that of a fresh process."""
+    said = []
+    for row in again_over_first(capture_times(campaign)).itertuples():
+        where = words.setting(row.model, row.vllm, row.runner)
+        if not row.time.supported:
+            said.append(f"**{where}**: one run cannot tell a repeated capture from the first.")
+            continue
+        parts = [
+            f"{'the same' if low <= ratio.low and ratio.high <= high else 'not shown the same'} in "
+            f"{name} ({words.ratio(ratio)})"
+            for name, ratio, (low, high) in (
+                ("time", row.time, SAME),
+                ("memory", row.memory, SAME_MEMORY),
+            )
+        ]
+        said.append(
+            f"**{where}**: over the start-up capture of its process and policy, a repeated one is "
+            f"{words.listed(parts)}, {words.plural(row.time.steps, 'run')}."
+        )
+    return "\n\n".join(said) or "No process of this campaign captured more than once."
+
+
+def capture_arithmetic(campaign: Campaign) -> str:
+    """One paragraph a setting: what a collection costs, and how many a capture meets and why."""
+    times = principal(capture_times(campaign))
+    times = times[(times["kind"] == "capture") & times["heap"].notna()]
+    said = []
+    for _, group in times.groupby(SETTING):
+        on = group[group["capture_policy"] == BASELINE].median(numeric_only=True)
+        if not on.get("heap", 0) > 0:
+            continue
+        heap, each = on["heap"], on["containers"] / on["graphs"]
+        parts = [
+            f"a full collection of {words.count(heap)} objects takes {words.figures(on['full_s'])} "
+            f"s, {words.figures(1e9 * on['full_s'] / heap)} ns an object",
+            f"`{BASELINE}` makes {words.amount(on['collections_2'])}",
+        ]
+        per = group[group["capture_policy"] == "collect-per-graph"].median(numeric_only=True)
+        if per.get("collections_2", 0) > 0:
+            parts.append(
+                f"`collect-per-graph` makes {words.amount(per['collections_2'])}, together "
+                f"{words.figures(per['gc_s'])} s"
+            )
+        sentence = f"**{words.setting(*group.iloc[0][['model', 'vllm', 'runner']])}**: "
+        sentence += f"{'; '.join(parts)}."
+        if each > 0:
+            sentence += (
+                f" A graph leaves {words.figures(each)} containers behind. For a full collection "
+                "by itself a quarter of the heap must have been added, which takes "
+                f"{words.count(heap / 4 / each)} graphs; there were {words.amount(on['graphs'])}."
+            )
+        said.append(sentence)
+    return "\n\n".join(said) or "The heap before a capture with the collector on was not counted."
+
+
+def _setting_cells(times: pd.DataFrame) -> dict[str, str]:
+    first = times.iloc[0]
+    runner = words.RUNNER.get(first["runner"], "–")
+    return {"model": first["model"], "vLLM": first["vllm"], "runner": runner}
+
+
+def _ratio_cell(effect: pd.Series | None, column: str) -> str:
+    return words.ratio(effect[column]) if effect is not None and effect[column].supported else "–"
 
 
 def _unexplained(found: pd.DataFrame) -> pd.Series:

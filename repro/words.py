@@ -12,6 +12,12 @@ from repro.analysis.tails import Estimate
 PROCESS = {"frontend": "front end", "engine": "engine core", "worker": "worker"}
 """Role in the data -> name for people, in the order of a token's way back from the worker."""
 
+RUNNER = {
+    "vllm.v1.worker.gpu_model_runner": "V1 runner",
+    "vllm.v1.worker.gpu.model_runner": "V2 runner",
+}
+"""Module of a model runner -> its name; others go unnamed."""
+
 
 def figures(value: float) -> str:
     """Three significant digits, no exponent, thousands apart; a dash for NaN."""
@@ -19,7 +25,8 @@ def figures(value: float) -> str:
         return "–"
     if value == 0:
         return "0"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    rounded = float(f"{abs(value):.3g}")  # 9.996 is 10.0, of one decimal
+    decimals = max(0, 2 - math.floor(math.log10(rounded)))
     return f"{value:,.{decimals}f}"
 
 
@@ -56,6 +63,11 @@ def percent(share: float) -> str:
 def quantile(q: float) -> str:
     """A quantile's name: `P99.9`, and `max` for 1."""
     return "max" if q == 1 else f"P{100 * q:.10g}"
+
+
+def setting(model: str, vllm: str, runner: str) -> str:
+    """A model, a vLLM version and, where it is known, the model runner."""
+    return ", ".join(filter(None, (model, f"vLLM {vllm}", RUNNER.get(runner))))
 
 
 def listed(items: Iterable[str]) -> str:

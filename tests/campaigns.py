@@ -121,33 +121,109 @@ def compile_span(seconds: float) -> dict[str, Any]:
 
 
 def captures(
-    root: Path, seconds: dict[str, float], *, replicates: int = 3, gc_share: float = 0.1
+    root: Path,
+    seconds: dict[str, float],
+    *,
+    replicates: int = 3,
+    gc_share: float = 0.1,
+    full: dict[str, int] | None = None,
+    **changes: Any,
 ) -> Path:
-    """A campaign of CUDA graph captures, one arm a capture policy."""
+    """A campaign of CUDA graph captures in fresh processes, one arm a capture policy.
+
+    `full` is how many full collections a policy makes, each as long as all of them (1).
+    """
     for replicate in range(replicates):
         for name, length in seconds.items():
             length_ns = int(length * SECOND * (1 + 0.002 * replicate))
-            tables = {
-                "captures": {
-                    "kind": ["capture"],
-                    "start_ns": [SECOND],
-                    "duration_ns": [length_ns],
-                    "graphs": [51],
-                    "memory_bytes": [6_710_886_400],
-                },
-                "pauses": {
-                    "generation": [2],
-                    "start_ns": [2 * SECOND],
-                    "duration_ns": [int(gc_share * length_ns)],
-                },
-            }
+            one = {"policy": name, "length_ns": length_ns, "gc_share": gc_share}
             run(
                 root,
-                f"{name}-{replicate}",
-                tables,
+                f"{''.join(changes.values())}{name}-{replicate}",
+                capture_tables([one], full or {}),
                 experiment__capture_policy=name,
                 experiment__replicate=replicate,
                 experiment__policy="stock",
                 machine__gpu_name="H100",
+                summary__output_tokens=0,
+                **changes,
             )
     return root
+
+
+def recaptures(
+    root: Path,
+    seconds: dict[str, float],
+    *,
+    first: float = 1.0,
+    times: int = 3,
+    replicates: int = 2,
+    full: dict[str, int] | None = None,
+    memory: float = 1.0,
+    **changes: Any,
+) -> Path:
+    """A campaign of processes that captured under every policy, `times` each; can be added to.
+
+    `first` is how much longer the start-up capture takes, `memory` what a repeated one says it
+    needs of that one's.
+    """
+    names = list(seconds)
+    setting = "".join(changes.values())
+    for replicate in range(replicates):
+        start_up = names[replicate % len(names)]
+        plan = [(start_up, first, 1.0)]
+        plan += [(name, 1 + 0.002 * n, memory) for n in range(times) for name in names]
+        made = [
+            {
+                "policy": name,
+                "length_ns": int(seconds[name] * SECOND * factor),
+                "gc_share": 0.1,
+                "memory_bytes": int(6_710_886_400 * share),
+            }
+            for name, factor, share in plan
+        ]
+        run(
+            root,
+            f"{setting}again-{replicate}",
+            capture_tables(made, full or {}),
+            experiment__client="capture",
+            experiment__policy="no-freeze",
+            experiment__capture_policy=start_up,
+            experiment__replicate=replicate,
+            machine__gpu_name="H100",
+            summary__output_tokens=0,
+            **changes,
+        )
+    return root
+
+
+def capture_tables(made: list[dict[str, Any]], full: dict[str, int]) -> dict[str, Any]:
+    """Captures one after another, each with its heap counted and its full collections."""
+    starts = SECOND + np.cumsum([0] + [one["length_ns"] + SECOND for one in made])[:-1]
+    pauses: list[tuple[int, int]] = []
+    for start, one in zip(starts, made, strict=True):
+        number = full.get(one["policy"], 1)
+        length = int(one["gc_share"] * one["length_ns"] / max(number, 1))
+        pauses += [(int(start) + n * length, length) for n in range(number)]
+    return {
+        "captures": {
+            "kind": ["capture"] * len(made),
+            "capture_policy": [one["policy"] for one in made],
+            "number": list(range(len(made))),
+            "start_ns": starts,
+            "duration_ns": [one["length_ns"] for one in made],
+            "graphs": 51,
+            "memory_bytes": [one.get("memory_bytes", 6_710_886_400) for one in made],
+        },
+        "pauses": {
+            "generation": 2,
+            "start_ns": [start for start, _ in pauses],
+            "duration_ns": [length for _, length in pauses],
+        },
+        "census": {
+            "point": ["capture"] * len(made),
+            "t_ns": starts - 1,
+            "tracked": 1_000_000 + np.arange(len(made)),
+            "threshold_0": 700,
+        },
+    }

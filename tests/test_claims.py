@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import SECOND, run
-from campaigns import captures, census, story
+from campaigns import captures, census, recaptures, story
 
 from repro import dataset
 from repro.analysis.ratios import ratio_of_runs
@@ -88,12 +88,6 @@ def test_capture_time(frozen: float, expected: str, tmp_path: Path) -> None:
     assert verdict("capture-time", folder) == expected
 
 
-def test_capture_memory_and_collections(tmp_path: Path) -> None:
-    folder = captures(tmp_path / "c", {"gc-on": 57.0, "frozen": 56.0})
-    assert verdict("capture-memory", folder) == "reproduced"
-    assert verdict("no-collection-per-graph", folder) == "reproduced"
-
-
 @pytest.mark.parametrize(
     ("more", "expected"), [(1.1, "contradicted"), (1.005, "reproduced"), (1.01, "not reproduced")]
 )
@@ -101,24 +95,47 @@ def test_capture_memory(more: float, expected: str, tmp_path: Path) -> None:
     for name, memory in (("gc-on", 6e9), ("frozen", 6e9 * more)):
         for replicate in range(2):
             span = {"kind": ["capture"], "start_ns": [SECOND], "duration_ns": [SECOND]}
-            span["memory_bytes"] = [int(memory * (1 + 1e-4 * replicate))]
-            changes = {"experiment__capture_policy": name, "experiment__replicate": replicate}
-            run(tmp_path / "c", f"{name}-{replicate}", {"captures": span}, **changes)
+            span |= {"memory_bytes": [int(memory * (1 + 1e-4 * replicate))], "capture_policy": name}
+            run(tmp_path / "c", f"{name}-{replicate}", {"captures": span})
     assert verdict("capture-memory", tmp_path / "c") == expected
 
 
-def test_a_collection_for_each_graph(tmp_path: Path) -> None:
-    tables = {
-        "captures": {
-            "kind": ["capture"],
-            "start_ns": [SECOND],
-            "duration_ns": [SECOND],
-            "graphs": [3],
-        },
-        "pauses": {"generation": [2] * 3, "start_ns": SECOND + np.arange(3), "duration_ns": 1},
-    }
-    run(tmp_path / "c", "a", tables, experiment__capture_policy="gc-on")
-    assert verdict("no-collection-per-graph", tmp_path / "c") == "contradicted"
+@pytest.mark.parametrize(
+    ("frozen", "expected"), [(5.0, "reproduced"), (2.5, "contradicted"), (4.75, "not reproduced")]
+)
+def test_captures_made_again_decide_too(frozen: float, expected: str, tmp_path: Path) -> None:
+    """The start-up captures, three times as long and one a run, are not mixed with them."""
+    folder = recaptures(tmp_path / "c", {"gc-on": 5.0, "frozen": frozen}, first=3.0)
+    assert verdict("capture-time", folder) == expected
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(1.0, "reproduced"), (0.5, "not measured here")])
+def test_memory_that_a_driver_keeps_decides_nothing(
+    memory: float, expected: str, tmp_path: Path
+) -> None:
+    folder = recaptures(tmp_path / "c", {"gc-on": 5.0, "frozen": 5.0}, memory=memory)
+    assert verdict("capture-memory", folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("full", "expected"),
+    [
+        ({"gc-on": 2, "collect-per-graph": 104}, "reproduced"),
+        ({"gc-on": 51, "collect-per-graph": 104}, "reproduced"),
+        ({"gc-on": 52, "collect-per-graph": 104}, "contradicted"),
+        ({"gc-on": 104, "collect-per-graph": 104}, "contradicted"),
+    ],
+)
+def test_collections_are_held_against_those_asked_for(
+    full: dict[str, int], expected: str, tmp_path: Path
+) -> None:
+    folder = captures(tmp_path / "c", {"gc-on": 5.0, "collect-per-graph": 50.0}, full=full)
+    assert verdict("no-collection-per-graph", folder) == expected
+
+
+def test_without_captures_told_to_collect_nothing_is_said(tmp_path: Path) -> None:
+    folder = captures(tmp_path / "c", {"gc-on": 5.0})
+    assert verdict("no-collection-per-graph", folder) == "not measured here"
 
 
 def test_one_capture_an_arm_decides_nothing(tmp_path: Path) -> None:

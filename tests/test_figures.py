@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from builders import MS, run, steady
-from campaigns import captures, story
+from campaigns import captures, recaptures, story
+from matplotlib.figure import Figure
 
-from repro import dataset, style
+from repro import dataset, style, words
 from repro.figures import FIGURES, NotApplicable, draw_all, save, survival
 
 NAMES = ("itl_tail", "timeline", "pauses_by_process", "heap_census", "capture_time")
@@ -41,7 +42,10 @@ def test_same_bytes_every_time(name: str, decoding: dataset.Campaign, tmp_path: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_cut_off_or_laid_over_the_message(name: str, decoding: dataset.Campaign) -> None:
-    drawn = FIGURES[name](decoding)
+    assert_laid_out(FIGURES[name](decoding))
+
+
+def assert_laid_out(drawn: Figure) -> None:
     with style.applied():  # ticks made while measuring have its fonts
         drawn.draw_without_rendering()
         boxes = [part.get_tightbbox() for part in (*drawn.texts, *drawn.legends, *drawn.axes)]
@@ -64,10 +68,41 @@ def test_messages_are_computed(decoding: dataset.Campaign, tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "said"), [(9.994, "9.99"), (9.996, "10.0"), (99.96, "100"), (0.09996, "0.100")]
+)
+def test_numbers_have_three_digits(value: float, said: str) -> None:
+    assert words.figures(value) == said
+
+
 def test_capture_time_compares_the_policies(tmp_path: Path) -> None:
     campaign = dataset.load(captures(tmp_path / "c", {"frozen": 28, "gc-on": 56}))
-    assert "10.0% of the capture" in message("capture_time", campaign)
-    assert "frozen takes ×0.500" in message("capture_time", campaign)
+    assert "10.0% of the capture with gc-on" in message("capture_time", campaign)
+    assert "frozen takes ×0.500 (" in message("capture_time", campaign)
+
+
+def test_capture_time_has_a_panel_a_setting(tmp_path: Path) -> None:
+    """Two releases of three models under four policies, each captured again in its process."""
+    for vllm in ("0.22.1", "0.23.0"):
+        for number, model in enumerate(("dense-0.6b", "moe", "deep")):
+            seconds = {"gc-on": 5.0, "frozen": 4.0 + number / 10, "collect-per-graph": 50.0}
+            changes = {"experiment__model": model, "versions__vllm": vllm}
+            recaptures(tmp_path / "c", seconds, replicates=3, **changes)
+    drawn = FIGURES["capture_time"](dataset.load(tmp_path / "c"))
+    titles = [axes.get_title(loc="left") for axes in drawn.axes]
+    assert len(set(titles)) == 6
+    assert "frozen takes ×0.800 to 0.840 of gc-on" in message(
+        "capture_time", dataset.load(tmp_path / "c")
+    )
+    assert_laid_out(drawn)
+
+
+def test_runs_without_load_are_in_no_figure_of_decoding(tmp_path: Path) -> None:
+    recaptures(tmp_path / "c", {"gc-on": 5.0})
+    campaign = dataset.load(tmp_path / "c")
+    for name in set(NAMES) - {"capture_time"}:
+        with pytest.raises(NotApplicable):
+            FIGURES[name](campaign)
 
 
 @pytest.mark.parametrize("name", NAMES)

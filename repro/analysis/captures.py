@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
+from repro.analysis.ratios import ratio_of_pairs, ratio_of_runs
 from repro.dataset import Campaign
 
 NS_PER_S = 1e9
+FULL = 2
 
-_ABOUT = ["run", "arm", "policy", "capture_policy", "model", "vllm", "machine", "comparable"]
+BASELINE = "gc-on"
+"""The capture policy that the others are compared with."""
+
+SETTING = ["comparable", "model", "vllm", "runner"]
+"""What captures must share to be compared."""
+
+_ABOUT = ["run", "arm", "policy", "model", "vllm", "runner", "machine", "comparable"]
 _COUNTS = ["collections_0", "collections_1", "collections_2"]
 
 
 def capture_times(campaign: Campaign) -> pd.DataFrame:
-    """One row a run that captured CUDA graphs or, on the CPU, compiled.
+    """One row a capture of CUDA graphs or, on the CPU, a compilation.
 
-    All workers capture side by side, so the run's time is that of its slowest rank.
+    All workers capture side by side, so a capture's time is that of its slowest rank.
 
     Parameters
     ----------
@@ -24,38 +33,172 @@ def capture_times(campaign: Campaign) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        `run`, `arm`, `policy`, `capture_policy`, `model`, `vllm`, `machine`, `comparable`,
-        `kind` ("capture" or "compile"), `capture_s`, `gc_s` (the pauses of the capturing process
-        that begin within the span, added up), `collections_0`, `collections_1`, `collections_2`
-        (how many there were), `graphs`, `memory_bytes`.
+        `run`, `arm`, `policy`, `model`, `vllm`, `runner`, `machine`, `comparable`,
+        `kind` ("capture" or "compile"), `capture_policy`, `number` (0 is the one at start-up),
+        `again` (whether its process had captured before), `capture_s`, `gc_s` (the pauses of the
+        capturing process that begin within the span, added up), `full_s` (the longest of them),
+        `collections_0`, `collections_1`, `collections_2` (how many there were), `heap` (objects
+        the collector saw before, NaN where not counted), `containers` (tracked allocations less
+        deallocations during the capture, as generation 0's passes count them; NaN likewise),
+        `graphs`, `memory_bytes`.
     """
-    spans = campaign.captures.assign(end_ns=lambda span: span["start_ns"] + span["duration_ns"])
-    slowest = spans.sort_values("duration_ns").drop_duplicates("run", keep="last")
-    runs = campaign.runs.merge(slowest, on="run").rename(columns={"rank": "capturing"})
-    inside = _pauses_inside(runs, campaign.pauses)
-    counts = pd.crosstab(inside["run"], inside["generation"]).reindex(
-        index=runs["run"], columns=range(3), fill_value=0
-    )
-    lost = inside.groupby("run")["duration_ns"].sum().reindex(runs["run"], fill_value=0)
-    return runs[[*_ABOUT, "kind"]].assign(
-        capture_s=runs["duration_ns"] / NS_PER_S,
-        gc_s=lost.to_numpy() / NS_PER_S,
-        **dict(zip(_COUNTS, counts.to_numpy().T, strict=True)),
-        graphs=runs["graphs"],
-        memory_bytes=runs["memory_bytes"],
-    )
-
-
-def _pauses_inside(runs: pd.DataFrame, pauses: pd.DataFrame) -> pd.DataFrame:
-    """The pauses of each run's capturing process that begin within its span."""
-    span = runs[["run", "capturing", "start_ns", "end_ns"]].rename(
-        columns={"start_ns": "span_start_ns", "end_ns": "span_end_ns"}
-    )
+    spans = campaign.captures.rename(columns={"rank": "capturing"})
+    spans = spans.assign(end_ns=spans["start_ns"] + spans["duration_ns"])
+    slowest = spans.sort_values("duration_ns").drop_duplicates(["run", "number"], keep="last")
+    slowest = slowest.sort_values(["run", "number"]).astype({"run": str})
+    times = campaign.runs.drop(columns="capture_policy").merge(slowest, on="run")
     # With `uni` the worker lives in the engine core.
-    span = span.assign(role=runs["executor"].map({"uni": "engine"}).fillna("worker"))
-    # Plain text: the pauses' categories may name runs that captured nothing.
-    rows = pauses.assign(run=pauses["run"].astype(str)).merge(
-        span.assign(run=span["run"].astype(str)), on=["run", "role"]
+    times["role"] = times["executor"].map({"uni": "engine"}).fillna("worker")
+    times = times.merge(_collections(times, campaign.pauses), on=["run", "number"], how="left")
+    times = times.merge(
+        _heaps(campaign.census), on=["run", "role", "capturing", "number"], how="left"
     )
-    within = rows["start_ns"].between(rows["span_start_ns"], rows["span_end_ns"])
-    return rows[within & (rows["rank"] == rows["capturing"])]
+    times[_COUNTS] = times[_COUNTS].fillna(0).astype("int64")
+    made = times["collections_0"] + times["collections_1"]
+    return times[[*_ABOUT, "kind", "capture_policy", "number"]].assign(
+        again=times["number"] > 0,
+        capture_s=times["duration_ns"] / NS_PER_S,
+        gc_s=times["lost_ns"].fillna(0) / NS_PER_S,
+        full_s=times["longest_ns"].fillna(0) / NS_PER_S,
+        **{name: times[name] for name in _COUNTS},
+        heap=times["heap"],
+        containers=made * times["threshold_0"],
+        graphs=times["graphs"],
+        memory_bytes=times["memory_bytes"],
+    )
+
+
+def principal(times: pd.DataFrame) -> pd.DataFrame:
+    """Of each setting the captures made again, where there are any, else those of start-up.
+
+    The start-up capture also pays for what a process does once, such as loading kernels.
+    """
+    kept = [
+        group[group["again"]] if group["again"].any() else group
+        for _, group in times.groupby([*SETTING, "kind"])
+    ]
+    return pd.concat(kept) if kept else times
+
+
+def policy_effects(times: pd.DataFrame) -> pd.DataFrame:
+    """Each capture policy's time over that of `gc-on`, first captures and repeated ones apart.
+
+    Parameters
+    ----------
+    times : pandas.DataFrame
+        As `capture_times` returns it; compilations are left out.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a setting, `again` and policy: `SETTING`, `again`, `capture_policy`, `ratio` and
+        `besides_gc` (`Estimate`; the latter with the pauses taken off both), `runs` (tuple).
+    """
+    rows = []
+    times = times[times["kind"] == "capture"]
+    for setting, group in times.groupby([*SETTING, "again"]):
+        of_policy = dict(list(group.groupby("capture_policy")))
+        before = of_policy.pop(BASELINE, None)
+        if before is None:
+            continue
+        for name, after in of_policy.items():
+            rows.append(
+                dict(zip([*SETTING, "again"], setting, strict=True))
+                | {
+                    "capture_policy": name,
+                    "ratio": ratio_of_runs(before["capture_s"], after["capture_s"]),
+                    "besides_gc": ratio_of_runs(_besides_gc(before), _besides_gc(after)),
+                    "runs": tuple(dict.fromkeys((*before["run"], *after["run"]))),
+                }
+            )
+    columns = [*SETTING, "again", "capture_policy", "ratio", "besides_gc", "runs"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def again_over_first(times: pd.DataFrame) -> pd.DataFrame:
+    """Captures made again over the start-up capture of the same run and policy.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a setting: `SETTING`, `time` and `memory` (`Estimate`, over runs), `runs` (tuple).
+    """
+    rows = []
+    times = times[times["kind"] == "capture"]
+    for setting, group in times.groupby(SETTING):
+        pairs = [pair for _, run in group.groupby("run") if (pair := _first_and_again(run))]
+        if not pairs:
+            continue
+        first, again = (pd.DataFrame(part) for part in zip(*pairs, strict=True))
+        rows.append(
+            dict(zip(SETTING, setting, strict=True))
+            | {
+                "time": ratio_of_pairs(first["capture_s"], again["capture_s"]),
+                "memory": ratio_of_pairs(first["memory_bytes"], again["memory_bytes"]),
+                "runs": tuple(first["run"]),
+            }
+        )
+    return pd.DataFrame(rows, columns=[*SETTING, "time", "memory", "runs"])
+
+
+def same_memory_again(times: pd.DataFrame, within: tuple[float, float]) -> pd.DataFrame:
+    """The captures whose memory is that of a fresh process: first ones, and others shown alike.
+
+    A driver may keep what a discarded graph held, and the next capture then seems to need less.
+    So a run's repeated captures count only where they took, under the policy of its start-up
+    capture, as much as that one did.
+
+    Parameters
+    ----------
+    times : pandas.DataFrame
+        As `capture_times` returns it.
+    within : tuple of float
+        Lowest and highest ratio that is called the same.
+    """
+    low, high = within
+    alike = []
+    for name, run in times.groupby("run"):
+        pair = _first_and_again(run)
+        if pair and low <= pair[1]["memory_bytes"] / max(pair[0]["memory_bytes"], 1) <= high:
+            alike.append(name)
+    return times[~times["again"] | times["run"].isin(alike)]
+
+
+def _first_and_again(run: pd.DataFrame) -> tuple[pd.Series, pd.Series] | None:
+    """A run's start-up capture, and the geometric means of those under the same policy since."""
+    first = run[~run["again"]].iloc[0]
+    again = run[run["again"] & (run["capture_policy"] == first["capture_policy"])]
+    if again.empty or (again["memory_bytes"] <= 0).any() or first["memory_bytes"] <= 0:
+        return None
+    return first, np.exp(np.log(again[["capture_s", "memory_bytes"]]).mean())
+
+
+def _besides_gc(times: pd.DataFrame) -> pd.Series:
+    return times["capture_s"] - times["gc_s"]
+
+
+def _collections(times: pd.DataFrame, pauses: pd.DataFrame) -> pd.DataFrame:
+    """By capture: the pauses of the capturing process that begin within its span."""
+    key = ["run", "number"]
+    span = times[[*key, "role", "capturing", "start_ns", "end_ns"]].rename(
+        columns={"start_ns": "span_start_ns", "end_ns": "span_end_ns", "capturing": "rank"}
+    )
+    # Plain text: the pauses' categories may name runs that captured nothing.
+    pauses = pauses.assign(run=pauses["run"].astype(str))
+    rows = pauses.merge(span, on=["run", "role", "rank"])
+    rows = rows[rows["start_ns"].between(rows["span_start_ns"], rows["span_end_ns"])]
+    counts = pd.crosstab([rows["run"], rows["number"]], rows["generation"])
+    counts = counts.reindex(columns=range(FULL + 1), fill_value=0)
+    counts.columns = pd.Index(_COUNTS)
+    lost = rows.groupby(key)["duration_ns"].agg(lost_ns="sum", longest_ns="max")
+    return lost.join(counts).reset_index()
+
+
+def _heaps(census: pd.DataFrame) -> pd.DataFrame:
+    """The heap that each capture found: the census before it, which goes by the same number."""
+    before = census[census["point"] == "capture"].sort_values("t_ns")
+    before = before.assign(run=before["run"].astype(str)).rename(
+        columns={"rank": "capturing", "tracked": "heap"}
+    )
+    before["number"] = before.groupby(["run", "role", "capturing"]).cumcount()
+    return before[["run", "role", "capturing", "number", "heap", "threshold_0"]]

@@ -36,18 +36,41 @@ def ratio_of_runs(baseline: Sequence[float], treated: Sequence[float]) -> Estima
     Welch, B. L. (1947). The generalization of "Student's" problem when several different
     population variances are involved. Biometrika 34.
     """
-    before, after = np.log(baseline), np.log(treated)
+    before, after = np.log(np.asarray(baseline)), np.log(np.asarray(treated))
     runs = min(len(before), len(after))
     if runs < NEEDS_RUNS:
-        nan = float("nan")
-        return Estimate(value=nan, low=nan, high=nan, supported=False, needs=NEEDS_RUNS, steps=runs)
-    middle = after.mean() - before.mean()
+        return _too_few(runs)
     parts = np.array([after.var(ddof=1) / len(after), before.var(ddof=1) / len(before)])
-    width = 0.0
+    freedom = 1.0
     if parts.sum() > 0:  # else every run of an arm gave the very same number
         freedom = parts.sum() ** 2 / (parts**2 / (len(after) - 1, len(before) - 1)).sum()
-        student = STUDENT[max(known for known in STUDENT if known <= freedom + 1e-9)]
-        width = float(student * np.sqrt(parts.sum()))
+    return _estimate(after.mean() - before.mean(), np.sqrt(parts.sum()), freedom, runs)
+
+
+def ratio_of_pairs(baseline: Sequence[float], treated: Sequence[float]) -> Estimate:
+    """The geometric mean of treated over baseline, each run its own baseline, with Student's
+    interval on logarithms.
+
+    Parameters
+    ----------
+    baseline, treated : sequence of float, of equal length
+        One number a run each, above 0, in any one unit.
+
+    Returns
+    -------
+    Estimate
+        `steps` and `needs` count runs; not supported below two.
+    """
+    change = np.log(np.asarray(treated)) - np.log(np.asarray(baseline))
+    runs = len(change)
+    if runs < NEEDS_RUNS:
+        return _too_few(runs)
+    return _estimate(change.mean(), change.std(ddof=1) / np.sqrt(runs), runs - 1, runs)
+
+
+def _estimate(middle: float, error: float, freedom: float, runs: int) -> Estimate:
+    """A ratio from the mean of logarithms, its standard error and its degrees of freedom."""
+    width = STUDENT[max(known for known in STUDENT if known <= freedom + 1e-9)] * error
     value, low, high = np.exp([middle, middle - width, middle + width])
     return Estimate(
         value=float(value),
@@ -57,3 +80,8 @@ def ratio_of_runs(baseline: Sequence[float], treated: Sequence[float]) -> Estima
         needs=NEEDS_RUNS,
         steps=runs,
     )
+
+
+def _too_few(runs: int) -> Estimate:
+    nan = float("nan")
+    return Estimate(value=nan, low=nan, high=nan, supported=False, needs=NEEDS_RUNS, steps=runs)
