@@ -25,6 +25,8 @@ RUN_COLUMNS = {
     "run": "run_id",
     "started_at": "started_at",
     "policy": "experiment.policy",
+    "engine_policy": "experiment.engine_policy",
+    "frontend_policy": "experiment.frontend_policy",
     "capture_policy": "experiment.capture_policy",
     "client": "experiment.client",
     "executor": "experiment.executor",
@@ -70,10 +72,14 @@ ARM = {
     "experiment.concurrency": "{}",
     "experiment.prompt_tokens": "prompt {}",
     "experiment.output_tokens": "output {}",
+    "experiment.logprobs": "{} logprobs",
+    "experiment.speculative": "speculative {}",
+    "experiment.runner": "runner {}",
     "experiment.capture_policy": "{}",
     "experiment.switch_s": "switched every {} s",
+    "experiment.engine_policy, experiment.frontend_policy": "engine {}, front end {}:",
 }
-"""What tells arms apart besides the policy, and how a label says it, in the label's order."""
+"""What tells arms apart besides the worker's policy, by keys, and how a label says it, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,9 +285,9 @@ def _arms(documents: list[dict[str, Any]]) -> list[str]:
     return [" ".join((*label, policy)) for label, policy in zip(labels, policies, strict=True)]
 
 
-def _say(document: dict[str, Any], key: str, form: str) -> str:
-    value = pick(document, key)
-    return "-" if value is None else form.format(value)
+def _say(document: dict[str, Any], keys: str, form: str) -> str:
+    values = [pick(document, key) for key in keys.split(", ")]
+    return "-" if None in values else form.format(*values)
 
 
 def _frames(name: str, tables: list[Tables], runs: pd.Series) -> pd.DataFrame:

@@ -17,20 +17,44 @@ class UnknownPolicy(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ServingPolicy:
-    """What a worker does with its heap once it is warm.
+    """What a process does with its heap and its collector once it is warm.
 
     Attributes
     ----------
     name, summary : str
         As used in files and tables, and in one line for people.
     freeze : bool or None
-        True: collect 0, 1, 2, then `gc.freeze()`; thaw first thing at shutdown.
+        True: collect 0, 1, 2, then `gc.freeze()`; a worker thaws first thing at shutdown.
         False: never freeze, whatever the installed vLLM does. None: leave vLLM as it is.
+    thresholds : tuple of int, optional
+        In place of Python's own, as by `gc.set_threshold()`.
+    automatic : bool
+        False: `gc.disable()`, no collection by itself.
+    freeze_again : bool
+        Freeze what each later full collection leaves alive, so that the next one sees little.
+    between_steps : bool
+        Collect at chosen moments instead of inside whatever allocates: young generations, when
+        they are due, as soon as the step is with those who compute it; all of them, when no
+        request is left to wait. A loop that is never idle never has that second moment.
     """
 
     name: str
     summary: str
     freeze: bool | None
+    thresholds: tuple[int, int, int] | None = None
+    automatic: bool = True
+    freeze_again: bool = False
+    between_steps: bool = False
+
+    @property
+    def leaves_alone(self) -> bool:
+        """Whether the installed vLLM is left as it is."""
+        return self.only_freezes and self.freeze is None
+
+    @property
+    def only_freezes(self) -> bool:
+        """Whether it sets nothing but the freeze, as the pull request does."""
+        return self == ServingPolicy(name=self.name, summary=self.summary, freeze=self.freeze)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +91,46 @@ def _by_name(*policies: Policy) -> Mapping[str, Policy]:
     return MappingProxyType({policy.name: policy for policy in policies})
 
 
+RAISED = (20_000, 50, 50)
+
 SERVING = _by_name(
     ServingPolicy(name="stock", summary="the installed vLLM, untouched", freeze=None),
     ServingPolicy(
-        name="no-freeze", summary="the worker never freezes, as before #44363", freeze=False
+        name="no-freeze", summary="never freezes, as a worker before #44363", freeze=False
     ),
     ServingPolicy(
         name="freeze", summary="collect, then freeze at the end of warm-up: #44363", freeze=True
     ),
     ServingPolicy(
         name=ALTERNATE, summary="no-freeze and freeze in turn inside one engine", freeze=False
+    ),
+    ServingPolicy(
+        name="freeze-again",
+        summary="freeze, and again what each full collection leaves alive",
+        freeze=True,
+        freeze_again=True,
+    ),
+    ServingPolicy(
+        name="thresholds",
+        summary=f"not frozen, collector thresholds {RAISED}",
+        freeze=False,
+        thresholds=RAISED,
+    ),
+    ServingPolicy(
+        name="freeze-thresholds",
+        summary=f"freeze, collector thresholds {RAISED}",
+        freeze=True,
+        thresholds=RAISED,
+    ),
+    ServingPolicy(
+        name="between-steps",
+        summary="freeze, then collect only while others compute or nothing is left to do",
+        freeze=True,
+        automatic=False,
+        between_steps=True,
+    ),
+    ServingPolicy(
+        name="disable", summary="not frozen, no collection at all", freeze=False, automatic=False
     ),
 )
 

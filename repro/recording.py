@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repro.plugin import recorder
-from repro.schema import ROLES
+from repro.schema import ROLES, TABLES
 
 EVENT = np.dtype(
     [("start_ns", "<i8"), ("duration_ns", "<i8"), ("a", "<i8"), ("b", "<i4"), ("kind", "<i4")]
@@ -113,10 +113,11 @@ def _pauses(recordings: list[Recording]) -> Columns:
             "role": np.full(len(events), r.role, dtype=object),
             "rank": np.full(len(events), r.rank),
             "pid": np.full(len(events), r.pid),
-            "generation": events["b"],
+            "generation": events["b"] & 3,
             "start_ns": events["start_ns"],
             "duration_ns": events["duration_ns"],
             "collected": events["a"],
+            "allocations": events["b"] >> 2,
         }
         for r, events in parts
     )
@@ -144,7 +145,8 @@ def _lines(folder: Path, table: str) -> Columns:
         for line in path.read_text().splitlines()
         if line.endswith("}")  # a line that a kill cut short is left out
     ]
-    return {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+    names = TABLES[table].names if rows else []
+    return {name: np.array([row.get(name) for row in rows]) for name in names}
 
 
 def _stack(parts: Iterator[Columns]) -> Columns:

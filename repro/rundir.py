@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from repro.schema import REQUIRED, SCHEMA_VERSION, TABLES
+from repro.schema import LATER, REQUIRED, SCHEMA_VERSION, TABLES
 
 REMEDY = "restore the file, or delete the run's directory and measure it again"
-NULLABLE = {"tpot_ns"}
-"""A request of one token has no time per output token; every other cell holds a value."""
+NULLABLE = {"tpot_ns", *(name for names in LATER.values() for name in names)}
+"""A request of one token has no time per output token; what older runs lack is empty there.
+Every other cell holds a value."""
 
 Types = tuple[type, ...]
 
@@ -47,6 +48,10 @@ OK_KEYS: dict[str, Types] = {
     "summary.tokens_per_s": (int, float),
 }
 """What the analysis reads of a run that is ok, besides `schema.REQUIRED`."""
+
+ADDED: dict[str, Any] = {"engine_policy": "stock", "frontend_policy": "stock"}
+ADDED |= {"logprobs": 0, "speculative": "none", "runner": "auto"}
+"""Parameters of an experiment that older runs lack, and what they ran with."""
 
 FAILED_KEYS: dict[str, Types] = {"reason": (str,), "log_tail": (list,)}
 
@@ -87,6 +92,7 @@ def read_document(run: Path) -> dict[str, Any]:
     _check_version(path, document)
     _check_keys(path, document, {key: (kind,) for key, kind in REQUIRED.items()})
     _check_start(path, document["started_at"])
+    document["experiment"] = {**ADDED, **document["experiment"]}
     match document["status"]:
         case "ok":
             _check_keys(path, document, OK_KEYS)
@@ -121,6 +127,11 @@ def read_table(run: Path, name: str) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         what = f"{path}: is no whole parquet file ({_line(error)})"
         raise DatasetError(f"{what}; {REMEDY}") from error
+    for field in expected:  # as many as older runs lack
+        if field.name in LATER.get(name, ()) and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    if set(table.column_names) == set(expected.names):
+        table = table.select(expected.names)
     if not table.schema.equals(expected):
         found, wanted = _columns(table.schema), _columns(expected)
         raise DatasetError(f"{path}: has columns {found}, must have {wanted}; {REMEDY}")

@@ -25,10 +25,15 @@ SCHEMA_VERSION = 2
 ROLES = ("frontend", "engine", "worker")
 """A process is known by what it does. With the `uni` executor the worker lives in `engine`."""
 
-CENSUS_POINTS = ("capture", "ready", "window-start", "window-end", "shutdown")
-"""When heaps are counted: before each of a worker's captures, at the end of its warm-up, before
-load, after the measured window, and in its shutdown (after `gc.unfreeze()`, where the policy
-calls it)."""
+CENSUS_POINTS = (
+    *("imported", "loaded", "profiled", "capture", "captured", "ready"),
+    *("window-start", "window-end", "shutdown", "thawed"),
+)
+"""When heaps are counted. In a worker's life: with its device at hand, with the model loaded, after
+the profiling run (on a GPU it compiles), before each capture of CUDA graphs and after it, at the
+end of warm-up. In every process: before load, after the measured window. In a worker's shutdown:
+after `gc.unfreeze()` where the policy calls it, with the `garbage` made since the freeze; then with
+nothing left frozen, with the `garbage` that the freeze had kept."""
 
 _PROCESS = [("role", pa.string()), ("rank", pa.int32()), ("pid", pa.int32())]
 
@@ -40,6 +45,7 @@ TABLES: dict[str, pa.Schema] = {
             ("start_ns", pa.int64()),
             ("duration_ns", pa.int64()),
             ("collected", pa.int64()),  # objects found unreachable
+            ("allocations", pa.int64()),  # gc.get_count()[0] as it began
         ]
     ),
     "steps": pa.schema(
@@ -94,6 +100,12 @@ TABLES: dict[str, pa.Schema] = {
             ("threshold_2", pa.int64()),
             ("enabled", pa.bool_()),  # gc.isenabled()
             ("rss_bytes", pa.int64()),
+            ("objects_0", pa.int64()),  # of `tracked`, by generation
+            ("objects_1", pa.int64()),
+            ("objects_2", pa.int64()),
+            # Found in abandoned cycles by a full collection just before: see CENSUS_POINTS.
+            ("garbage", pa.int64()),
+            ("garbage_bytes", pa.int64()),  # sys.getsizeof of each, without what they refer to
         ]
     ),
     "periods": pa.schema(
@@ -104,6 +116,12 @@ TABLES: dict[str, pa.Schema] = {
         ]
     ),
 }
+
+LATER = {
+    "pauses": ("allocations",),
+    "census": ("objects_0", "objects_1", "objects_2", "garbage", "garbage_bytes"),
+}
+"""Columns that were added since the first runs were measured: empty there."""
 
 REQUIRED = {
     "schema_version": int,

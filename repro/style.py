@@ -16,11 +16,21 @@ from matplotlib.figure import Figure
 COLUMN, PAGE = 3.4, 7.0
 """Widths in inches: one column of a paper, and both."""
 
+INK = "#333333"
 PALETTE = sns.color_palette("colorblind").as_hex()
-POLICY_COLOUR = {"no-freeze": PALETTE[3], "stock": PALETTE[7], "freeze": PALETTE[0]}
+POLICY_COLOUR = {
+    "no-freeze": PALETTE[3],
+    "stock": PALETTE[7],
+    "freeze": PALETTE[0],
+    "freeze-again": PALETTE[2],
+    "thresholds": PALETTE[5],
+    "freeze-thresholds": PALETTE[9],
+    "between-steps": PALETTE[4],
+    "disable": INK,
+}
+"""In the order of a legend."""
 PROCESS_COLOUR = {"frontend": PALETTE[1], "engine": PALETTE[2], "worker": PALETTE[4]}
 SETTING_LINE = ("-", "--", ":", "-.")
-INK = "0.2"
 
 STYLE = {
     **sns.axes_style("ticks"),

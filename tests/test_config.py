@@ -11,6 +11,8 @@ import pytest
 from repro.experiment.config import MODELS, ConfigError, Experiment, grid, token_range
 from repro.policy import UnknownPolicy
 
+DATA = Path(__file__).parent.parent / "data"
+
 
 @pytest.mark.parametrize(
     ("fields", "named"),
@@ -18,6 +20,11 @@ from repro.policy import UnknownPolicy
         ({"concurrency": 0}, r"concurrency 0: allowed is 1 to 1024"),
         ({"concurrency": 1025}, r"concurrency 1025: allowed is 1 to 1024; .*raise max_num_seqs"),
         ({"model": "no-such-model"}, r"'no-such-model'.*deep, dense-0.6b, moe, tiny"),
+        ({"executor": "uni", "policy": "disable"}, r"'disable' with executor 'uni'.*engine_policy"),
+        ({"logprobs": 21}, r"logprobs 21: allowed is 0 to 20"),
+        ({"logprobs": 1, "client": "serve"}, r"only client 'engine' asks"),
+        ({"speculative": "medusa"}, r"speculative 'medusa': choose one of none, ngram"),
+        ({"runner": "v3"}, r"runner 'v3': choose one of auto, v1, v2"),
         ({"executor": "ray"}, r"executor 'ray': choose one of mp, uni"),
         ({"client": "curl"}, r"client 'curl'"),
         ({"device": "tpu"}, r"device 'tpu'"),
@@ -35,9 +42,27 @@ def test_a_value_outside_is_one_line(fields: dict[str, Any], named: str) -> None
     assert "\n" not in str(raised.value)
 
 
-def test_an_unknown_policy_is_refused() -> None:
+@pytest.mark.parametrize("process", ["policy", "engine_policy", "frontend_policy"])
+def test_an_unknown_policy_is_refused(process: str) -> None:
     with pytest.raises(UnknownPolicy):
-        Experiment(policy="freez")
+        Experiment(**{process: "freez"})
+
+
+def test_a_front_end_of_our_own_is_frozen_unless_told_otherwise() -> None:
+    assert Experiment(policy="disable").policies == {
+        "frontend": "freeze",
+        "engine": "stock",
+        "worker": "disable",
+    }
+    assert Experiment(frontend_policy="no-freeze").policies["frontend"] == "no-freeze"
+
+
+def test_runs_of_before_keep_their_names() -> None:
+    """Of the data that exist: a parameter added later must not change them."""
+    for path in DATA.glob("*/*/run.json"):
+        document = json.loads(path.read_text())
+        made = Experiment.from_dict(document["experiment"])
+        assert path.parent.name == f"{document['versions']['vllm']}-{made.run_id}"
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
@@ -64,6 +89,22 @@ def test_an_experiment_survives_json() -> None:
 def test_any_other_parameter_gives_another_run() -> None:
     names = {Experiment(seed=seed, duration_s=s).run_id for seed in (0, 1) for s in (5.0, 6.0)}
     assert len(names) == 4
+
+
+def test_an_arm_may_name_a_policy_for_each_process() -> None:
+    arms = grid(policies=["freeze", "freeze/stock/freeze-again"], replicates=1)
+    assert [(e.policy, e.engine_policy, e.frontend_policy) for e in arms] == [
+        ("freeze", "stock", "stock"),
+        ("freeze", "stock", "freeze-again"),
+    ]
+    assert "frontend-freeze-again" in arms[1].run_id
+    with pytest.raises(ConfigError, match=r"worker/engine core/front end"):
+        grid(policies=["freeze/stock/stock/stock"])
+
+
+def test_a_grid_spans_several_loads() -> None:
+    made = grid(policies=["stock"], concurrency=[128, 512], replicates=1)
+    assert [e.concurrency for e in made] == [128, 512]
 
 
 def test_a_grid_goes_on_numbering() -> None:

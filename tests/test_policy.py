@@ -29,7 +29,7 @@ def test_every_policy_carries_its_own_name() -> None:
 def test_the_plugin_imports_only_the_standard_library() -> None:
     """Inside vLLM's processes nothing of ours may bring pandas, numpy or the rest of `repro`."""
     code = (
-        "import sys; before = set(sys.modules); import repro.plugin, repro.plugin.patch\n"
+        "import sys; before = set(sys.modules); import repro.plugin, repro.plugin.processes\n"
         "new = {m.partition('.')[0] for m in set(sys.modules) - before}\n"
         "print(' '.join(sorted(m for m in new - set(sys.stdlib_module_names) if m[0] != '_')))\n"
         "print(' '.join(sorted(m for m in sys.modules if m.startswith('repro'))))"
@@ -37,5 +37,6 @@ def test_the_plugin_imports_only_the_standard_library() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     packages, modules = ran.stdout.splitlines()
     assert packages == "repro"
-    own = {f"repro.plugin.{name}" for name in ("graphs", "layout", "patch", "recorder")}
-    assert set(modules.split()) == {"repro", "repro.plugin", "repro.policy"} | own
+    names = ("collector", "graphs", "layout", "observers", "patch", "processes", "recorder")
+    own = {f"repro.plugin.{name}" for name in names}
+    assert set(modules.split()) == {"repro", "repro.plugin", "repro.policy", *own}

@@ -42,7 +42,7 @@ def test_events_survive_kill_9(tmp_path: Path) -> None:
     found = only(tmp_path)
     assert found.complete
     assert list(found.of_kind(STEP)["b"]) == list(range(100))
-    assert 2 in found.of_kind(PAUSE)["b"]
+    assert 2 in found.of_kind(PAUSE)["b"] & 3
 
 
 def test_a_pause_is_recorded_with_generation_and_garbage(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_pause_is_recorded_with_generation_and_garbage(tmp_path: Path) -> None
     finally:
         gc.callbacks.pop()
     last = only(tmp_path).of_kind(PAUSE)[-1]
-    assert last["b"] == 1
+    assert last["b"] & 3 == 1
     assert last["a"] >= 50
     assert last["duration_ns"] > 0
 

@@ -11,7 +11,9 @@ import pytest
 from repro.experiment import verify
 from repro.experiment.config import Experiment
 from repro.experiment.verify import NotAsRequested
+from repro.policy import RAISED
 from repro.recording import EVENT, Recording
+from repro.schema import ROLES
 
 
 def worker(**fields: Any) -> dict[str, Any]:
@@ -51,6 +53,8 @@ def test_with_uni_the_engine_core_freezes_the_shared_process() -> None:
         ("freeze", [worker(frozen=0)], "left most of the heap unfrozen"),
         ("freeze", [worker(enabled=False)], "collector off"),
         ("freeze", [worker(threshold_0=50_000)], "thresholds .50000"),
+        ("between-steps", [worker(policy="between-steps")], "collector on"),
+        ("freeze-again", [worker(policy="freeze-again", frozen=0)], "left most of the heap"),
         ("no-freeze", [worker(policy="no-freeze")], "799625 objects were frozen"),
     ],
 )
@@ -59,6 +63,45 @@ def test_a_policy_without_effect_fails_the_run(
 ) -> None:
     with pytest.raises(NotAsRequested, match=named):
         check(name, *workers)
+
+
+def census(role: str, **fields: Any) -> dict[str, Any]:
+    """Front end and engine core as their policies `freeze` and `stock` leave them, one changed."""
+    usual = {"frozen": 600_000, "tracked": 10, "enabled": True, "point": "window-start"}
+    usual |= {f"threshold_{g}": limit for g, limit in enumerate(gc.get_threshold())}
+    rows = [usual | {"role": each} | (fields if each == role else {}) for each in ROLES]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def test_front_end_and_engine_core_must_follow_their_policies() -> None:
+    usual = Experiment(policy="no-freeze")
+    verify.processes_follow(usual, census(""))
+    verify.processes_follow(usual, census("engine", frozen=0, tracked=600_000))  # as it comes
+    raised = {f"threshold_{g}": limit for g, limit in enumerate(RAISED)}
+    verify.processes_follow(
+        Experiment(engine_policy="freeze-thresholds"), census("engine", **raised)
+    )
+    verify.processes_follow(
+        Experiment(engine_policy="disable"), census("engine", frozen=0, tracked=9, enabled=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "role", "fields", "named"),
+    [
+        ({}, "frontend", {"frozen": 5, "tracked": 9}, "frontend: policy 'freeze', yet 5 objects"),
+        ({}, "frontend", {"point": "other"}, "frontend: policy 'freeze', yet its heap was not"),
+        ({"frontend_policy": "no-freeze"}, "", {}, "frontend: policy 'no-freeze', yet 600000"),
+        ({"engine_policy": "thresholds"}, "engine", {"frozen": 0}, r"wants it on with \(20000,"),
+        ({"engine_policy": "disable"}, "engine", {"frozen": 0}, "engine: collector on"),
+        ({}, "engine", {"enabled": False}, "engine: collector off"),
+    ],
+)
+def test_a_process_that_does_not_fails_the_run(
+    asked: dict[str, str], role: str, fields: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(NotAsRequested, match=named):
+        verify.processes_follow(Experiment(**asked), census(role, **fields))
 
 
 def steps(tokens: list[int]) -> dict[str, Any]:

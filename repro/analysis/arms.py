@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from repro import policy
 from repro.dataset import Campaign
 
-EXPLICIT = {"freeze": True, "no-freeze": False}
+EXPLICIT = {name: each.freeze for name, each in policy.SERVING.items() if not each.leaves_alone}
 """Policies that say whether the worker freezes; `stock` leaves it to the installed vLLM."""
+
+FREEZE_ALONE = [name for name, each in policy.SERVING.items() if each.only_freezes]
+"""Policies that differ in the freeze and in nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,7 @@ def pairs(campaign: Campaign) -> list[Pair]:
         Empty where the campaign has no two such arms.
     """
     arms = campaign.runs.drop_duplicates("arm")[["arm", "policy"]].copy()
+    arms = arms[arms["policy"].isin(FREEZE_ALONE)]
     arms["setting"] = [setting_of(row.arm, row.policy) for row in arms.itertuples()]
     arms["freezes"] = [freezes(campaign, arm) for arm in arms["arm"]]
     arms = arms.assign(stock=arms["policy"] == "stock").sort_values(["setting", "stock", "arm"])
@@ -52,8 +57,8 @@ def pairs(campaign: Campaign) -> list[Pair]:
 def ordered_arms(campaign: Campaign) -> list[str]:
     """The labels of all arms: by setting, and in each without the freeze before with it."""
     arms = campaign.runs.drop_duplicates("arm")
-    order = [*(name for name, freezes in EXPLICIT.items() if not freezes), "stock"]
-    place = arms["policy"].map({name: number for number, name in enumerate(order)}).fillna(9)
+    order = ["no-freeze", *(name for name in policy.SERVING if name != "no-freeze")]
+    place = arms["policy"].map({name: number for number, name in enumerate(order)})
     setting = [setting_of(row.arm, row.policy) for row in arms.itertuples()]
     return list(arms.assign(setting=setting, place=place).sort_values(["setting", "place"])["arm"])
 
@@ -70,9 +75,9 @@ def freezes(campaign: Campaign, arm: str) -> str:
     disagree or no worker was counted, as with `uni`: there the worker has no heap of its own.
     """
     runs = campaign.runs.loc[campaign.runs["arm"] == arm]
-    policy = runs["policy"].iloc[0]
-    if policy in EXPLICIT:
-        return "yes" if EXPLICIT[policy] else "no"
+    name = runs["policy"].iloc[0]
+    if name in EXPLICIT:
+        return "yes" if EXPLICIT[name] else "no"
     counted = heaps(campaign, "worker", "window-start")
     frozen = is_frozen(counted[counted["run"].isin(runs["run"])])
     if frozen.empty or frozen.nunique() > 1:

@@ -68,13 +68,14 @@ def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
     Raises
     ------
     repro.experiment.verify.NotAsRequested
-        If the recording is incomplete, or shows a client that was the bottleneck or a capture
-        policy that did not take effect, or captures that are not those asked for.
+        If the recording is incomplete, or shows a client that was the bottleneck or a policy
+        that did not take effect, or captures that are not those asked for.
     """
     measured = json.loads((folder / RAW / MEASURED).read_text())
     recordings = recording.read_all(folder / RAW)
     verify.recording_is_whole(experiment, recordings)
     tables = recording.tables(folder / RAW, recordings)
+    verify.processes_follow(experiment, tables["census"])
     evidence = measured["policy"]["evidence"]
     captures, pauses = tables["captures"], tables["pauses"]
     verify.captures_are_as_planned(experiment, captures)

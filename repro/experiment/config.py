@@ -23,8 +23,14 @@ CLIENTS = ("engine", "serve", "capture")
 LOADLESS = ("capture",)
 """Clients that put no load on the engine."""
 
+DRIVERS = ("engine",)
+"""Clients that drive the load in the front end's own process: there full collections of a heap
+that vLLM leaves unfrozen would swamp the worker's."""
+
 TUPLES = ("output_tokens", "recapture_policies")
 EXECUTORS = ("mp", "uni")
+SPECULATIVE = ("none", "ngram")
+RUNNERS = ("auto", "v1", "v2")
 DEVICES = ("auto", "cuda", "cpu")
 
 
@@ -38,8 +44,12 @@ class Experiment:
 
     Attributes
     ----------
-    policy, capture_policy : str
-        Names out of `repro.policy.SERVING` and `repro.policy.CAPTURE`.
+    policy, engine_policy, frontend_policy : str
+        What worker, engine core and front end do with their collectors: names out of
+        `repro.policy.SERVING`. Where the client is the front end itself (`DRIVERS`), `stock`
+        there means frozen, as vLLM's API server freezes itself: see `policies`.
+    capture_policy : str
+        Name out of `repro.policy.CAPTURE`.
     client : str
         What drives the load: `engine` calls `LLMEngine.step` in the front end itself; `serve` is
         `vllm bench serve` against an OpenAI-compatible server. `capture` drives none: it measures
@@ -65,6 +75,12 @@ class Experiment:
         Length of every prompt.
     output_tokens : tuple of int
         Shortest and longest answer; lengths are drawn uniformly between them.
+    logprobs : int
+        Log probabilities to return with each token; 0: none.
+    speculative : str
+        `ngram`: propose tokens by looking them up in prompt and answer.
+    runner : str
+        vLLM's model runner, `v1` or `v2`; `auto` leaves the choice to vLLM.
     duration_s : float
         Length of the measured window, after the ramp.
     switch_s : float
@@ -84,6 +100,8 @@ class Experiment:
     """
 
     policy: str = "stock"
+    engine_policy: str = "stock"
+    frontend_policy: str = "stock"
     capture_policy: str = "stock"
     client: str = "engine"
     executor: str = "mp"
@@ -97,6 +115,9 @@ class Experiment:
     max_cudagraph_capture_size: int | None = None
     prompt_tokens: int = 16
     output_tokens: tuple[int, int] = (16, 64)
+    logprobs: int = 0
+    speculative: str = "none"
+    runner: str = "auto"
     duration_s: float = 60.0
     switch_s: float = 0.0
     recaptures: int = 0
@@ -105,11 +126,27 @@ class Experiment:
     replicate: int = 0
 
     def __post_init__(self) -> None:
-        policy.serving(self.policy)
+        for name in (self.policy, self.engine_policy, self.frontend_policy):
+            policy.serving(name)
         policy.capture(self.capture_policy)
         _choice("client", self.client, CLIENTS)
         _choice("executor", self.executor, EXECUTORS)
         _choice("device", self.device, DEVICES)
+        _choice("speculative", self.speculative, SPECULATIVE)
+        _choice("runner", self.runner, RUNNERS)
+        _within("logprobs", self.logprobs, 0, 20, "20 is what vLLM returns at most by default")
+        if policy.ALTERNATE in (self.engine_policy, self.frontend_policy):
+            raise ConfigError("policy 'alternate' is one of workers: name another for this process")
+        if self.logprobs and self.client != "engine":
+            raise ConfigError(
+                f"logprobs {self.logprobs} with client {self.client!r}: only client 'engine' asks "
+                "for them"
+            )
+        if self.executor == "uni" and not policy.serving(self.policy).only_freezes:
+            raise ConfigError(
+                f"policy {self.policy!r} with executor 'uni': the worker lives in the engine core; "
+                "set engine_policy instead"
+            )
         for name in ("max_num_seqs", "prompt_tokens"):
             _within(name, getattr(self, name), 1, None, "set a positive whole number")
         _within(
@@ -179,6 +216,16 @@ class Experiment:
         return self.prompt_tokens + self.output_tokens[1]
 
     @property
+    def policies(self) -> dict[str, str]:
+        """The policy of each process, by its role in the data."""
+        frozen = self.client in DRIVERS and self.frontend_policy == "stock"
+        return {
+            "frontend": "freeze" if frozen else self.frontend_policy,
+            "engine": self.engine_policy,
+            "worker": self.policy,
+        }
+
+    @property
     def run_id(self) -> str:
         """Name of the run's folder: readable, and different for any different parameter.
 
@@ -195,6 +242,9 @@ class Experiment:
             parts.insert(1, self.executor)
         if self.capture_policy != "stock":
             parts.insert(1, self.capture_policy)
+        for process, name in (("frontend", self.frontend_policy), ("engine", self.engine_policy)):
+            if name != "stock":
+                parts.insert(1, f"{process}-{name}")
         return "-".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -221,22 +271,28 @@ def grid(
     *,
     policies: Sequence[str] | None = None,
     capture_policies: Sequence[str] = ("stock",),
+    concurrency: int | Sequence[int] = Experiment.concurrency,
     replicates: int = 2,
     first_replicate: int = 0,
     recaptures: int = 0,
     **fields: Any,
 ) -> list[Experiment]:
-    """Every policy with every capture policy, `replicates` times; other fields shared.
-
-    Replicates are numbered from `first_replicate`, so that a second sitting can add more.
+    """Every policy with every capture policy and concurrency, `replicates` times.
 
     Parameters
     ----------
     policies : sequence of str, optional
+        Of the worker, or of worker, engine core and front end: `freeze/stock/freeze-again`.
         Default: `no-freeze` and `freeze`; `no-freeze` alone with client `capture`.
+    capture_policies : sequence of str
+    concurrency : int or sequence of int
+    replicates, first_replicate : int
+        Numbered from `first_replicate`, so that a second sitting can add more.
     recaptures : int
         Above 0, one process captures under all the capture policies, so many times each, instead
         of a process each; which of them it starts up under goes by turns with the replicates.
+    **fields
+        Of `Experiment`, shared by all.
 
     Returns
     -------
@@ -257,13 +313,38 @@ def grid(
         by_turns = [(n, [capture_policies[n % len(capture_policies)]]) for n in numbers]
     else:
         by_turns = [(n, list(capture_policies)) for n in numbers]
+    loads = [concurrency] if isinstance(concurrency, int) else concurrency
     return [
         Experiment.from_dict(
-            {**fields, "policy": serving, "capture_policy": capture, "replicate": replicate}
+            {
+                **fields,
+                **by_process(serving),
+                "capture_policy": capture,
+                "concurrency": load,
+                "replicate": replicate,
+            }
         )
         for replicate, captures in by_turns
-        for serving, capture in itertools.product(policies, captures)
+        for serving, capture, load in itertools.product(policies, captures, loads)
     ]
+
+
+def by_process(policies: str) -> dict[str, str]:
+    """The policy fields of an experiment from text like `freeze` or `freeze/stock/freeze-again`.
+
+    Raises
+    ------
+    ConfigError
+        If it names more than three.
+    """
+    names = policies.split("/")
+    fields = ("policy", "engine_policy", "frontend_policy")
+    if len(names) > len(fields):
+        raise ConfigError(
+            f"policies {policies!r}: give worker, or worker/engine core/front end, "
+            "like freeze/stock/freeze-again"
+        )
+    return dict(zip(fields, names, strict=False))
 
 
 def token_range(text: str) -> tuple[int, int]:

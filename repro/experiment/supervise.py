@@ -96,7 +96,9 @@ def environment(experiment: Experiment, folder: Path) -> dict[str, str]:
     """The child's environment: the policy, the recorder, and vLLM as `vllm serve` starts it."""
     variables = {
         plugin.RECORD_DIR: str(folder.resolve() / RAW),
-        plugin.POLICY: experiment.policy,
+        plugin.POLICY: experiment.policies["worker"],
+        plugin.ENGINE_POLICY: experiment.policies["engine"],
+        plugin.FRONTEND_POLICY: experiment.policies["frontend"],
         plugin.CAPTURE_POLICY: experiment.capture_policy,
         plugin.STRICT: "1",
         "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
@@ -106,6 +108,8 @@ def environment(experiment: Experiment, folder: Path) -> dict[str, str]:
     }
     if experiment.dummy_weights:
         variables |= {"HF_HUB_OFFLINE": "1"}
+    if experiment.runner != "auto":
+        variables |= {"VLLM_USE_V2_MODEL_RUNNER": str(int(experiment.runner == "v2"))}
     if experiment.device == "cpu":
         variables |= {"CUDA_VISIBLE_DEVICES": ""}
     inherited = {name: value for name, value in os.environ.items() if name not in MEDDLING}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def policy_took_effect(experiment: Experiment, workers: Sequence[dict[str, Any]]
                 f"{serving.name!r}; is the package installed where vLLM runs?"
             )
         _check_heap(serving, worker, own_process=experiment.executor == "mp")
-        _check_collector(worker)
+        _check_collector(f"worker {worker['rank']}", serving, worker)
 
 
 def switched(freeze: bool, counts: Sequence[int]) -> None:
@@ -100,24 +100,64 @@ def _check_heap(
     # Most of the heap, not just something: what lives on after warm-up is what was frozen.
     if serving.freeze is True and min(counts) <= worker["tracked"]:
         raise NotAsRequested(
-            f"worker {worker['rank']}: policy 'freeze' left most of the heap unfrozen; "
+            f"worker {worker['rank']}: policy {serving.name!r} left most of the heap unfrozen; "
             "another plugin thaws the heap, or the worker's hooks were bypassed"
         )
     if serving.freeze is False and max(counts) > before:
         raise NotAsRequested(
-            f"worker {worker['rank']}: policy 'no-freeze', yet {max(counts) - before} objects were "
-            "frozen; another plugin does so, or this vLLM freezes where the patch does not look"
+            f"worker {worker['rank']}: policy {serving.name!r}, yet {max(counts) - before} objects "
+            "were frozen; another plugin does so, or vLLM freezes where the patch does not look"
         )
 
 
-def _check_collector(worker: dict[str, Any]) -> None:
-    """Nothing may be forced or held back: the collector is on, with this Python's thresholds."""
-    found = tuple(worker[f"threshold_{generation}"] for generation in range(3))
-    if not worker["enabled"] or found != gc.get_threshold():
+def processes_follow(experiment: Experiment, census: Columns) -> None:
+    """Check the policies of front end and engine core against the census of their heaps.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    census : dict of arrays, each of shape (n_rows,)
+        The table `census`.
+
+    Raises
+    ------
+    NotAsRequested
+        If a process with a policy was not counted, or its heap or its collector is not as the
+        policy leaves it.
+    """
+    for role in ("frontend", "engine"):
+        serving = policy.serving(experiment.policies[role])
+        inside = np.isin(census["point"], ("window-start", "window-end"))
+        rows = np.flatnonzero(inside & (census["role"] == role))
+        if not len(rows) and not serving.leaves_alone:
+            raise NotAsRequested(f"{role}: policy {serving.name!r}, yet its heap was not counted")
+        for row in rows:
+            counted = {name: column[row] for name, column in census.items()}
+            _check_collector(role, serving, counted)
+            frozen, tracked = counted["frozen"], counted["tracked"]
+            if serving.freeze not in (None, frozen > tracked):
+                raise NotAsRequested(
+                    f"{role}: policy {serving.name!r}, yet {frozen} objects are frozen and "
+                    f"{tracked} are not; its hooks were bypassed, or another plugin freezes"
+                )
+
+
+def _check_collector(
+    process: str, serving: policy.ServingPolicy, counted: Mapping[str, Any]
+) -> None:
+    """Nothing but the policy may force or hold back the collector."""
+    found = tuple(int(counted[f"threshold_{generation}"]) for generation in range(3))
+    expected = serving.thresholds or gc.get_threshold()
+    if bool(counted["enabled"]) != serving.automatic or found != expected:
         raise NotAsRequested(
-            f"worker {worker['rank']}: collector {'on' if worker['enabled'] else 'off'} with "
-            f"thresholds {found}, expected on with {gc.get_threshold()}; another plugin set them"
+            f"{process}: collector {_on(counted['enabled'])} with thresholds {found}, policy "
+            f"{serving.name!r} wants it {_on(serving.automatic)} with {expected}; "
+            "another plugin set them"
         )
+
+
+def _on(enabled: object) -> str:
+    return "on" if enabled else "off"
 
 
 def engine_was_loaded(experiment: Experiment, steps: Columns, start_ns: int, end_ns: int) -> None:

@@ -4,6 +4,8 @@ Every vLLM process calls `install` through the entry point `vllm.general_plugins
 
     REPRO_RECORD_DIR       record pauses, steps, captures and heap counts into this folder
     REPRO_POLICY           serving policy of the worker (default `stock`)
+    REPRO_ENGINE_POLICY    serving policy of the engine core (default `stock`)
+    REPRO_FRONTEND_POLICY  serving policy of the front end: API server or `LLM` (default `stock`)
     REPRO_CAPTURE_POLICY   capture policy of the worker (default `stock`)
     REPRO_STRICT           1: any fault here stops vLLM (an experiment);
                            else it is logged once and vLLM goes on without the plugin
@@ -12,17 +14,22 @@ Every vLLM process calls `install` through the entry point `vllm.general_plugins
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import sys
 from pathlib import Path
 
 from repro import policy
-from repro.plugin.recorder import Recorder
+from repro.plugin.recorder import Recorder, identity_from_name
 
 RECORD_DIR = "REPRO_RECORD_DIR"
 POLICY = "REPRO_POLICY"
+ENGINE_POLICY = "REPRO_ENGINE_POLICY"
+FRONTEND_POLICY = "REPRO_FRONTEND_POLICY"
 CAPTURE_POLICY = "REPRO_CAPTURE_POLICY"
 STRICT = "REPRO_STRICT"
+VARIABLES = (RECORD_DIR, POLICY, ENGINE_POLICY, FRONTEND_POLICY, CAPTURE_POLICY)
+"""Those that ask for something."""
 
 logger = logging.getLogger("vllm.repro")
 own_recorder: Recorder | None = None
@@ -40,7 +47,7 @@ def install() -> None:
         Only with `REPRO_STRICT=1`.
     """
     global _installed
-    asked = any(os.environ.get(name) for name in (RECORD_DIR, POLICY, CAPTURE_POLICY))
+    asked = any(os.environ.get(name) for name in VARIABLES)
     if _installed or not asked or _inspecting_a_model():
         return
     _installed = True  # whatever comes of it: vLLM may call again
@@ -61,11 +68,16 @@ def _inspecting_a_model() -> bool:
 
 def _install(strict: bool) -> None:
     global own_recorder
-    serving = policy.serving(os.environ.get(POLICY) or "stock")
+    worker, engine, frontend = (
+        policy.serving(os.environ.get(name) or "stock")
+        for name in (POLICY, ENGINE_POLICY, FRONTEND_POLICY)
+    )
     capture = policy.capture(os.environ.get(CAPTURE_POLICY) or "stock")
     if directory := os.environ.get(RECORD_DIR):
         own_recorder = Recorder(Path(directory), strict=strict)
         own_recorder.watch_collector()
-    from repro.plugin import patch  # only now: it imports vLLM
+    from repro.plugin import patch, processes  # only now: they import vLLM
 
-    patch.apply(serving, capture, own_recorder, strict=strict)
+    patch.apply(worker, capture, own_recorder, strict=strict)
+    role, _ = identity_from_name(multiprocessing.current_process().name)
+    processes.apply(engine, frontend, role=role)

@@ -24,7 +24,7 @@ def vllm_module(name: str) -> Any:
 def require(owner: Any, *names: str) -> None:
     """Raise `UnknownLayout`, naming the vLLM version, if `owner` lacks one of `names`."""
     if missing := [name for name in names if not hasattr(owner, name)]:
-        where = getattr(owner, "__qualname__", None) or type(owner).__qualname__
+        where = getattr(owner, "__name__", type(owner).__qualname__)
         raise unknown(f"{where} has no {', '.join(missing)}")
 
 

@@ -20,8 +20,10 @@ from typing import Any
 
 from repro import policy
 from repro.plugin import graphs
+from repro.plugin.collector import collect_all, collect_due, freeze_heap, lift, put_in_force
 from repro.plugin.layout import UnknownLayout, require, vllm_module
-from repro.plugin.recorder import STEP, Recorder
+from repro.plugin.observers import OBSERVE_RPC, observe
+from repro.plugin.recorder import STEP, Recorder, count_garbage
 from repro.policy import CapturePolicy, ServingPolicy
 
 logger = logging.getLogger("vllm.repro")
@@ -86,6 +88,8 @@ def fit_out(
     if recorder is not None and recorder.role != "engine":  # there the worker is a guest
         recorder.declare("worker", global_rank(worker))
     hold_capture(worker, capture, recorder)
+    if recorder is not None:
+        count_on_the_way(worker, recorder)
     hold_warm_up(worker, serving, recorder)
     hold_shutdown(worker, serving, recorder)
     if recorder is not None:
@@ -108,8 +112,7 @@ def hold_warm_up(worker: Any, serving: ServingPolicy, recorder: Recorder | None)
 
     def compile_or_warm_up_model() -> Any:
         before = gc.get_freeze_count()
-        leave = serving.freeze is None
-        result = original() if leave else warm_up_under(serving, worker, original)
+        result = original() if serving.leaves_alone else warm_up_under(serving, worker, original)
         worker.repro_evidence = {
             "rank": global_rank(worker),
             "policy": serving.name,
@@ -119,9 +122,14 @@ def hold_warm_up(worker: Any, serving: ServingPolicy, recorder: Recorder | None)
             "freeze_count_before": before,
             "freeze_count": gc.get_freeze_count(),
         }
+        if serving.between_steps:
+            collect_after_launch(worker)
         if recorder is not None:
             recorder.census("ready")
+            bare = worker.execute_model
             record_steps(worker, recorder)
+            watched = functools.partial(observe, recorder, worker, bare, worker.execute_model)
+            setattr(worker, OBSERVE_RPC, watched)
         return result
 
     worker.compile_or_warm_up_model = compile_or_warm_up_model
@@ -140,8 +148,7 @@ def warm_up_under(serving: ServingPolicy, worker: Any, original: Callable[[], An
     def freeze_or_not() -> None:
         nonlocal called
         called = True
-        if serving.freeze:
-            freeze_heap()
+        put_in_force(serving)
 
     with upstream_freeze_replaced(type(worker), freeze_or_not):
         result = original()
@@ -149,13 +156,6 @@ def warm_up_under(serving: ServingPolicy, worker: Any, original: Callable[[], An
         freeze_or_not()
         gc_utils.maybe_attach_gc_debug_callback()
     return result
-
-
-def freeze_heap() -> None:
-    """Collect 0, 1, 2, then freeze: `vllm.utils.gc_utils.freeze_gc_heap` as of #44363."""
-    for generation in range(3):
-        gc.collect(generation)
-    gc.freeze()
 
 
 @contextlib.contextmanager
@@ -171,6 +171,24 @@ def upstream_freeze_replaced(worker_class: type, replacement: Callable[[], None]
             if "freeze_gc_heap" in names:
                 stack.enter_context(replaced(names, "freeze_gc_heap", replacement))
         yield
+
+
+def collect_after_launch(worker: Any) -> None:
+    """Collect what is due once a step's kernels are launched: a GPU computes meanwhile.
+
+    A step without tokens only takes finished requests away: nobody waits for anything then.
+    """
+    original = worker.execute_model
+
+    def execute_model(scheduler_output: Any) -> Any:
+        output = original(scheduler_output)
+        if scheduler_output.total_num_scheduled_tokens:
+            collect_due()
+        else:
+            collect_all()
+        return output
+
+    worker.execute_model = execute_model
 
 
 # --- capture ------------------------------------------------------------------------------
@@ -372,6 +390,30 @@ def record_steps(worker: Any, recorder: Recorder) -> None:
     worker.execute_model = execute_model
 
 
+def count_on_the_way(worker: Any, recorder: Recorder) -> None:
+    """Count the heap as the worker comes into being, to see where its objects come from."""
+    recorder.census("imported")
+    for owner, method, point in (
+        (worker, "load_model", "loaded"),
+        (worker, "determine_available_memory", "profiled"),
+        (worker.model_runner, "capture_model", "captured"),
+    ):
+        if original := getattr(owner, method, None):
+            setattr(owner, method, followed_by(original, functools.partial(recorder.census, point)))
+
+
+def followed_by(original: Callable[..., Any], afterwards: Callable[[], object]) -> Any:
+    """The function, and something after each call of it."""
+
+    @functools.wraps(original)
+    def both(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        afterwards()
+        return result
+
+    return both
+
+
 def census(recorder: Recorder, worker: Any, point: str) -> dict[str, Any]:
     """Count this worker's heap; what the engine's `collective_rpc` calls by name."""
     return {**recorder.census(point), **worker.repro_evidence}
@@ -438,16 +480,27 @@ def counting(recorder: Recorder, owner: type, name: str) -> None:
 
 
 def hold_shutdown(worker: Any, serving: ServingPolicy, recorder: Recorder | None) -> None:
-    """Thaw first thing at shutdown where the policy froze, then count what came back."""
+    """Lift the policy first thing at shutdown, then count what came back."""
     original = worker.shutdown
 
     def shutdown() -> None:
-        if serving.freeze:
-            gc.unfreeze()
         try:
-            if recorder is not None:
-                recorder.census("shutdown")
+            if recorder is not None and recorder.strict:  # an experiment: nobody waits for this
+                count_garbage_of(serving, recorder)
+            else:
+                lift(serving)
+                if recorder is not None:
+                    recorder.census("shutdown")
         finally:
             original()
 
     worker.shutdown = shutdown
+
+
+def count_garbage_of(serving: ServingPolicy, recorder: Recorder) -> None:
+    """Lift the policy; count what was left in cycles since the freeze, then what it had kept."""
+    since_the_freeze = count_garbage()
+    lift(serving)
+    recorder.census("shutdown", **since_the_freeze)
+    gc.unfreeze()  # what vLLM itself froze
+    recorder.census("thawed", **count_garbage())

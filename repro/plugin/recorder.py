@@ -18,6 +18,7 @@ import mmap
 import multiprocessing
 import os
 import struct
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ EVENT = struct.Struct("<q q q i i")  # start_ns, duration_ns, a, b, kind; an emp
 SEGMENT_EVENTS = 1 << 15
 SEGMENT_BYTES = SEGMENT_EVENTS * EVENT.size
 
-PAUSE = 1  # a = objects collected, b = generation
+PAUSE = 1  # a = objects collected, b = generation + 4 * containers allocated before it
 STEP = 2  # a = tokens scheduled, b = step
 
 logger = logging.getLogger("vllm.repro")
@@ -150,14 +151,14 @@ class Recorder:
         """Record every collection of this process from now on, of every generation."""
         gc.callbacks.append(pause_callback(self.write))
 
-    def census(self, point: str) -> dict[str, Any]:
-        """Count the heap and append the counts to this process's census file.
+    def census(self, point: str, **more: int) -> dict[str, Any]:
+        """Count the heap and append the counts, and `more`, to this process's census file.
 
         Walks every tracked object (tens of milliseconds at a million): never in a timed window.
         """
         self._write_header()
         counts = {"role": self.role, "rank": self.rank, "pid": os.getpid(), "point": point}
-        counts |= {"t_ns": time.monotonic_ns(), **count_heap()}
+        counts |= {"t_ns": time.monotonic_ns(), **count_heap(), **more}
         self._append("census", counts)
         return counts
 
@@ -184,15 +185,17 @@ def pause_callback(
     write: Callable[[int, int, int, int, int], None],
 ) -> Callable[[str, dict[str, int]], None]:
     """A `gc.callbacks` entry that times each collection from its start to its stop."""
-    now = time.monotonic_ns
-    began = 0
+    now, counts = time.monotonic_ns, gc.get_count
+    began = allocated = 0
 
     def on_collection(phase: str, info: dict[str, int]) -> None:
-        nonlocal began
+        nonlocal began, allocated
         if phase == "start":
+            allocated = counts()[0]
             began = now()
         elif began:  # else the recorder was installed inside this very collection
-            write(PAUSE, began, now() - began, info["collected"], info["generation"])
+            elapsed = now() - began
+            write(PAUSE, began, elapsed, info["collected"], allocated << 2 | info["generation"])
 
     return on_collection
 
@@ -200,10 +203,27 @@ def pause_callback(
 def count_heap() -> dict[str, Any]:
     """Tracked and frozen objects, the collector's state and resident memory, now."""
     stats = gc.get_stats()
-    counts: dict[str, Any] = {"tracked": len(gc.get_objects()), "frozen": gc.get_freeze_count()}
+    objects = [len(gc.get_objects(generation=g)) for g in range(3)]
+    counts: dict[str, Any] = {"tracked": sum(objects), "frozen": gc.get_freeze_count()}
+    counts |= {f"objects_{g}": number for g, number in enumerate(objects)}
     counts |= {f"collections_{g}": stats[g]["collections"] for g in range(3)}
     counts |= {f"threshold_{g}": limit for g, limit in enumerate(gc.get_threshold())}
     return counts | {"enabled": gc.isenabled(), "rss_bytes": resident_bytes()}
+
+
+def count_garbage() -> dict[str, int]:
+    """Collect everything in sight; how many objects of abandoned cycles there were, and bytes.
+
+    Some full collections long: for the end of a process.
+    """
+    gc.set_debug(gc.DEBUG_SAVEALL)  # keep what is found in `gc.garbage`, to be looked at
+    gc.collect()
+    gc.set_debug(0)
+    found = {"garbage": len(gc.garbage)}
+    found["garbage_bytes"] = sum(sys.getsizeof(each, 0) for each in gc.garbage)
+    gc.garbage.clear()
+    gc.collect()
+    return found
 
 
 def resident_bytes() -> int:

@@ -222,6 +222,7 @@ class ClosedLoop:
             temperature=0.0,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
+            logprobs=self.experiment.logprobs or None,
         )
         self.engine.add_request(str(number), {"prompt_token_ids": prompt}, params)
 

@@ -20,9 +20,6 @@ def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
     report("ready", 0)
     parallel = engine.vllm_config.parallel_config
     verify.executor_is(experiment.executor, parallel.distributed_executor_backend)
-    from vllm.utils.gc_utils import freeze_gc_heap
-
-    freeze_gc_heap()  # the front end's own full collections would swamp the worker's
     evidence = heap_census(engine, "window-start")
     verify.policy_took_effect(experiment, evidence)
     vocabulary = engine.model_config.get_vocab_size()
@@ -63,6 +60,12 @@ def engine_arguments(experiment: Experiment) -> dict[str, Any]:
     }
     if experiment.max_cudagraph_capture_size is not None:
         arguments["max_cudagraph_capture_size"] = experiment.max_cudagraph_capture_size
+    if experiment.speculative == "ngram":
+        arguments["speculative_config"] = {
+            "method": "ngram",
+            "num_speculative_tokens": 4,
+            "prompt_lookup_max": 4,
+        }
     if experiment.dummy_weights:
         arguments["load_format"] = "dummy"
     if current_platform.is_cpu():

@@ -121,7 +121,7 @@ def server_arguments(experiment: Experiment, tokenizer: str, port: int) -> list[
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
-            words += [f"--{option}", str(value)]
+            words += [f"--{option}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return words
 
 

@@ -1,0 +1,57 @@
+"""Exchange what watches the collector of a running worker, to measure what watching costs.
+
+For `benchmarks/bench_observers.py` alone: nothing, this package's recorder, or what vLLM attaches
+with `VLLM_GC_DEBUG=1`, in one and the same process.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+from repro.plugin.recorder import Recorder, pause_callback
+
+OBSERVE_RPC = "repro_observe"
+OBSERVERS = ("nothing", "recorder", "VLLM_GC_DEBUG")
+
+Step = Callable[[Any], Any]
+
+
+def observe(
+    recorder: Recorder, worker: Any, bare: Step, recorded: Step, what: str, collections: int
+) -> list[int]:
+    """Have this worker watched by one of `OBSERVERS` from now on, and time full collections.
+
+    Parameters
+    ----------
+    recorder : Recorder
+    worker : vllm Worker
+    bare, recorded : callable
+        Its `execute_model` without and with the recorder around it.
+    what : str
+    collections : int
+        How many to make and time.
+
+    Returns
+    -------
+    list of int
+        ns of each, from outside of what watches.
+    """
+    gc.callbacks.clear()
+    worker.execute_model = recorded if what == "recorder" else bare
+    if what == "recorder":
+        gc.callbacks.append(pause_callback(recorder.write))
+    elif what == "VLLM_GC_DEBUG":
+        from vllm.utils.gc_utils import GCDebugConfig, GCDebugger
+
+        gc.callbacks.append(GCDebugger(GCDebugConfig("1")).handle)
+    return [timed_collection() for _ in range(collections)]
+
+
+def timed_collection() -> int:
+    """One full collection, in ns."""
+    began = time.monotonic_ns()
+    gc.collect()
+    return time.monotonic_ns() - began

@@ -1,0 +1,299 @@
+"""What each serving policy does to a real collector, and where vLLM's processes meet it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import types
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from repro import policy
+from repro.plugin import collector, patch, processes
+from repro.plugin.observers import OBSERVERS, observe
+from repro.policy import RAISED, SERVING
+
+
+@pytest.fixture(autouse=True)
+def collector_left_as_found() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.callbacks[:] = [call for call in gc.callbacks if call is not collector.freeze_survivors]
+    gc.set_threshold(*thresholds)
+    gc.enable()
+    gc.unfreeze()
+
+
+class Loop:
+    """An object that only the collector can free, once nothing else reaches it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def loops(number: int) -> list[Loop]:
+    return [Loop() for _ in range(number)]
+
+
+@pytest.mark.parametrize("name", SERVING)
+def test_each_policy_leaves_the_collector_as_it_says(name: str) -> None:
+    before = gc.get_freeze_count()
+    serving = policy.serving(name)
+    collector.put_in_force(serving)
+    assert gc.isenabled() == serving.automatic
+    assert gc.get_threshold() == (serving.thresholds or gc.get_threshold())
+    assert (gc.get_freeze_count() > before) == bool(serving.freeze)
+    collector.lift(serving)
+    assert gc.get_freeze_count() == (0 if serving.freeze else before)
+
+
+def test_raised_thresholds_are_the_ones_of_the_policy() -> None:
+    collector.put_in_force(policy.serving("freeze-thresholds"))
+    assert gc.get_threshold() == RAISED
+
+
+def test_freeze_again_hides_what_a_full_collection_left_alive() -> None:
+    serving = policy.serving("freeze-again")
+    collector.put_in_force(serving)
+    collector.put_in_force(serving)
+    assert gc.callbacks.count(collector.freeze_survivors) == 1, "twice in force, once at work"
+    kept = loops(5_000)
+    young = gc.get_freeze_count()
+    gc.collect(1)
+    assert gc.get_freeze_count() <= young
+    gc.collect()
+    assert gc.get_freeze_count() >= young + len(kept)
+    collector.lift(serving)
+    gc.collect()
+    assert gc.get_freeze_count() == 0, "nothing is frozen again after shutdown began"
+
+
+def test_what_is_due_is_collected_and_nothing_else() -> None:
+    gc.disable()
+    gc.collect()
+    collections = gc.get_stats()[0]["collections"]
+    collector.collect_due()
+    assert gc.get_stats()[0]["collections"] == collections, "nothing was due"
+    kept = loops(gc.get_threshold()[0] + 50)
+    collector.collect_due()
+    assert gc.get_stats()[0]["collections"] == collections + 1
+    del kept
+    gc.collect()
+    for _ in range(gc.get_threshold()[1] + 1):
+        gc.collect(0)
+    older = gc.get_stats()[1]["collections"]
+    collector.collect_due()
+    assert gc.get_stats()[1]["collections"] == older + 1
+
+
+def test_idleness_makes_one_full_collection_not_one_a_look() -> None:
+    gc.disable()
+    gc.collect()
+    full = gc.get_stats()[2]["collections"]
+    collector.collect_all()
+    assert gc.get_stats()[2]["collections"] == full, "nothing had grown old"
+    gc.collect(1)
+    collector.collect_all()
+    collector.collect_all()
+    assert gc.get_stats()[2]["collections"] == full + 1
+
+
+# --- in vLLM's processes ------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    made: list[str] = []
+    for name in ("collect_due", "collect_all"):
+        for module in (processes, patch):
+            monkeypatch.setattr(module, name, lambda name=name: made.append(name))
+    monkeypatch.setattr(processes, "put_in_force", lambda serving: made.append(serving.name))
+    return made
+
+
+def module(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> Any:
+    made = types.ModuleType(name)
+    vars(made).update(content)
+    monkeypatch.setitem(sys.modules, name, made)
+    return made
+
+
+def core_module(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> Any:
+    """`vllm.v1.engine.core`, reduced to what is hooked."""
+
+    class Executor:
+        def execute_model(self, scheduler_output: object) -> None:
+            calls.append("step")
+
+    class EngineCoreProc:
+        def __init__(self, work: bool = True) -> None:
+            self.work = work
+            self.model_executor = Executor()
+            made.freeze_gc_heap()
+
+        def has_work(self) -> bool:
+            return self.work
+
+        def _process_input_queue(self) -> None:
+            calls.append("input")
+
+    made = module(
+        monkeypatch,
+        "vllm.v1.engine.core",
+        EngineCoreProc=EngineCoreProc,
+        freeze_gc_heap=lambda: calls.append("upstream freeze"),
+    )
+    for parent in ("vllm", "vllm.v1", "vllm.v1.engine"):
+        module(monkeypatch, parent, __version__="9.9.9")
+    return made
+
+
+STOCK = policy.serving("stock")
+
+
+def test_the_engine_cores_freeze_becomes_the_policy(
+    monkeypatch: pytest.MonkeyPatch, calls: list[str]
+) -> None:
+    core = core_module(monkeypatch, calls)
+    processes.apply(policy.serving("freeze-again"), STOCK, role="engine")
+    core.EngineCoreProc()
+    assert calls == ["freeze-again"]
+
+
+@pytest.mark.parametrize("role", ["worker", "other"])
+def test_other_processes_are_left_alone(
+    role: str, monkeypatch: pytest.MonkeyPatch, calls: list[str]
+) -> None:
+    core = core_module(monkeypatch, calls)
+    processes.apply(policy.serving("freeze"), policy.serving("freeze"), role=role)
+    core.EngineCoreProc()
+    assert calls == ["upstream freeze"]
+
+
+def test_the_engine_core_collects_while_workers_compute_and_when_idle(
+    monkeypatch: pytest.MonkeyPatch, calls: list[str]
+) -> None:
+    core = core_module(monkeypatch, calls)
+    processes.apply(policy.serving("between-steps"), STOCK, role="engine")
+    busy = core.EngineCoreProc()
+    calls.clear()
+    busy._process_input_queue()
+    busy._process_input_queue()
+    busy.model_executor.execute_model("step")
+    assert calls == ["input", "input", "step", "collect_due"]
+    calls.clear()
+    core.EngineCoreProc(work=False)._process_input_queue()
+    assert calls == ["between-steps", "collect_all", "input"]
+
+
+def front_end(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> SimpleNamespace:
+    """What vLLM's front ends are made of, reduced to what is hooked."""
+
+    class OutputProcessor:
+        unfinished = True
+
+        def process_outputs(self, outputs: str) -> str:
+            return outputs
+
+        def has_unfinished_requests(self) -> bool:
+            return self.unfinished
+
+    class SyncMPClient:
+        def get_output(self) -> str:
+            calls.append("wait")
+            return "sync"
+
+    class AsyncMPClient:
+        async def get_output_async(self) -> str:
+            calls.append("wait")
+            return "async"
+
+    class LLMEngine: ...
+
+    class AsyncLLM: ...
+
+    core_module(monkeypatch, calls)
+    prefix = "vllm.v1.engine"
+    classes = (("llm_engine", LLMEngine), ("async_llm", AsyncLLM))
+    classes += (("output_processor", OutputProcessor),)  # type: ignore[assignment]
+    for name, owner in classes:
+        module(monkeypatch, f"{prefix}.{name}", **{owner.__name__: owner})
+    clients = {"SyncMPClient": SyncMPClient, "AsyncMPClient": AsyncMPClient}
+    module(monkeypatch, f"{prefix}.core_client", **clients)
+    server = module(
+        monkeypatch, "vllm.entrypoints.launchers.utils.server_utils", freeze_gc_heap=lambda: None
+    )
+    return SimpleNamespace(
+        processor=OutputProcessor, engine=LLMEngine, server=server, async_engine=AsyncLLM, **clients
+    )
+
+
+@pytest.mark.parametrize("kind", ["engine", "async_engine"])
+def test_the_front_end_gets_its_policy_with_its_engine_and_in_the_servers_place(
+    kind: str, monkeypatch: pytest.MonkeyPatch, calls: list[str]
+) -> None:
+    vllm = front_end(monkeypatch, calls)
+    processes.apply(STOCK, policy.serving("freeze"), role="frontend")
+    getattr(vllm, kind)()
+    assert calls == ["freeze"]
+    vllm.server.freeze_gc_heap()
+    assert calls == ["freeze", "freeze"]
+
+
+def test_the_front_end_collects_before_it_waits(
+    monkeypatch: pytest.MonkeyPatch, calls: list[str]
+) -> None:
+    vllm = front_end(monkeypatch, calls)
+    processes.apply(STOCK, policy.serving("between-steps"), role="frontend")
+    assert vllm.SyncMPClient().get_output() == "sync"
+    assert asyncio.run(vllm.AsyncMPClient().get_output_async()) == "async"
+    assert calls == ["collect_due", "wait"] * 2
+    calls.clear()
+    processor = vllm.processor()
+    processor.unfinished = False
+    assert processor.process_outputs("tokens") == "tokens"
+    vllm.SyncMPClient().get_output()
+    assert calls == ["collect_all", "wait"]
+
+
+def test_a_worker_collects_behind_the_launch_of_a_step(calls: list[str]) -> None:
+    worker = SimpleNamespace(execute_model=lambda output: calls.append("launch"))
+    patch.collect_after_launch(worker)
+    worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=7))
+    worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=0))
+    assert calls == ["launch", "collect_due", "launch", "collect_all"]
+
+
+def test_observers_are_exchanged_in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each watches alone, and only the recorder's turn has its step around the worker's."""
+    seen: list[str] = []
+
+    class GCDebugger:
+        def __init__(self, config: str) -> None:
+            assert config == "1"
+
+        def handle(self, phase: str, info: dict[str, int]) -> None:
+            seen.append(phase)
+
+    for name in ("vllm", "vllm.utils"):
+        module(monkeypatch, name)
+    content = {"GCDebugConfig": str, "GCDebugger": GCDebugger}
+    module(monkeypatch, "vllm.utils.gc_utils", **content)
+    written: list[int] = []
+    recorder: Any = SimpleNamespace(write=lambda *event: written.append(event[0]))
+    worker = SimpleNamespace()
+    others = gc.callbacks[:]
+    try:
+        for what in OBSERVERS:
+            took = observe(recorder, worker, "bare", "recorded", what, 2)  # type: ignore[arg-type]
+            assert len(took) == 2
+            assert min(took) > 0
+            assert worker.execute_model == ("recorded" if what == "recorder" else "bare")
+            assert bool(seen) == (what == "VLLM_GC_DEBUG")
+            assert len(written) >= 2 * (what != "nothing")
+    finally:
+        gc.callbacks[:] = others
