@@ -342,7 +342,7 @@ def period_of_full_collections(
     passes_per_step, held = _passes(load, first, at_once=at_once)
     if not held:
         return math.inf
-    cadence = second + 2
+    cadence = second + 2  # passes from one generation-1 pass to the next
     lifetime = math.inf if load.lifetime_steps is None else load.lifetime_steps
     survivors = load.survivors * min(cadence / passes_per_step, lifetime)
     # Every `cadence`-th pass of the repeating sequence meets one of these classes only; a full
@@ -351,9 +351,33 @@ def period_of_full_collections(
     periods = []
     for start in range(classes):
         promoted = survivors + mean(held[start::classes])
-        needed = math.ceil(long_lived_total // 4 / promoted) if promoted else math.inf
-        periods.append((max(third + 1, needed) * cadence + 1) / passes_per_step)
+        passes = passes_between_full(
+            promoted, long_lived_total=long_lived_total, thresholds=(first, second, third)
+        )
+        periods.append(passes / passes_per_step)
     return mean(periods)
+
+
+def passes_between_full(
+    promoted: float, *, long_lived_total: float, thresholds: tuple[int, int, int]
+) -> float:
+    """Passes of all generations from one full collection to the next.
+
+    Parameters
+    ----------
+    promoted : float
+        Objects that a generation-1 pass moves into generation 2.
+    long_lived_total : float
+        Objects the last full collection left alive.
+    thresholds : tuple of int
+
+    Returns
+    -------
+    float
+        `math.inf` if nothing is promoted, so that the quarter is never reached.
+    """
+    needed = math.ceil(long_lived_total // 4 / promoted) if promoted else math.inf
+    return max(thresholds[FULL] + 1, needed) * (thresholds[1] + 2) + 1
 
 
 def _passes(load: StepLoad, threshold: int, *, at_once: bool) -> tuple[float, list[int]]:
