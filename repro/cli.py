@@ -1,4 +1,4 @@
-"""The command `repro`: doctor, run, figures, claims, page."""
+"""The command `repro`: doctor, run, advise, figures, claims, page."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(command=run)
     add_run_options(command)
 
+    command = commands.add_parser(
+        "advise",
+        help="will full collections stall this server, and what to set",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.set_defaults(command=advise)
+    add_setting(command)
+
     command = commands.add_parser("figures", help="draw every figure of every campaign")
     command.set_defaults(command=figures)
     command.add_argument("--data", type=Path, default=Path("data"), help="folder of campaigns")
@@ -62,11 +70,15 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     """What a campaign's runs have in common, and what differs between them."""
     add = command.add_argument
     add("root", type=Path, help="the campaign's folder; one that exists is gone on with")
-    add("--policies", help=f"{', '.join(policy.SERVING)} (None: those to compare)")
+    add(
+        "--policies",
+        help="arms, each worker or worker/engine core/front end: "
+        f"{', '.join(policy.SERVING)} (None: those to compare)",
+    )
     add("--capture-policies", default="stock", help=", ".join(policy.CAPTURE))
     add("--replicates", type=int, default=2, help="independent runs an arm")
     add("--first-replicate", type=int, default=0, help="number of the first of them")
-    add("--concurrency", type=int, default=1024, help="requests in flight")
+    add("--concurrency", default="1024", help="requests in flight, one or several: 512,1024")
     add("--max-num-seqs", type=int, default=1024, help="vLLM's limit of requests in one step")
     add("--enforce-eager", action="store_true", help="neither compile nor capture")
     add("--max-cudagraph-capture-size", type=int, help="largest batch captured, in tokens")
@@ -75,12 +87,30 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     add("--prompt-tokens", type=int, default=16, help="tokens a prompt")
     add("--output-tokens", default="16,64", help="shortest,longest answer in tokens")
     add("--recaptures", type=int, default=0, help="times each capture policy in one process")
+    add("--logprobs", type=int, default=0, help="log probabilities with each token")
+    add("--speculative", default="none", help="none or ngram: tokens proposed by look-up")
+    add("--runner", default="auto", help="vLLM's model runner: auto, v1, v2")
     add("--executor", default="mp", help="mp: worker in its own process; uni: in the engine core")
     add("--client", default="engine", help="engine: LLMEngine.step; serve: HTTP; capture: no load")
     add("--model", default="tiny", help="a shipped config, a folder, or a hub name")
     add("--device", default="auto", help="auto, cuda, cpu")
     add("--budget-s", type=float, help="begin no run that would not end within so many seconds")
     add("--seed", type=int, default=0, help="of lengths and prompts")
+
+
+def add_setting(command: argparse.ArgumentParser) -> None:
+    """A server, by a recorded run or by a few numbers."""
+    add = command.add_argument
+    add("--run", type=Path, help="a recorded run, or a campaign: everything below is then read")
+    add("--concurrency", type=int, default=1024, help="requests in flight on one rank")
+    add("--ranks", type=int, default=1, help="workers that wait for one another each step")
+    add("--heap-objects", type=int, default=800_000, help="len(gc.get_objects()) in a worker")
+    add("--python", default="3.12.3", help="version of the workers' Python")
+    add("--vllm", default="0.23.0", help="version of vLLM")
+    add("--device", default="cuda", help="cuda, cpu")
+    add("--policy", default="stock", help=", ".join(policy.SERVING))
+    add("--output-tokens", type=float, default=256.0, help="length of an answer")
+    add("--step-ms", type=float, help="length of a step, to say seconds instead of steps")
 
 
 def doctor(_: argparse.Namespace) -> int:
@@ -98,22 +128,54 @@ def run(parsed: argparse.Namespace) -> int:
     from repro.experiment.campaign import run_campaign
     from repro.experiment.config import grid, token_range
 
-    shared = ["replicates", "first_replicate", "concurrency", "duration_s", "prompt_tokens"]
+    shared = ["replicates", "first_replicate", "duration_s", "switch_s", "prompt_tokens"]
+    shared += ["logprobs", "speculative", "runner", "recaptures", "max_cudagraph_capture_size"]
     shared += ["max_num_seqs", "enforce_eager", "executor", "client", "model", "device", "seed"]
-    shared += ["switch_s", "recaptures", "max_cudagraph_capture_size"]
     experiments = grid(
         policies=names(parsed.policies) if parsed.policies else None,
         capture_policies=names(parsed.capture_policies),
         output_tokens=token_range(parsed.output_tokens),
+        concurrency=numbers(parsed.concurrency),
         **{name: getattr(parsed, name) for name in shared},
     )
     print(run_campaign(experiments, parsed.root, budget_s=parsed.budget_s))
     return 0
 
 
+def advise(parsed: argparse.Namespace) -> int:
+    """Print the advice for one setting, or for each run of a recording."""
+    from repro import advice, dataset
+
+    if parsed.run is None:
+        given = {k: v for k, v in vars(parsed).items() if k not in ("command", "run")}
+        print("\n".join(advice.advise(advice.Setting(**given)).lines))
+        return 0
+    single = (parsed.run / "run.json").exists()
+    campaign = dataset.load(parsed.run.parent if single else parsed.run)
+    for run in campaign.runs["run"]:
+        if not single or run == parsed.run.name:
+            found = advice.advise(advice.setting_of(campaign, run))
+            print("\n  ".join((f"{run}:", *found.lines)))
+    return 0
+
+
 def names(text: str) -> list[str]:
     """Names out of text like `stock, freeze`."""
     return [name.strip() for name in text.split(",")]
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers out of text like `512, 1024`.
+
+    Raises
+    ------
+    ValueError
+        If one is none.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"concurrency {text!r}: give whole numbers, like 512,1024") from None
 
 
 def figures(parsed: argparse.Namespace) -> int:

@@ -1,0 +1,148 @@
+"""The advice: its words, and its rule against every recorded campaign."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repro import dataset
+from repro.advice import HELD_A_REQUEST, Setting, advise, setting_of
+from repro.analysis.collector import UnknownCollector
+from repro.analysis.gc_cost import full_collections
+from repro.analysis.trigger import LATER, trigger_table
+from repro.cli import main
+from repro.dataset import Campaign
+
+DATA = Path(__file__).parent.parent / "data"
+CAMPAIGNS = [path for path in sorted(DATA.iterdir()) if dataset.is_campaign(path)]
+
+
+@pytest.fixture(scope="module", params=CAMPAIGNS, ids=lambda path: path.name)
+def campaign(request: pytest.FixtureRequest) -> Campaign:
+    return dataset.load(request.param)
+
+
+def workers_of(campaign: Campaign) -> list[str]:
+    """Runs whose worker was counted, which is what advice is given on."""
+    counted = campaign.census[campaign.census["role"] == "worker"]
+    return [str(run) for run in counted["run"].unique()]
+
+
+def test_advice_on_every_recorded_run_came_true(campaign: Campaign) -> None:
+    """Whether they fire, how often, how long: against what each run then did."""
+    full = full_collections(campaign)
+    table = trigger_table(campaign)
+    for run in workers_of(campaign):
+        given = advise(setting_of(campaign, run))
+        own = full[(full["run"] == run) & (full["role"] == "worker")]
+        row = table[(table["run"] == run) & (table["event"] == LATER) & (table["role"] == "worker")]
+        steps = (dataset.in_window(campaign, campaign.steps)["run"] == run).sum()
+        if not given.fires:  # by themselves, that is: drift may bring one in thousands of steps
+            assert len(own) <= steps / 2000, run
+        elif own.empty:
+            assert given.period_steps > steps * 2 / 3, run
+        else:
+            assert own["duration_ns"].median() / 1e6 == pytest.approx(given.pause_ms, rel=0.5)
+        for observed in row["observed_steps"].dropna():
+            assert given.period_steps == pytest.approx(observed, rel=0.25), run
+
+
+def test_a_pause_reaches_a_quantile_where_the_advice_says(campaign: Campaign) -> None:
+    """Of unfrozen workers: the share of steps with a full collection, against the share said."""
+    full = full_collections(campaign)
+    for run in workers_of(campaign):
+        given = advise(setting_of(campaign, run))
+        if given.setting.frozen or not given.fires:
+            continue
+        steps = (dataset.in_window(campaign, campaign.steps)["run"] == run).sum()
+        seen = ((full["run"] == run) & (full["role"] == "worker")).sum() / steps
+        assert given.reaches(0.99) == (seen > 0.01), run
+        if abs(seen - 0.001) > 1 / steps:  # else one collection more or less decides
+            assert given.reaches(0.999) == (seen > 0.001), run
+
+
+def test_the_rate_is_the_recorded_one() -> None:
+    """Containers held a request, from runs in which something else than the threshold tells it."""
+    rates = []
+    for path in CAMPAIGNS:
+        campaign = dataset.load(path)
+        table = trigger_table(campaign)
+        told = table[(table["role"] == "worker") & (table["held_from"] == "other arms")]
+        load = campaign.runs.set_index("run")["concurrency"].to_dict()
+        rates += (told["promoted"] / told["run"].map(load).astype(float)).dropna().tolist()
+    if not rates:
+        pytest.skip("no such run in data/")
+    assert sorted(rates)[len(rates) // 2] == pytest.approx(HELD_A_REQUEST, rel=0.15)
+
+
+def test_few_requests_are_told_to_leave_everything() -> None:
+    given = advise(Setting(concurrency=256, policy="no-freeze"))
+    assert not given.fires
+    assert math.isinf(given.period_steps)
+    assert given.lines[-1] == "Nothing need be set."
+
+
+def test_a_higher_threshold_needs_more_requests() -> None:
+    def fires(python: str, load: int) -> bool:
+        return advise(Setting(concurrency=load, python=python, policy="no-freeze")).fires
+
+    assert fires("3.12.3", 1024)
+    assert not fires("3.13.0", 1024)
+    assert fires("3.13.0", 2048)
+    assert fires("3.14.5", 2048)
+
+
+def test_many_ranks_bring_it_into_p99() -> None:
+    one, many = (advise(Setting(vllm="0.22.1", ranks=ranks, step_ms=30)) for ranks in (1, 32))
+    assert not one.reaches(0.99)
+    assert many.reaches(0.99)
+    text = " ".join(many.lines)
+    assert "if the 32 ranks collect independently" in text
+    assert "about 5" in text, "seconds"
+    assert "REPRO_POLICY=freeze" in text
+
+
+def test_a_frozen_worker_is_left_alone() -> None:
+    text = " ".join(advise(Setting()).lines)
+    assert "frozen already" in text
+
+
+def test_without_automatic_collection_none_fires() -> None:
+    assert not advise(Setting(policy="disable")).fires
+    assert not advise(Setting(policy="thresholds")).fires
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"concurrency": 0}, "concurrency 0"),
+        ({"device": "tpu"}, "device 'tpu': choose one of cuda, cpu"),
+        ({"vllm": "new"}, "vllm 'new'"),
+        ({"step_ms": 0.0}, "step_ms 0.0"),
+        ({"policy": "thaw"}, "unknown policy 'thaw'"),
+    ],
+)
+def test_what_is_not_allowed_is_one_line(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Setting(**fields)
+
+
+def test_the_incremental_collector_is_refused() -> None:
+    with pytest.raises(UnknownCollector, match=r"3\.14\.0 to 3\.14\.4"):
+        Setting(python="3.14.2")
+
+
+def test_the_command_advises_on_numbers_and_on_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", "--concurrency", "256", "--policy", "no-freeze"]) == 0
+    assert "will not fire" in capsys.readouterr().out
+    for path in CAMPAIGNS[:1]:
+        assert main(["advise", "--run", str(path)]) == 0
+        both = capsys.readouterr().out
+        one = next(child for child in path.iterdir() if child.is_dir())
+        assert main(["advise", "--run", str(one)]) == 0
+        alone = capsys.readouterr().out
+        assert alone.startswith(one.name)
+        assert alone in both
