@@ -30,7 +30,6 @@ from repro.analysis.captures import BASELINE, SETTING, capture_times, policy_eff
 from repro.analysis.gc_cost import FULL, GENERATIONS, full_collections
 from repro.analysis.tails import NS_PER_MS, effect, sample, step_intervals, tail_table
 from repro.dataset import Campaign, in_window, under_load
-from repro.schema import CENSUS_POINTS
 from repro.style import COLUMN, INK, PAGE, POLICY_COLOUR, PROCESS_COLOUR, save
 
 __all__ = ["FIGURES", "NotApplicable", "draw_all", "save"]
@@ -40,6 +39,7 @@ MILLION = 1e6
 PANELS_A_ROW = 3
 POINT = {False: "white", True: INK}
 """Whether a process had captured before -> how the capture's point is filled."""
+HEAP_POINTS = ("ready", "window-start", "window-end", "shutdown")
 
 Draw = Callable[[Campaign], Figure]
 Floats = npt.NDArray[np.float64]
@@ -409,7 +409,7 @@ def heap_census(campaign: Campaign) -> Figure:
     census = campaign.census
     roles = [role for role in words.PROCESS if role in set(census["role"])]
     points = {
-        role: [p for p in CENSUS_POINTS if p in set(census.loc[census["role"] == role, "point"])]
+        role: [p for p in HEAP_POINTS if p in set(census.loc[census["role"] == role, "point"])]
         for role in roles
     }
     arms = ordered_arms(campaign)
@@ -587,3 +587,6 @@ def _plain_numbers(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_locator(NullLocator())
+
+
+from repro import figures_mechanism  # noqa: E402, F401 (they enter themselves)

@@ -1,0 +1,91 @@
+"""What decides the claims about the mechanism; see `repro.claim_tests` for how tests are made."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from repro import words
+from repro.analysis.mechanism import POLICIES, garbage_left
+from repro.analysis.ratios import ratio_of_runs
+from repro.analysis.tails import effect
+from repro.analysis.trigger import OFF, WITHIN, trigger_table
+from repro.claim_tests import Finding, Verdict
+from repro.dataset import Campaign
+
+LITTLE_BYTES = 1 << 20
+"""What a worker may leave in abandoned cycles for nobody to mind."""
+
+HALF, A_TENTH_MORE = 0.5, 1.1
+
+
+def rule_predicts(campaign: Campaign) -> list[Finding]:
+    """Full collections of workers against CPython's rule, each within a tenth."""
+    table = trigger_table(campaign)
+    told = table[(table["role"] == "worker") & table["verdict"].isin([WITHIN, OFF])]
+    measured = told[told["ratio"].notna()]
+    if measured.empty:
+        return []
+    wrong = told[told["verdict"] == OFF]
+    low, high = measured["ratio"].min(), measured["ratio"].max()
+    return [
+        Finding(
+            verdict=Verdict.REPRODUCED if wrong.empty else Verdict.CONTRADICTED,
+            number=f"predicted over observed {words.bounds(low, high)}",
+            reason=f"{len(told) - len(wrong)} of {len(told)} predictions within 10%",
+            runs=tuple(told["run"].astype(str).unique()),
+        )
+    ]
+
+
+def little_is_left(campaign: Campaign) -> list[Finding]:
+    """Bytes that frozen or uncollected workers held in abandoned cycles at their end."""
+    found = garbage_left(campaign)
+    if found.empty:
+        return []
+    worst = found.assign(total=found["since_bytes"] + found["kept_bytes"])
+    worst = worst.loc[worst["total"].idxmax()]
+    little = worst["total"] <= LITTLE_BYTES
+    runs = campaign.runs.loc[campaign.runs["arm"].isin(found["arm"]), "run"]
+    return [
+        Finding(
+            verdict=Verdict.REPRODUCED if little else Verdict.CONTRADICTED,
+            number=f"{words.amount(worst['since'] + worst['kept'])} objects, "
+            f"{words.amount(worst['total'])} bytes at most",
+            reason="under 1 MiB in every run" if little else f"over 1 MiB in {worst['arm']}",
+            runs=tuple(runs),
+        )
+    ]
+
+
+def a_policy_beats_stock(campaign: Campaign) -> list[Finding]:
+    """P99 ITL and tokens/s through HTTP at 1,024 in flight, each policy against untouched vLLM."""
+    runs = campaign.runs[
+        (campaign.runs["client"] == "serve") & (campaign.runs["concurrency"] == 1024)
+    ]
+    stock = (runs[POLICIES] == "stock").all(axis=1)
+    findings = []
+    for arm in runs.loc[~stock, "arm"].unique():
+        other = runs[runs["arm"] == arm]
+        base = runs[stock & (runs["comparable"] == other["comparable"].iloc[0])]
+        if len(base) and base["arm"].nunique() == 1:
+            findings.append(_beats(campaign, base, other))
+    return findings
+
+
+def _beats(campaign: Campaign, base: pd.DataFrame, other: pd.DataFrame) -> Finding:
+    baseline, treated = str(base["arm"].iloc[0]), str(other["arm"].iloc[0])
+    tail = effect(campaign, baseline, treated, 0.99)
+    rate = ratio_of_runs(base["tokens_per_s"].tolist(), other["tokens_per_s"].tolist())
+    runs = (*base["run"], *other["run"])
+    if not (tail.supported and rate.supported):
+        return Finding(
+            verdict=Verdict.NOT_MEASURED, number="–", reason="too few runs or steps", runs=runs
+        )
+    if tail.high <= HALF and rate.low >= A_TENTH_MORE:
+        verdict, reason = Verdict.REPRODUCED, "both goals are met"
+    elif tail.low > HALF or rate.high < A_TENTH_MORE:
+        verdict, reason = Verdict.CONTRADICTED, "at least one goal is surely missed"
+    else:
+        verdict, reason = Verdict.NOT_REPRODUCED, "an interval leaves a goal open"
+    number = f"P99 ITL {words.ratio(tail)}, tokens/s {words.ratio(rate)}"
+    return Finding(verdict=verdict, number=number, reason=f"{reason}; {treated}", runs=runs)

@@ -1,0 +1,98 @@
+"""Tables and sentences of the mechanism: the rule against the runs, policies, garbage, advice."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from repro import words
+from repro.advice import advise, setting_of
+from repro.analysis.arms import ordered_arms
+from repro.analysis.collector import UnknownCollector
+from repro.analysis.mechanism import collections_by_load, garbage_left, policies_table
+from repro.analysis.trigger import trigger_table
+from repro.dataset import Campaign
+
+MIB = 2**20
+
+
+def rule(campaign: Campaign) -> pd.DataFrame:
+    """Predicted against observed full collections, by arm, process and event."""
+    found = trigger_table(campaign)
+    rows = []
+    for (arm, role, event), group in found.groupby(["arm", "role", "event"], sort=False):
+        seen = group["observed_steps"].mean()
+        rows.append(
+            {
+                "arm": arm,
+                "process": words.PROCESS[str(role)],
+                "full collection": event,
+                "predicted (steps)": _steps(group["predicted_steps"].mean()),
+                "observed (steps)": _steps(seen) if not math.isnan(seen) else "none",
+                "collections": words.amount(group["collections"].sum()),
+                "predicted over observed": words.figures(group["ratio"].mean()),
+                "what a step holds from": ", ".join(group["held_from"].unique()),
+                "verdict": ", ".join(group["verdict"].unique()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def loads(campaign: Campaign) -> pd.DataFrame:
+    """Collections of the workers per 1,000 steps, by arm, one column a generation."""
+    found = collections_by_load(campaign)
+    table = found.pivot_table("per_1000_steps", "arm", "generation")
+    table = table.reindex([arm for arm in ordered_arms(campaign) if arm in table.index])
+    table.columns = pd.Index([f"generation {generation}" for generation in table])
+    return table.map(words.figures).reset_index()
+
+
+def policies(campaign: Campaign) -> pd.DataFrame:
+    """What each arm's policies do: pauses, time lost, tail, throughput, memory."""
+    table = policies_table(campaign).reindex(ordered_arms(campaign))
+    return pd.DataFrame(
+        {
+            "arm": table.index,
+            "longest pause (ms)": table["longest_ms"].map(words.figures),
+            "GC per 1,000 steps (ms)": table["ms_per_1000_steps"].map(words.figures),
+            "P99 ITL (ms)": table["p99_ms"].map(words.figures),
+            "P99.9 ITL (ms)": table["p999_ms"].map(words.figures),
+            "tokens/s": table["tokens_per_s"].map(words.count),
+            "RSS gained (MiB)": (table["rss_growth_bytes"] / MIB).map(words.figures),
+        }
+    )
+
+
+def garbage(campaign: Campaign) -> pd.DataFrame:
+    """What lay in abandoned cycles when a worker ended, by arm."""
+    found = garbage_left(campaign)
+    if found.empty:
+        return found
+    return pd.DataFrame(
+        {
+            "arm": found["arm"],
+            "runs": found["runs"].map(words.amount),
+            "made since the freeze (objects)": found["since"].map(words.amount),
+            "(bytes)": found["since_bytes"].map(words.amount),
+            "kept by the freeze (objects)": found["kept"].map(words.amount),
+            "kept (bytes)": found["kept_bytes"].map(words.amount),
+        }
+    )
+
+
+def advice(campaign: Campaign) -> str:
+    """What `repro advise` says of the first run of each arm, as Markdown."""
+    said = []
+    for arm in ordered_arms(campaign):
+        run = campaign.runs.loc[campaign.runs["arm"] == arm, "run"].iloc[0]
+        try:
+            lines = advise(setting_of(campaign, str(run))).lines
+        except (UnknownCollector, ValueError) as none:
+            lines = (str(none),)
+        said.append(f"**{arm}**: " + " ".join(lines))
+    return "\n\n".join(said)
+
+
+def _steps(value: float) -> str:
+    return "never" if math.isinf(value) else words.figures(value)

@@ -1,0 +1,208 @@
+"""Figures, tables and claims of the mechanism, on campaigns of invented numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from builders import MS, SECOND, START, document, run
+from campaigns import ROLES, census, decode, story
+
+from repro import dataset, style, tables_mechanism
+from repro.analysis.mechanism import garbage_left, objects_from, pause_by_objects, policies_table
+from repro.claims import Verdict, evaluate
+from repro.dataset import Campaign
+from repro.figures import FIGURES, NotApplicable
+
+LENGTH_S = 12
+START_UP = ("imported", "loaded", "profiled", "ready")
+
+
+def arm(
+    folder: Path, name: str, *, every: int = 60, full_ms: float = 400.0, **changes: Any
+) -> None:
+    """One run of one arm, its worker counted on its way and with its garbage at the end."""
+    tables = decode(full_ms, every, LENGTH_S, seed=0)
+    heap = pd.DataFrame(census("no-freeze"))
+    before = [
+        {"role": "worker", "point": point, "tracked": 600_000 + 50_000 * place, "enabled": True}
+        for place, point in enumerate(START_UP[:-1])
+    ]
+    end = {"role": "worker", "point": "thawed", "tracked": 820_000, "garbage": 7, "enabled": True}
+    heap = pd.concat([heap, pd.DataFrame([*before, end | {"garbage_bytes": 900}])])
+    heap.loc[heap["point"] == "shutdown", ["garbage", "garbage_bytes"]] = (30, 4_000)
+    tables["census"] = {name: column.tolist() for name, column in heap.fillna(0).items()}
+    run(folder, name, tables, window__end_ns=START + LENGTH_S * SECOND, **changes)
+
+
+@pytest.fixture(scope="module")
+def loads(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    folder = tmp_path_factory.mktemp("data") / "loads"
+    for policy in ("no-freeze", "freeze"):
+        for load, every in ((256, 10**6), (512, 10**6), (1024, 100)):
+            settings = {"experiment__concurrency": load, "experiment__policy": policy}
+            arm(folder, f"{policy}-{load}", every=every, **settings)
+    return dataset.load(folder)
+
+
+POLICIES = {
+    "stock": ("stock", "stock", "stock"),
+    "again": ("freeze-again", "freeze-again", "freeze-again"),
+    "mixed": ("thresholds", "freeze-thresholds", "stock"),
+}
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    folder = tmp_path_factory.mktemp("data") / "policies"
+    for name, (worker, engine, frontend) in POLICIES.items():
+        arm(
+            folder,
+            name,
+            full_ms={"stock": 300.0, "again": 3.0, "mixed": 1.0}[name],
+            experiment__policy=worker,
+            experiment__engine_policy=engine,
+            experiment__frontend_policy=frontend,
+        )
+    return dataset.load(folder)
+
+
+def test_the_map_names_the_load_from_which_full_collections_come(loads: Campaign) -> None:
+    said = FIGURES["trigger_map"](loads).get_suptitle().replace("\n", " ")
+    assert "none up to 512, seen from 1024 on" in said.replace("1,024", "1024")
+
+
+def test_two_loads_are_no_map(tmp_path: Path) -> None:
+    for load in (256, 512):
+        arm(tmp_path / "c", str(load), experiment__concurrency=load)
+    with pytest.raises(NotApplicable, match="at 3 loads or more"):
+        FIGURES["trigger_map"](dataset.load(tmp_path / "c"))
+
+
+def test_the_freeze_alone_is_no_comparison_of_policies(tmp_path: Path) -> None:
+    campaign = dataset.load(story(tmp_path / "c", length_s=LENGTH_S))
+    with pytest.raises(NotApplicable, match="no policy beyond the freeze"):
+        FIGURES["policies_compared"](campaign)
+
+
+def test_a_heap_not_counted_on_its_way_has_no_origins(tmp_path: Path) -> None:
+    campaign = dataset.load(story(tmp_path / "c", length_s=LENGTH_S))
+    with pytest.raises(NotApplicable, match="no worker was counted on its way"):
+        FIGURES["objects_by_origin"](campaign)
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("trigger_map", "loads"),
+        ("pause_against_objects", "loads"),
+        ("objects_by_origin", "policies"),
+        ("policies_compared", "policies"),
+    ],
+)
+def test_nothing_is_cut_off_and_bytes_are_the_same(
+    name: str, of: str, request: pytest.FixtureRequest
+) -> None:
+    campaign: Campaign = request.getfixturevalue(of)
+    drawn = FIGURES[name](campaign)
+    assert style.png(drawn) == style.png(FIGURES[name](campaign))
+    with style.applied():
+        drawn.draw_without_rendering()
+        boxes = [part.get_tightbbox() for part in (*drawn.texts, *drawn.legends, *drawn.axes)]
+    for box in boxes:
+        assert box.x0 >= -1 and box.x1 <= drawn.bbox.x1 + 1
+        assert box.y0 >= -1 and box.y1 <= drawn.bbox.y1 + 1
+
+
+def test_an_arm_is_named_by_the_policies_of_all_its_processes(policies: Campaign) -> None:
+    assert set(policies.runs["arm"]) == {
+        "engine stock, front end stock: stock",
+        "engine freeze-again, front end freeze-again: freeze-again",
+        "engine freeze-thresholds, front end stock: thresholds",
+    }
+    labels = [
+        text.get_text() for text in FIGURES["policies_compared"](policies).axes[0].get_yticklabels()
+    ]
+    assert labels == ["all stock", "all freeze-again", "thresholds / freeze-thresholds / stock"]
+
+
+def test_policies_are_compared_by_what_was_measured(policies: Campaign) -> None:
+    table = policies_table(policies).set_index("policy")
+    assert table.loc["stock", "longest_ms"] > 250
+    assert table.loc["freeze-again", "longest_ms"] < 10
+    assert table["tokens_per_s"].eq(100.0).all()
+    assert len(tables_mechanism.policies(policies)) == len(POLICIES)
+
+
+def test_objects_are_laid_to_the_stage_that_made_them(policies: Campaign) -> None:
+    added = objects_from(policies).iloc[0]
+    assert list(added.index) == list(START_UP)
+    assert added["imported"] == 600_000
+    assert added["loaded"] == added["profiled"] == 50_000
+    assert added.sum() == pytest.approx(820_375)
+
+
+def test_pauses_are_set_against_the_objects_seen(loads: Campaign) -> None:
+    points = pause_by_objects(loads)
+    worker = points[points["role"] == "worker"]
+    assert (worker["objects"] == 820_000).all()
+    assert worker["median_ms"].between(300, 500).all()
+
+
+def test_garbage_is_what_was_counted_at_the_end(policies: Campaign, tmp_path: Path) -> None:
+    left = garbage_left(policies)
+    assert (
+        (left[["since", "since_bytes", "kept", "kept_bytes"]] == [30, 4_000, 7, 900])
+        .to_numpy()
+        .all()
+    )
+    assert len(tables_mechanism.garbage(policies)) == len(POLICIES)
+
+
+def verdict(claim: str, campaign: Campaign) -> str:
+    return str(evaluate([campaign]).set_index("id").loc[claim, "verdict"])
+
+
+def test_little_garbage_is_little_and_much_is_not(policies: Campaign) -> None:
+    assert verdict("little-is-left", policies) == Verdict.REPRODUCED
+    policies.census["garbage_bytes"] *= 10_000
+    assert verdict("little-is-left", policies) == Verdict.CONTRADICTED
+    policies.census["garbage_bytes"] //= 10_000
+
+
+@pytest.mark.parametrize(
+    ("full_ms", "rate", "expected"),
+    [
+        ((400.0, 2.0), (100.0, 120.0), Verdict.REPRODUCED),
+        ((400.0, 2.0), (100.0, 101.0), Verdict.CONTRADICTED),
+        ((400.0, 390.0), (100.0, 120.0), Verdict.CONTRADICTED),
+    ],
+)
+def test_a_better_policy_must_meet_both_goals(
+    full_ms: tuple[float, float], rate: tuple[float, float], expected: str, tmp_path: Path
+) -> None:
+    for name, length, tokens in zip(("stock", "freeze-again"), full_ms, rate, strict=True):
+        for replicate in range(3):
+            run(
+                tmp_path / "c",
+                f"{name}-{replicate}",
+                decode(length, 30, 120, seed=replicate),
+                window__end_ns=START + 120 * SECOND,
+                experiment__policy=name,
+                experiment__client="serve",
+                experiment__concurrency=1024,
+                experiment__replicate=replicate,
+                summary__tokens_per_s=tokens + replicate / 10,
+            )
+    assert verdict("better-policy", dataset.load(tmp_path / "c")) == expected
+
+
+def test_runs_of_before_have_the_defaults_of_what_was_added(tmp_path: Path) -> None:
+    made = document("a")
+    assert "engine_policy" not in made["experiment"], "as older runs are"
+    run(tmp_path / "c", "a", {"pauses": {"start_ns": [START], "duration_ns": MS}})
+    runs = dataset.load(tmp_path / "c").runs
+    assert runs.loc[0, ["engine_policy", "frontend_policy"]].tolist() == ["stock", "stock"]
+    assert set(ROLES) == {"frontend", "engine", "worker"}
