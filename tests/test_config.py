@@ -33,7 +33,18 @@ DATA = Path(__file__).parent.parent / "data"
         ({"output_tokens": (1, 5)}, r"output_tokens \(1, 5\)"),
         ({"output_tokens": (9, 5)}, r"output_tokens \(9, 5\)"),
         ({"max_cudagraph_capture_size": 0}, r"max_cudagraph_capture_size 0: allowed is 1 or more"),
-        ({"data_parallel_size": 2}, r"data_parallel_size must be 1"),
+        ({"data_parallel_size": 2}, r"client 'engine' drives one rank; use client 'async_engine'"),
+        ({"tensor_parallel_size": 2, "client": "serve"}, r"client 'serve' drives one rank"),
+        ({"data_parallel_size": 0}, r"data_parallel_size 0: allowed is 1 or more"),
+        (
+            {"tensor_parallel_size": 2, "client": "async_engine", "executor": "uni"},
+            r"executor 'uni' holds one rank",
+        ),
+        ({"enable_expert_parallel": True}, r"enable_expert_parallel with one rank: raise"),
+        (
+            {"tensor_parallel_size": 2, "client": "async_engine", "identical_streams": True},
+            r"identical_streams with one rank: raise data_parallel_size",
+        ),
     ],
 )
 def test_a_value_outside_is_one_line(fields: dict[str, Any], named: str) -> None:
@@ -171,3 +182,18 @@ def test_without_recaptures_each_policy_has_a_process_of_its_own() -> None:
 def test_a_token_range_is_two_numbers(text: str) -> None:
     with pytest.raises(ConfigError, match="shortest,longest"):
         token_range(text)
+
+
+def test_concurrency_is_a_ranks_own() -> None:
+    made = Experiment(
+        client="async_engine", tensor_parallel_size=2, data_parallel_size=4, concurrency=100
+    )
+    assert (made.ranks, made.in_flight) == (8, 400)
+    assert "-tp2-dp4-c100-" in made.run_id
+
+
+def test_a_parameter_added_later_renames_no_run() -> None:
+    """As in `data/`: the hash is of what is not at its default."""
+    assert Experiment(policy="no-freeze").run_id.startswith("no-freeze-c1024-r0-")
+    explicit = Experiment(policy="no-freeze", data_parallel_size=1, identical_streams=False)
+    assert explicit.run_id == Experiment(policy="no-freeze").run_id

@@ -126,6 +126,34 @@ def test_a_cross_over_switches_the_worker_and_reads_back_as_periods(tmp_path: Pa
     assert periods.itl.groupby("run", observed=True)["count"].sum().min() > 0
 
 
+GROUPS = {"DP2": {"data_parallel_size": 2}, "TP2": {"tensor_parallel_size": 2}}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_rank_is_driven_and_recorded(group: str, tmp_path: Path) -> None:
+    """vLLM's CPU backend serves both; what it does not serve is data parallelism of experts."""
+    folder = measure(tmp_path, client="async_engine", policy="freeze", **GROUPS[group])
+    document = read_document(folder)
+    assert document["status"] == "ok", (document.get("reason"), document.get("log_tail"))
+    campaign = dataset.load(tmp_path)
+    assert sorted(worker["rank"] for worker in document["policy"]["evidence"]) == [0, 1]
+    census = campaign.census[campaign.census["point"] == "window-end"]
+    engines = {"DP2": 2, "TP2": 1}[group]
+    assert census["role"].value_counts().to_dict() == {
+        "worker": 2,
+        "engine": engines,
+        "frontend": 1,
+    }
+    steps = dataset.in_window(campaign, campaign.steps)
+    assert steps.groupby("rank")["tokens"].median().ge(0.9 * SMALL["concurrency"]).all()
+    assert steps["rank"].nunique() == 2
+    itl = dataset.in_window(campaign, campaign.itl)
+    assert itl["itl_ns"].median() == pytest.approx(
+        steps[steps["rank"] == 0]["start_ns"].diff().median(), rel=0.5
+    )
+    assert not psutil.Process().children(recursive=True), "a process outlived its engine"
+
+
 def test_uni_is_uni_or_the_run_fails(tmp_path: Path) -> None:
     """vLLM's CPU backend turns `uni` into `mp` without a word: such a run is no data."""
     if provenance.gpu_query("name"):

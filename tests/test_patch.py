@@ -60,7 +60,7 @@ def worker(source: str, device: str = "cuda") -> Any:
     made: Any = module["Worker"]()  # type: ignore[operator]
     made.rank = 0
     made.device = SimpleNamespace(type=device)
-    parallel = SimpleNamespace(data_parallel_rank=2, world_size=4)
+    parallel = SimpleNamespace(data_parallel_index=2, world_size=4)
     made.vllm_config = SimpleNamespace(
         parallel_config=parallel,
         compilation_config=SimpleNamespace(cudagraph_capture_sizes=[1, 2, 4]),

@@ -104,33 +104,72 @@ def test_a_process_that_does_not_fails_the_run(
         verify.processes_follow(Experiment(**asked), census(role, **fields))
 
 
-def steps(tokens: list[int]) -> dict[str, Any]:
-    return {"start_ns": np.arange(len(tokens)) * 10, "tokens": np.array(tokens)}
+def steps(*tokens: list[int]) -> dict[str, Any]:
+    """One list of tokens a step for each rank."""
+    lengths = [len(own) for own in tokens]
+    return {
+        "rank": np.repeat(np.arange(len(tokens)), lengths),
+        "start_ns": np.concatenate([np.arange(length) * 10 for length in lengths]),
+        "tokens": np.concatenate([np.array(own, int) for own in tokens]),
+    }
 
 
 def test_an_engine_short_of_requests_fails_the_run() -> None:
     asked = Experiment(concurrency=1000)
     verify.engine_was_loaded(asked, steps([10, 10, 990, 990, 990]), 20, 50)
-    with pytest.raises(NotAsRequested, match=r"held 522 tokens with 1000 requests.*bottleneck"):
+    with pytest.raises(
+        NotAsRequested, match=r"rank 0.* held 522 tokens with 1000 requests.*bottleneck"
+    ):
         verify.engine_was_loaded(asked, steps([522] * 5), 0, 50)
     with pytest.raises(NotAsRequested):
         verify.engine_was_loaded(asked, steps([]), 0, 50)
 
 
-def recordings(*roles: str, complete: bool = True) -> list[Recording]:
+def test_each_rank_must_have_its_load() -> None:
+    asked = Experiment(client="async_engine", data_parallel_size=2, concurrency=100)
+    verify.engine_was_loaded(asked, steps([99] * 5, [95] * 5), 0, 50)
+    with pytest.raises(NotAsRequested, match=r"rank 1: the median step held 60 tokens"):
+        verify.engine_was_loaded(asked, steps([99] * 5, [60] * 5), 0, 50)
+    with pytest.raises(NotAsRequested, match=r"rank 1: the median step held 0 tokens"):
+        verify.engine_was_loaded(asked, steps([99] * 5), 0, 50)
+
+
+def test_each_rank_must_answer_for_its_policy() -> None:
+    asked = Experiment(
+        client="async_engine", data_parallel_size=2, tensor_parallel_size=2, policy="freeze"
+    )
+    four = [worker(rank=rank) for rank in (2, 0, 3, 1)]
+    verify.policy_took_effect(asked, four)
+    with pytest.raises(NotAsRequested, match=r"3 of 4 workers answered the census"):
+        verify.policy_took_effect(asked, four[:3])
+    with pytest.raises(NotAsRequested, match=r"4 of 4 .* as ranks \[0, 0, 1, 3\]"):
+        verify.policy_took_effect(asked, [worker(rank=rank) for rank in (0, 0, 1, 3)])
+    with pytest.raises(NotAsRequested, match=r"worker 3: policy 'freeze' left most"):
+        verify.policy_took_effect(asked, [*four[:2], four[3], worker(rank=3, frozen=0)])
+
+
+def recordings(*roles: str, complete: bool = True, rank: int = 0) -> list[Recording]:
     events = np.zeros(1, EVENT)
-    return [Recording(role=r, rank=0, pid=1, complete=complete, events=events) for r in roles]
+    return [Recording(role=r, rank=rank, pid=1, complete=complete, events=events) for r in roles]
 
 
 def test_every_process_must_have_been_recorded() -> None:
     verify.recording_is_whole(Experiment(), recordings("frontend", "engine", "worker"))
     verify.recording_is_whole(Experiment(executor="uni"), recordings("frontend", "engine"))
-    with pytest.raises(NotAsRequested, match="no events of the worker"):
+    with pytest.raises(NotAsRequested, match="no events of these processes: worker 0;"):
         verify.recording_is_whole(Experiment(), recordings("frontend", "engine"))
     with pytest.raises(NotAsRequested, match="stopped early"):
         verify.recording_is_whole(
             Experiment(), recordings("frontend", "engine", "worker", complete=False)
         )
+
+
+def test_every_rank_must_have_been_recorded() -> None:
+    asked = Experiment(client="async_engine", data_parallel_size=2)
+    all_of_them = recordings("frontend", "engine", "worker")
+    verify.recording_is_whole(asked, all_of_them + recordings("engine", "worker", rank=1))
+    with pytest.raises(NotAsRequested, match="no events of these processes: engine 1, worker 1;"):
+        verify.recording_is_whole(asked, all_of_them)
 
 
 WORKERS = [{"rank": 0, "freeze_count_before": 375, "capture_sizes": 3}]

@@ -27,6 +27,9 @@ from repro.experiment.verify import NotAsRequested
 MEMORY_NEEDED = 6 << 30
 """Bytes of free memory one engine with its three processes needs, before any KV cache."""
 
+MEMORY_A_RANK = 4 << 30
+"""Bytes that each further rank needs."""
+
 LOCK = ".lock"
 
 
@@ -86,7 +89,7 @@ def run_campaign(
             if time.monotonic() + shown.longest_overhead_s + experiment.load_s > deadline:
                 tqdm.write(f"{folder.name}: not enough time left, measure it later")
                 continue
-            check_memory()
+            check_memory(experiment.ranks)
             try:
                 measure(experiment, folder, shown)
             except RunFailed as error:
@@ -185,19 +188,21 @@ def check_gpu(experiments: Sequence[Experiment]) -> None:
         )
 
 
-def check_memory() -> None:
-    """Refuse to start an engine that memory cannot hold.
+def check_memory(ranks: int) -> None:
+    """Refuse to start an engine of so many ranks that memory cannot hold.
 
     Raises
     ------
     CampaignError
-        If less than `MEMORY_NEEDED` is available.
+        If less is available.
     """
     available = psutil.virtual_memory().available
-    if available < MEMORY_NEEDED:
+    needed = MEMORY_NEEDED + (ranks - 1) * MEMORY_A_RANK
+    if available < needed:
         raise CampaignError(
-            f"{available / 2**30:.1f} GiB of memory available, an engine needs "
-            f"{MEMORY_NEEDED / 2**30:.0f} GiB: close other programs or take a larger machine"
+            f"{available / 2**30:.1f} GiB of memory available, an engine of this many ranks "
+            f"({ranks}) needs {needed / 2**30:.0f} GiB: close other programs or take a larger "
+            "machine"
         )
 
 

@@ -80,7 +80,7 @@ def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
     captures, pauses = tables["captures"], tables["pauses"]
     verify.captures_are_as_planned(experiment, captures)
     verify.capture_policies_took_effect(experiment, captures, pauses, evidence)
-    if experiment.client == "engine":
+    if experiment.client in ("engine", "async_engine"):
         window = measured["window"]
         verify.engine_was_loaded(experiment, tables["steps"], window["start_ns"], window["end_ns"])
     for name, columns in tables.items():

@@ -19,11 +19,14 @@ MODELS = Path(__file__).parent.parent / "models"
 
 WEIGHTS = ("safetensors", "bin", "pt", "pth", "gguf")
 
-CLIENTS = ("engine", "serve", "capture")
+CLIENTS = ("engine", "async_engine", "serve", "capture")
 LOADLESS = ("capture",)
 """Clients that put no load on the engine."""
 
-DRIVERS = ("engine",)
+DRIVERS = (
+    "engine",
+    "async_engine",
+)
 """Clients that drive the load in the front end's own process: there full collections of a heap
 that vLLM leaves unfrozen would swamp the worker's."""
 
@@ -51,7 +54,8 @@ class Experiment:
     capture_policy : str
         Name out of `repro.policy.CAPTURE`.
     client : str
-        What drives the load: `engine` calls `LLMEngine.step` in the front end itself; `serve` is
+        What drives the load: `engine` calls `LLMEngine.step` in the front end itself;
+        `async_engine` feeds every data-parallel rank, and is the one for several ranks; `serve` is
         `vllm bench serve` against an OpenAI-compatible server. `capture` drives none: it measures
         CUDA graph captures, and the parameters of the load mean nothing.
     executor : str
@@ -62,11 +66,18 @@ class Experiment:
     device : str
         `auto` takes CUDA where there is a GPU, else vLLM's CPU backend.
     concurrency : int
-        Requests kept in flight, 1 … `max_num_seqs`.
+        Requests kept in flight on each data-parallel rank, 1 … `max_num_seqs`; `in_flight` counts
+        those of all ranks.
     max_num_seqs : int
         vLLM's own limit of requests in one step; 1024 is its default on a large GPU.
     tensor_parallel_size, data_parallel_size : int
-        Ranks.
+        Ranks that share each request, and ranks (or groups of the former) with requests of their
+        own. Data-parallel ranks of a dense model never wait for each other, those of a mixture of
+        experts do in every step.
+    enable_expert_parallel : bool
+        Whole experts on each rank, instead of a slice of every expert.
+    identical_streams : bool
+        Every data-parallel rank gets the same requests in the same order, not requests of its own.
     enforce_eager : bool
         Neither compile nor capture.
     max_cudagraph_capture_size : int or None
@@ -111,6 +122,8 @@ class Experiment:
     max_num_seqs: int = 1024
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
+    enable_expert_parallel: bool = False
+    identical_streams: bool = False
     enforce_eager: bool = False
     max_cudagraph_capture_size: int | None = None
     prompt_tokens: int = 16
@@ -147,7 +160,8 @@ class Experiment:
                 f"policy {self.policy!r} with executor 'uni': the worker lives in the engine core; "
                 "set engine_policy instead"
             )
-        for name in ("max_num_seqs", "prompt_tokens"):
+        sizes = ("tensor_parallel_size", "data_parallel_size")
+        for name in ("max_num_seqs", "prompt_tokens", *sizes):
             _within(name, getattr(self, name), 1, None, "set a positive whole number")
         _within(
             "concurrency",
@@ -159,11 +173,7 @@ class Experiment:
         _within("duration_s", self.duration_s, 1, None, "measure for at least a second")
         _within("replicate", self.replicate, 0, None, "count replicates from 0")
         self._check_switch()
-        if self.tensor_parallel_size != 1 or self.data_parallel_size != 1:
-            raise ConfigError(
-                "tensor_parallel_size and data_parallel_size must be 1: the engine client "
-                "drives one rank"
-            )
+        self._check_ranks()
         if self.max_cudagraph_capture_size is not None:
             largest = self.max_cudagraph_capture_size
             _within("max_cudagraph_capture_size", largest, 1, None, "or leave it out")
@@ -188,6 +198,34 @@ class Experiment:
                 f"switch_s {self.switch_s}: duration_s {self.duration_s} must be an even number of "
                 "periods of that length; several full collections must fit into one"
             )
+
+    def _check_ranks(self) -> None:
+        """What only several ranks can do, and what several ranks cannot."""
+        if self.ranks > 1 and self.client != "async_engine":
+            raise ConfigError(
+                f"tensor_parallel_size {self.tensor_parallel_size}, data_parallel_size "
+                f"{self.data_parallel_size}: client {self.client!r} drives one rank; "
+                "use client 'async_engine'"
+            )
+        if self.ranks > 1 and self.executor == "uni":
+            raise ConfigError("executor 'uni' holds one rank: use executor 'mp' for several")
+        if self.enable_expert_parallel and self.ranks == 1:
+            raise ConfigError(
+                "enable_expert_parallel with one rank: raise data_parallel_size or "
+                "tensor_parallel_size"
+            )
+        if self.identical_streams and self.data_parallel_size == 1:
+            raise ConfigError("identical_streams with one rank: raise data_parallel_size")
+
+    @property
+    def ranks(self) -> int:
+        """Workers: tensor-parallel times data-parallel ranks."""
+        return self.tensor_parallel_size * self.data_parallel_size
+
+    @property
+    def in_flight(self) -> int:
+        """Requests kept in flight on all ranks together."""
+        return self.concurrency * self.data_parallel_size
 
     @property
     def model_path(self) -> str:
@@ -245,6 +283,8 @@ class Experiment:
         for process, name in (("frontend", self.frontend_policy), ("engine", self.engine_policy)):
             if name != "stock":
                 parts.insert(1, f"{process}-{name}")
+        sizes = {"tp": self.tensor_parallel_size, "dp": self.data_parallel_size}
+        parts[-3:-3] = [f"{name}{size}" for name, size in sizes.items() if size > 1]
         return "-".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

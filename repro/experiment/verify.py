@@ -45,18 +45,21 @@ def policy_took_effect(experiment: Experiment, workers: Sequence[dict[str, Any]]
     ----------
     experiment : Experiment
     workers : sequence of dict
-        One a rank: `rank`, `policy`, `freeze_count_before` warm-up (CPython 3.12 itself starts
-        with a few hundred objects frozen), `freeze_count` after it, `frozen` and `tracked` now,
-        and the collector's `enabled` and `threshold_*`.
+        One a rank, in any order: `rank`, `policy`, `freeze_count_before` warm-up (CPython 3.12
+        itself starts with a few hundred objects frozen), `freeze_count` after it, `frozen` and
+        `tracked` now, and the collector's `enabled` and `threshold_*`.
 
     Raises
     ------
     NotAsRequested
         If a worker is missing, ran another policy, or its heap is not as the policy leaves it.
     """
-    expected = experiment.tensor_parallel_size * experiment.data_parallel_size
-    if len(workers) != expected:
-        raise NotAsRequested(f"{len(workers)} of {expected} workers answered the census")
+    answered = sorted(worker["rank"] for worker in workers)
+    if answered != list(range(experiment.ranks)):
+        raise NotAsRequested(
+            f"{len(answered)} of {experiment.ranks} workers answered the census, as ranks "
+            f"{answered}: run it again"
+        )
     serving = policy.serving(experiment.policy)
     for worker in workers:
         if worker.get("policy") != serving.name:
@@ -170,23 +173,25 @@ def engine_was_loaded(experiment: Experiment, steps: Columns, start_ns: int, end
     ----------
     experiment : Experiment
     steps : dict of arrays, each of shape (n_steps,)
-        The table `steps`, ramp included.
+        The table `steps` of all ranks, ramp included.
     start_ns, end_ns : int
         The measured window.
 
     Raises
     ------
     NotAsRequested
-        If the median step of the window held less than `FULL_LOAD` of the load.
+        If a rank's median step in the window held less than `FULL_LOAD` of the load.
     """
     inside = (steps["start_ns"] >= start_ns) & (steps["start_ns"] < end_ns)
-    median = float(np.median(steps["tokens"][inside])) if np.any(inside) else 0.0
-    if median < FULL_LOAD * experiment.concurrency:
-        raise NotAsRequested(
-            f"the engine's median step held {median:.0f} tokens with {experiment.concurrency} "
-            "requests in flight: the client was the bottleneck; lower concurrency, take a larger "
-            "model, or end other programs"
-        )
+    for rank in range(experiment.ranks):
+        tokens = steps["tokens"][inside & (steps["rank"] == rank)]
+        median = float(np.median(tokens)) if len(tokens) else 0.0
+        if median < FULL_LOAD * experiment.concurrency:
+            raise NotAsRequested(
+                f"rank {rank}: the median step held {median:.0f} tokens with "
+                f"{experiment.concurrency} requests in flight: the client was the bottleneck; "
+                "lower concurrency, take a larger model, or end other programs"
+            )
 
 
 def client_kept_up(busy: float) -> None:
@@ -238,11 +243,15 @@ def recording_is_whole(experiment: Experiment, recordings: Sequence[Recording]) 
     Raises
     ------
     NotAsRequested
-        If the engine core or a worker left no events, or a recorder had to stop.
+        If an engine core or a worker left no events, or a recorder had to stop.
     """
-    wanted = {"frontend", "engine"} | ({"worker"} if experiment.executor == "mp" else set())
-    if missing := wanted - {r.role for r in recordings if len(r.events)}:
-        raise NotAsRequested(f"no events of the {', '.join(sorted(missing))} process: run it again")
+    ranks = {"frontend": 1, "engine": experiment.data_parallel_size}
+    if experiment.executor == "mp":
+        ranks["worker"] = experiment.ranks
+    wanted = {(role, rank) for role, number in ranks.items() for rank in range(number)}
+    if missing := wanted - {(r.role, r.rank) for r in recordings if len(r.events)}:
+        names = ", ".join(f"{role} {rank}" for role, rank in sorted(missing))
+        raise NotAsRequested(f"no events of these processes: {names}; run it again")
     if any(not r.complete for r in recordings):
         raise NotAsRequested("the recorder stopped early: free disk space and run it again")
 

@@ -100,7 +100,8 @@ def fit_out(
 def global_rank(worker: Any) -> int:
     """Rank over all data-parallel engines: each engine counts its own workers from 0."""
     parallel = worker.vllm_config.parallel_config
-    return int(parallel.data_parallel_rank) * int(parallel.world_size) + int(worker.rank)
+    # The index: vLLM resets the rank of a dense model's engines, which know nothing of each other.
+    return int(parallel.data_parallel_index) * int(parallel.world_size) + int(worker.rank)
 
 
 # --- end of warm-up -----------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,9 @@ from repro.recording import Columns
 
 SETTLING_STEPS = 3
 """After a switch: the step in flight, the one delayed by it, and one to spare."""
+
+Output = tuple[int, int, bool]
+"""Number of a request, tokens it has got just now, and whether it has ended."""
 
 
 @dataclass(kw_only=True)
@@ -78,6 +81,111 @@ class Arrivals:
         return {name: np.array(column) for name, column in zip(names, columns, strict=True)}
 
 
+class Ledger:
+    """What has become of each request, by its number, and the arrivals that follow from it.
+
+    A number grows by one each: no dictionary entry to free, no object kept.
+    """
+
+    def __init__(self) -> None:
+        self.arrivals = Arrivals()
+        self.submitted, self.first, self.last = array("q"), array("q"), array("q")
+        self.received = array("q")
+
+    def enter(self) -> int:
+        """A new request, submitted now; returns its number."""
+        for column in (self.first, self.last, self.received):
+            column.append(0)
+        self.submitted.append(time.monotonic_ns())
+        return len(self.submitted) - 1
+
+    def note(self, outputs: Iterable[Output], now: int) -> tuple[int, list[int]]:
+        """Note the tokens of one step: one row for each distinct gap.
+
+        Returns
+        -------
+        tokens : int
+        finished : list of int
+            Numbers of the requests that have ended.
+        """
+        first, last, received = self.first, self.last, self.received
+        gaps: dict[int, int] = {}
+        finished = []
+        tokens = 0
+        for number, new, ended in outputs:
+            if new == 0:
+                continue
+            tokens += new
+            if received[number]:
+                gap = now - last[number]
+                gaps[gap] = gaps.get(gap, 0) + new
+            else:
+                first[number] = now
+            received[number] += new
+            last[number] = now
+            if ended:
+                finished.append(number)
+        arrivals = self.arrivals
+        for gap, count in gaps.items():
+            arrivals.itl_t.append(now)
+            arrivals.itl_gap.append(gap)
+            arrivals.itl_count.append(count)
+        for number in finished:
+            arrivals.request_t.append(now)
+            arrivals.request_ttft.append(first[number] - self.submitted[number])
+            arrivals.request_decode.append(now - first[number])
+            arrivals.request_tokens.append(received[number])
+        return tokens, finished
+
+
+class Requests:
+    """The endless stream of requests of one rank, seeded.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    vocabulary : int
+        Token ids of prompts are drawn below it.
+    name : str
+        Part of the seed: streams of the same name are the same.
+    """
+
+    def __init__(self, experiment: Experiment, vocabulary: int, name: str = "") -> None:
+        self.experiment = experiment
+        self.vocabulary = vocabulary
+        self.random = random.Random(f"{experiment.seed}/{experiment.replicate}{name}")
+
+    def first_lengths(self) -> list[int]:
+        """Lengths of the answers to the simultaneous start, in tokens."""
+        return first_lengths(
+            self.random, self.experiment.concurrency, self.experiment.output_tokens
+        )
+
+    def next_length(self) -> int:
+        """Length of the answer to the next request of the steady loop, in tokens."""
+        return self.random.randint(*self.experiment.output_tokens)
+
+    def prompt(self) -> dict[str, list[int]]:
+        """The prompt of the next request."""
+        tokens = range(self.experiment.prompt_tokens)
+        return {"prompt_token_ids": [self.random.randrange(self.vocabulary) for _ in tokens]}
+
+
+def sampling(length: int, logprobs: int = 0) -> Any:
+    """vLLM's sampling parameters for an answer of exactly so many tokens, streamed."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=length,
+        ignore_eos=True,
+        temperature=0.0,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        logprobs=logprobs or None,
+    )
+
+
 class ClosedLoop:
     """Keep `concurrency` requests in flight and note every arrival.
 
@@ -99,21 +207,17 @@ class ClosedLoop:
     ) -> None:
         self.engine = engine
         self.experiment = experiment
-        self.vocabulary = vocabulary
         self.report = report
-        self.random = random.Random(f"{experiment.seed}/{experiment.replicate}")
-        self.arrivals = Arrivals()
-        # By request number, which grows by one each: no dictionary entry to free, no object kept.
-        self.submitted, self.first, self.last = array("q"), array("q"), array("q")
-        self.received = array("q")
+        self.requests = Requests(experiment, vocabulary)
+        self.ledger = Ledger()
 
     def run(self) -> Arrivals:
         """Drive the ramp and the measured window; requests in flight at its end are left."""
-        arrivals, experiment = self.arrivals, self.experiment
+        arrivals, experiment = self.ledger.arrivals, self.experiment
         began = time.monotonic_ns()
-        self._first_alive = experiment.concurrency
-        for length in first_lengths(self.random, experiment.concurrency, experiment.output_tokens):
+        for length in self.requests.first_lengths():
             self._submit(length)
+        self._first_alive = experiment.concurrency
         for _ in self._steps("ramp", self._first_generation_alive):
             pass
         arrivals.window_start, cpu = time.monotonic_ns(), time.process_time_ns()
@@ -130,16 +234,16 @@ class ClosedLoop:
     def _measure_for(self, seconds: float) -> None:
         deadline = time.monotonic_ns() + int(seconds * 1e9)
         for received in self._steps("measure", lambda: time.monotonic_ns() < deadline):
-            self.arrivals.tokens += received
+            self.ledger.arrivals.tokens += received
 
     def _alternate(self) -> None:
         """Both policies in turn, in pairs of random order: drift then hits both alike."""
         for _ in range(round(self.experiment.duration_s / (2 * self.experiment.switch_s))):
-            for serving in self.random.sample(["no-freeze", "freeze"], 2):
+            for serving in self.requests.random.sample(["no-freeze", "freeze"], 2):
                 self._switch(serving)
                 began = time.monotonic_ns()
                 self._measure_for(self.experiment.switch_s)
-                self.arrivals.periods.append((serving, began, time.monotonic_ns()))
+                self.ledger.arrivals.periods.append((serving, began, time.monotonic_ns()))
         self._switch("no-freeze")
 
     def _switch(self, serving: str) -> None:
@@ -166,65 +270,22 @@ class ClosedLoop:
                 next_report = now + 1_000_000_000
 
     def _note(self, outputs: list[Any], now: int) -> int:
-        """Note the tokens of one step: one row for each distinct gap."""
-        first, last, received = self.first, self.last, self.received
-        gaps: dict[int, int] = {}
-        finished = []
-        tokens = 0
-        for output in outputs:
-            new = len(output.outputs[0].token_ids)
-            if new == 0:
-                continue
-            number = int(output.request_id)
-            tokens += new
-            if received[number]:
-                gap = now - last[number]
-                gaps[gap] = gaps.get(gap, 0) + new
-            else:
-                first[number] = now
-            received[number] += new
-            last[number] = now
-            if output.finished:
-                finished.append(number)
-        arrivals = self.arrivals
-        for gap, count in gaps.items():
-            arrivals.itl_t.append(now)
-            arrivals.itl_gap.append(gap)
-            arrivals.itl_count.append(count)
+        """Note the tokens of one step, and replace the requests that it ended."""
+        tokens, finished = self.ledger.note(map(read, outputs), now)
         for number in finished:
-            self._finish(number, now)
+            self._first_alive -= number < self.experiment.concurrency
+            self._submit(self.requests.next_length())
         return tokens
 
-    def _finish(self, number: int, now: int) -> None:
-        arrivals = self.arrivals
-        arrivals.request_t.append(now)
-        arrivals.request_ttft.append(self.first[number] - self.submitted[number])
-        arrivals.request_decode.append(now - self.first[number])
-        arrivals.request_tokens.append(self.received[number])
-        if number < self.experiment.concurrency:
-            self._first_alive -= 1
-        self._submit(self.random.randint(*self.experiment.output_tokens))
-
     def _submit(self, length: int) -> None:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        number = self.ledger.enter()
+        params = sampling(length, self.experiment.logprobs)
+        self.engine.add_request(str(number), self.requests.prompt(), params)
 
-        number = len(self.submitted)
-        for column in (self.first, self.last, self.received):
-            column.append(0)
-        self.submitted.append(time.monotonic_ns())
-        prompt = [
-            self.random.randrange(self.vocabulary) for _ in range(self.experiment.prompt_tokens)
-        ]
-        params = SamplingParams(
-            max_tokens=length,
-            ignore_eos=True,
-            temperature=0.0,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-            logprobs=self.experiment.logprobs or None,
-        )
-        self.engine.add_request(str(number), {"prompt_token_ids": prompt}, params)
+
+def read(output: Any) -> Output:
+    """What one `RequestOutput` says of its request."""
+    return int(output.request_id), len(output.outputs[0].token_ids), output.finished
 
 
 def first_lengths(rng: random.Random, number: int, output_tokens: tuple[int, int]) -> list[int]:

@@ -1,0 +1,153 @@
+"""Client `async_engine`: every data-parallel rank kept busy through vLLM's async engine.
+
+vLLM's offline `LLM` drives one data-parallel rank; its async engine starts and drives them all.
+Here its engine-core client is called directly, below the output processor: that one does Python
+work for each token, and several ranks at a thousand requests each would wait for it instead of
+for each other. A token's arrival is that of the message which brings it to the front end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from repro import plugin
+from repro.experiment import verify
+from repro.experiment.clients import Report
+from repro.experiment.clients.closed_loop import Arrivals, Ledger, Output, Requests, sampling
+from repro.experiment.clients.engine import engine_arguments
+from repro.experiment.config import Experiment
+from repro.experiment.measured import Measured
+from repro.plugin.patch import CENSUS_RPC
+
+
+def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
+    """See `repro.experiment.clients.Client`; `folder` is not used."""
+    # Outside the event loop: inside it, vLLM's own output handler would take messages away.
+    engine = start_engine(experiment)
+    report("ready", 0)
+    parallel = engine.vllm_config.parallel_config
+    verify.executor_is(experiment.executor, parallel.distributed_executor_backend)
+    return asyncio.run(drive(engine, experiment, report))
+
+
+async def drive(engine: Any, experiment: Experiment, report: Report) -> Measured:
+    """Check the policy, drive ramp and window, check the policy again, shut vLLM down."""
+    evidence = await heap_census(engine, "window-start")
+    verify.policy_took_effect(experiment, evidence)
+    arrivals = await SeveralRanks(engine, experiment, report).run()
+    verify.policy_took_effect(experiment, await heap_census(engine, "window-end"))
+    report("stop", 0)
+    engine.shutdown()
+    return arrivals.measured(evidence)
+
+
+def start_engine(experiment: Experiment) -> Any:
+    """vLLM's async engine: an engine core for each data-parallel rank, each with its workers."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments = engine_arguments(experiment) | {
+        "tensor_parallel_size": experiment.tensor_parallel_size,
+        "data_parallel_size": experiment.data_parallel_size,
+        "enable_expert_parallel": experiment.enable_expert_parallel,
+        "disable_log_stats": True,  # work for each token in the front end
+    }
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+
+
+async def heap_census(engine: Any, point: str) -> list[dict[str, Any]]:
+    """Count the heap of every process; returns what each worker says of itself, by rank."""
+    if plugin.own_recorder is None:
+        raise verify.NotAsRequested("vLLM did not load the plugin: pip install this package")
+    plugin.own_recorder.census(point)
+    core = engine.engine_core
+    # `AsyncLLM.collective_rpc` asks every engine core and returns what the first one answers.
+    question = ("collective_rpc", CENSUS_RPC, None, (point,), None)
+    answers = await asyncio.gather(
+        *(core._call_utility_async(*question, engine=each) for each in core.core_engines)
+    )
+    return [worker for workers in answers for worker in workers]
+
+
+class SeveralRanks:
+    """Keep `concurrency` requests in flight on each data-parallel rank, and note every arrival.
+
+    Parameters
+    ----------
+    engine : vllm.v1.engine.async_llm.AsyncLLM
+    experiment : Experiment
+    report : Report
+    """
+
+    def __init__(self, engine: Any, experiment: Experiment, report: Report) -> None:
+        self.engine = engine
+        self.experiment = experiment
+        self.report = report
+        vocabulary = engine.model_config.get_vocab_size()
+        names = [
+            "" if experiment.identical_streams or rank == 0 else f"/{rank}"
+            for rank in range(experiment.data_parallel_size)
+        ]
+        self.streams = [Requests(experiment, vocabulary, name) for name in names]
+        self.rank_of = array("q")  # by request number
+        self.ledger = Ledger()
+
+    async def run(self) -> Arrivals:
+        """Drive the ramp and the measured window; requests in flight at its end are left."""
+        arrivals, experiment = self.ledger.arrivals, self.experiment
+        self.tasks = await self.engine.get_supported_tasks()
+        began = time.monotonic_ns()
+        firsts = [stream.first_lengths() for stream in self.streams]
+        for lengths in zip(*firsts, strict=True):  # one for each rank in turn
+            for rank, length in enumerate(lengths):
+                await self._submit(rank, length)
+        self._first_alive = experiment.in_flight
+        async for _ in self._steps("ramp", lambda: self._first_alive > 0):
+            pass
+        arrivals.window_start, cpu = time.monotonic_ns(), time.process_time_ns()
+        arrivals.ramp_ns = arrivals.window_start - began
+        deadline = arrivals.window_start + int(experiment.duration_s * 1e9)
+        async for received in self._steps("measure", lambda: time.monotonic_ns() < deadline):
+            arrivals.tokens += received
+        arrivals.window_end = time.monotonic_ns()
+        wall = arrivals.window_end - arrivals.window_start
+        arrivals.client_busy = (time.process_time_ns() - cpu) / wall
+        return arrivals
+
+    async def _steps(self, phase: str, go_on: Callable[[], bool]) -> AsyncIterator[int]:
+        """Take in one rank's step after the other while `go_on`; yields the tokens of each."""
+        began = next_report = time.monotonic_ns()
+        while go_on():
+            message = await self.engine.engine_core.get_output_async()
+            now = time.monotonic_ns()
+            tokens, finished = self.ledger.note(map(read, message.outputs), now)
+            for number in finished:
+                self._first_alive -= number < self.experiment.in_flight
+                rank = self.rank_of[number]
+                await self._submit(rank, self.streams[rank].next_length())
+            yield tokens
+            if now >= next_report:
+                self.report(phase, (now - began) / 1e9)
+                next_report = now + 1_000_000_000
+
+    async def _submit(self, rank: int, length: int) -> None:
+        number = self.ledger.enter()
+        self.rank_of.append(rank)
+        request = self.engine.input_processor.process_inputs(
+            str(number),
+            self.streams[rank].prompt(),
+            sampling(length),
+            supported_tasks=self.tasks,
+            data_parallel_rank=rank,
+        )
+        await self.engine.engine_core.add_request_async(request)
+
+
+def read(output: Any) -> Output:
+    """What one `EngineCoreOutput` says of its request."""
+    return int(output.request_id), len(output.new_token_ids), output.finished

@@ -1,0 +1,61 @@
+"""The load each client keeps up: its streams of requests, and the book of what came back."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from repro.experiment.clients.closed_loop import Ledger, Requests
+from repro.experiment.config import Experiment
+from repro.experiment.supervise import environment, shared_out
+
+EXPERIMENT = Experiment(concurrency=50, output_tokens=(4, 20), prompt_tokens=3)
+
+
+def drawn(name: str) -> list[object]:
+    stream = Requests(EXPERIMENT, 100, name)
+    return [stream.first_lengths(), stream.prompt(), stream.next_length(), stream.prompt()]
+
+
+def test_streams_of_one_name_are_the_same_and_of_others_are_not() -> None:
+    assert drawn("/1") == drawn("/1")
+    assert drawn("/1") != drawn("/2")
+    lengths, prompt, length, _ = drawn("")
+    assert len(lengths) == 50
+    assert all(1 <= n <= 20 for n in lengths)
+    assert 4 <= length <= 20
+    assert len(prompt["prompt_token_ids"]) == 3
+
+
+def test_tokens_that_share_a_gap_are_one_row_and_lost_is_none() -> None:
+    book = Ledger()
+    for _ in range(3):
+        book.enter()
+    assert book.note([(0, 1, False), (1, 1, False)], 1000) == (2, [])
+    assert book.note([(0, 1, False), (1, 1, True), (2, 1, False)], 1500) == (3, [1])
+    assert book.note([(0, 1, True), (2, 0, False)], 1700) == (1, [0])
+    arrivals = book.arrivals
+    gaps = zip(arrivals.itl_t, arrivals.itl_gap, arrivals.itl_count, strict=True)
+    assert list(gaps) == [(1500, 500, 2), (1700, 200, 1)]
+    assert list(arrivals.request_tokens) == [2, 3]
+    assert list(arrivals.request_decode) == [500, 700]
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "expected"),
+    [({0, 1}, 2, "0|1"), ({0, 1, 2, 3, 4}, 2, "0,1|2,3"), ({3}, 2, "3|3")],
+)
+def test_cores_are_shared_out_among_ranks(
+    cores: set[int], ranks: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    assert shared_out(ranks) == expected
+
+
+def test_one_rank_is_left_to_vllms_own_binding(tmp_path) -> None:
+    several = Experiment(client="async_engine", data_parallel_size=2)
+    assert "VLLM_CPU_OMP_THREADS_BIND" in environment(several, tmp_path)
+    assert environment(EXPERIMENT, tmp_path).get("VLLM_CPU_OMP_THREADS_BIND") == os.environ.get(
+        "VLLM_CPU_OMP_THREADS_BIND"
+    )
