@@ -33,6 +33,8 @@ RUN_COLUMNS = {
     "concurrency": "experiment.concurrency",
     "tensor_parallel_size": "experiment.tensor_parallel_size",
     "data_parallel_size": "experiment.data_parallel_size",
+    "enable_expert_parallel": "experiment.enable_expert_parallel",
+    "identical_streams": "experiment.identical_streams",
     "model": "experiment.model",
     "seed": "experiment.seed",
     "replicate": "experiment.replicate",
@@ -60,6 +62,13 @@ COMPARABLE = {
 }
 """Runs that differ in any of these are never pooled."""
 
+LOAD = {
+    "experiment.concurrency": "{} in flight on each rank",
+    "experiment.prompt_tokens": "prompt {}",
+    "experiment.output_tokens": "output {}",
+}
+"""What a rank has to do, whatever the number of ranks."""
+
 ARM = {
     **COMPARABLE,
     "experiment.model": "{}",
@@ -67,6 +76,8 @@ ARM = {
     "experiment.executor": "{}",
     "experiment.tensor_parallel_size": "TP{}",
     "experiment.data_parallel_size": "DP{}",
+    "experiment.enable_expert_parallel": "EP={}",
+    "experiment.identical_streams": "identical={}",
     "experiment.enforce_eager": "eager={}",
     "experiment.max_num_seqs": "of {}",
     "experiment.concurrency": "{}",
@@ -94,7 +105,7 @@ class Campaign:
         One row a run that is ok: `RUN_COLUMNS`, and `machine` (GPU or, without one, CPU),
         `runner` (the module of the worker's model runner, empty where not recorded),
         `arm` (the policy, preceded by whatever else differs within the campaign) and
-        `comparable` (equal for runs that may be pooled).
+        `comparable` (equal for runs that may be pooled) and `load` (equal for the same work).
     failed : pandas.DataFrame
         One row a failed run: `run_id`, `reason`.
     unfinished : tuple of str
@@ -258,10 +269,11 @@ def _runs(documents: list[dict[str, Any]]) -> pd.DataFrame:
     runs["machine"] = [name or cpu for name, cpu in zip(names, runs["cpu_model"], strict=True)]
     runs["runner"] = [_runner(document) for document in documents]
     runs["arm"] = _arms(documents)
-    runs["comparable"] = [
-        " | ".join(_say(document, key, form) for key, form in COMPARABLE.items())
-        for document in documents
-    ]
+    for column, keys in (("comparable", COMPARABLE), ("load", LOAD)):
+        runs[column] = [
+            " | ".join(_say(document, key, form) for key, form in keys.items())
+            for document in documents
+        ]
     return runs
 
 

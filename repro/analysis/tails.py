@@ -24,9 +24,10 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
 """The last is the maximum: the largest seen, no estimate of the largest possible. Its interval
 says how much hangs on single blocks of steps; it cannot reach above the value."""
 
-SCATTER_NS = {"serve": 10_000_000}
-"""Through HTTP the tokens of one engine step reach the client spread over milliseconds. Client ->
-width of the time bins that stand for its steps; any other client sees a step's tokens at once."""
+SCATTER_NS = {"serve": 10_000_000, "async_engine": 10_000_000}
+"""The tokens of one engine step reach the client spread over milliseconds: through HTTP, and from
+several ranks, each with a message of its own. Client -> width of the time bins that stand for its
+steps; any other client sees a step's tokens at once."""
 
 NS_PER_MS = 1e6
 

@@ -1,0 +1,327 @@
+"""Several ranks of one run: do they pause together, and does one wait for another?"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from repro.analysis.bootstrap import RESAMPLES, Floats, Integers, interval
+from repro.analysis.common_step import predict, take_apart
+from repro.analysis.gc_cost import FULL
+from repro.analysis.lockstep import QUANTILES
+from repro.analysis.tails import NS_PER_MS, sample, step_quantiles
+from repro.dataset import Campaign, in_window
+
+SHIFTS = 1000
+
+Moving = Callable[[int], Integers]
+"""So many times, in ns, drawn at random from a run's window."""
+
+ALIKE = ["comparable", "policy", "capture_policy", "model", "executor", "load"]
+"""What a one-rank arm must share with the arm of several ranks that is predicted from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rank:
+    """One rank of a run in its window: entries of its steps, and its worker's full collections."""
+
+    entries: Integers
+    begun: Integers
+    lasted: Integers
+
+
+def several(campaign: Campaign) -> pd.DataFrame:
+    """The runs with more than one rank, with their number as `ranks`."""
+    ranks = campaign.runs["tensor_parallel_size"] * campaign.runs["data_parallel_size"]
+    found: pd.DataFrame = campaign.runs.assign(ranks=ranks)[ranks > 1]
+    return found
+
+
+def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> pd.DataFrame:
+    """How often full collections of different ranks fall into one and the same step.
+
+    The unit is the step of the group: ranks that wait for each other enter it together. Chance is
+    what the same collections give if each rank's are moved on by a random number of steps.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    shifts, seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row an arm of several ranks: `arm`, `ranks`, `runs`, `steps` (with a full collection of
+        any rank), `together` (of at least two), `share` with `low`, `high` (Wilson's 95%
+        interval), `chance` (mean) and `chance_high` (97.5% of the shifts stay within it), `apart`
+        (median distance of a collection to the nearest of another rank, in steps; NaN without).
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for arm, runs in several(campaign).groupby("arm"):
+        found = [_in_steps(_ranks_of(campaign, run)) for run in runs["run"]]
+        steps, together = np.sum([_count(ordinals) for ordinals, _ in found], axis=0)
+        drawn = np.array(
+            [
+                np.sum([_count(_moved(o, length, rng)) for o, length in found], axis=0)
+                for _ in range(shifts)
+            ]
+        )
+        chance = drawn[:, 1] / np.maximum(drawn[:, 0], 1)
+        low, high = wilson(int(together), int(steps))
+        distances = np.concatenate([_distances(ordinals) for ordinals, _ in found])
+        rows.append(
+            {
+                "arm": arm,
+                "ranks": runs["ranks"].iloc[0],
+                "runs": len(runs),
+                "steps": int(steps),
+                "together": int(together),
+                "share": together / steps if steps else np.nan,
+                "low": low,
+                "high": high,
+                "chance": chance.mean() if steps else np.nan,
+                "chance_high": np.quantile(chance, 0.975) if steps else np.nan,
+                "apart": np.median(distances) if len(distances) else np.nan,
+            }
+        )
+    columns = ["arm", "ranks", "runs", "steps", "together", "share", "low", "high"]
+    return pd.DataFrame(rows, columns=[*columns, "chance", "chance_high", "apart"])
+
+
+def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+    """How much of one rank's full collection shows in the step that another rank is in meanwhile.
+
+    By the step that the other rank is in halfway through the pause: what it takes above that
+    rank's median step, over the pause. 1: the other rank waits to the end. 0: it takes no notice.
+    Only pauses longer than a median step can show, and only those that the other rank does not
+    share.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    resamples, seed : int
+        Of the interval, by pauses.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row an arm of several ranks that has such pauses: `arm`, `ranks`, `pauses` (counted
+        once for each rank that might have waited), `share` (median) with `low`, `high`, and
+        `chance` (the same at the middle of pauses moved to random times).
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for arm, runs in several(campaign).groupby("arm"):
+        shown: list[float] = []
+        anywhere: list[float] = []
+        for run in runs.itertuples():
+            ranks = _ranks_of(campaign, run.run)
+            window = run.window_start_ns, run.window_end_ns
+            shown += _shown(ranks)
+            anywhere += _shown(ranks, functools.partial(_anywhere, rng, window))
+        if not shown:
+            continue
+        drawn = rng.choice(shown, size=(resamples, len(shown)))
+        low, high = interval(np.median(drawn, axis=1))
+        rows.append(
+            {
+                "arm": arm,
+                "ranks": runs["ranks"].iloc[0],
+                "pauses": len(shown),
+                "share": np.median(shown),
+                "low": low,
+                "high": high,
+                "chance": np.median(anywhere),
+            }
+        )
+    columns = ["arm", "ranks", "pauses", "share", "low", "high", "chance"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def measured_quantiles(
+    campaign: Campaign, quantiles: tuple[float, ...] = QUANTILES
+) -> pd.DataFrame:
+    """Quantiles of the step interval of every arm, whatever its number of ranks.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `arm`, `policy`, `ranks`, `kind` (`TP`, `DP` or, with one rank, empty), `quantile`,
+        `value_ms`, `low_ms`, `high_ms`, `supported`.
+    """
+    rows = sample(campaign, "step_interval")
+    table = []
+    for arm, runs in campaign.runs.groupby("arm"):
+        estimates = step_quantiles(rows[rows["run"].isin(runs["run"])], quantiles)
+        tensor, data = (runs[f"{name}_parallel_size"].iloc[0] for name in ("tensor", "data"))
+        for quantile, found in zip(quantiles, estimates, strict=True):
+            table.append(
+                {
+                    "arm": arm,
+                    "policy": runs["policy"].iloc[0],
+                    "ranks": tensor * data,
+                    "kind": " ".join(
+                        name for name, size in (("TP", tensor), ("DP", data)) if size > 1
+                    ),
+                    "quantile": quantile,
+                    "value_ms": found.value / NS_PER_MS,
+                    "low_ms": found.low / NS_PER_MS,
+                    "high_ms": found.high / NS_PER_MS,
+                    "supported": found.supported,
+                }
+            )
+    return pd.DataFrame(table)
+
+
+def against_prediction(campaign: Campaign) -> pd.DataFrame:
+    """Measured quantiles of several ranks beside those predicted from the same load on one.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row an arm of several ranks and quantile, where the campaign has one rank alone under
+        the same settings: the columns of `measured_quantiles`, `predicted_ms`,
+        `predicted_low_ms`, `predicted_high_ms`, `inside` (either value lies within the other's
+        interval) and `off` (measured over predicted).
+    """
+    measured = measured_quantiles(campaign)
+    alone = campaign.runs.drop(several(campaign).index)
+    tables = []
+    for arm, runs in several(campaign).groupby("arm"):
+        same = (alone[ALIKE] == runs[ALIKE].iloc[0]).all(axis=1)
+        rows = measured[(measured["arm"] == arm) & measured["supported"]]
+        if not same.any() or rows.empty:
+            continue
+        steps = take_apart(campaign, list(alone.loc[same, "run"]))
+        found = predict(steps, ranks=[int(runs["ranks"].iloc[0])])
+        found = (
+            found.set_index("quantile")
+            .add_prefix("predicted_")
+            .drop(columns=["predicted_ranks", "predicted_supported"])
+        )
+        tables.append(rows.join(found, on="quantile"))
+    if not tables:
+        return pd.DataFrame(columns=[*measured.columns, "predicted_ms", "inside", "off"])
+    table = pd.concat(tables, ignore_index=True)
+    table = table.rename(columns={"predicted_value_ms": "predicted_ms"})
+    inside = table["value_ms"].between(table["predicted_low_ms"], table["predicted_high_ms"])
+    inside |= table["predicted_ms"].between(table["low_ms"], table["high_ms"])
+    return table.assign(inside=inside, off=table["value_ms"] / table["predicted_ms"])
+
+
+def wilson(hits: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share; 0 to 1 without trials.
+
+    It says something of 0 out of 4, where resampling would give 0 to 0.
+
+    References
+    ----------
+    Wilson, E. B. (1927). Probable inference, the law of succession, and statistical inference.
+    Journal of the American Statistical Association 22.
+    """
+    if trials == 0:
+        return 0.0, 1.0
+    z = 1.96
+    share = hits / trials
+    middle = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + (z / trials / 2) ** 2)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _ranks_of(campaign: Campaign, run: str) -> list[_Rank]:
+    steps = in_window(campaign, campaign.steps[campaign.steps["run"] == run])
+    pauses = campaign.pauses[campaign.pauses["run"] == run]
+    full = in_window(
+        campaign, pauses[(pauses["role"] == "worker") & (pauses["generation"] == FULL)]
+    ).sort_values("start_ns")
+    ranks = []
+    for rank, own in steps.groupby("rank"):
+        mine = full[full["rank"] == rank]
+        ranks.append(
+            _Rank(
+                entries=np.sort(own["start_ns"].to_numpy("int64")),
+                begun=mine["start_ns"].to_numpy("int64"),
+                lasted=mine["duration_ns"].to_numpy("int64"),
+            )
+        )
+    return ranks
+
+
+def _in_steps(ranks: list[_Rank]) -> tuple[list[Integers], int]:
+    """The step of the group that each rank's collections fall into, and how many steps there are.
+
+    Counted by the first rank's entries; another rank's step is the one entered nearest in time.
+    """
+    clock = ranks[0].entries
+    ordinals = []
+    for rank in ranks:
+        own = np.searchsorted(rank.entries, rank.begun, side="right") - 1
+        entered = rank.entries[np.maximum(own, 0)]
+        after = np.clip(np.searchsorted(clock, entered), 1, len(clock) - 1)
+        nearer = entered - clock[after - 1] < clock[after] - entered
+        ordinals.append(after - nearer)
+    return ordinals, len(clock)
+
+
+def _count(ordinals: list[Integers]) -> tuple[int, int]:
+    """Steps with a collection of any rank, and of at least two."""
+    each = [np.unique(own) for own in ordinals]
+    _, ranks = np.unique(np.concatenate(each), return_counts=True)
+    return len(ranks), int((ranks > 1).sum())
+
+
+def _moved(ordinals: list[Integers], steps: int, rng: np.random.Generator) -> list[Integers]:
+    return [(own + rng.integers(steps)) % steps for own in ordinals]
+
+
+def _distances(ordinals: list[Integers]) -> Integers:
+    """From each collection to the nearest of another rank, in steps."""
+    found = []
+    for rank, own in enumerate(ordinals):
+        others = [other for number, other in enumerate(ordinals) if number != rank]
+        rest = np.concatenate(others) if others else np.zeros(0, dtype=np.int64)
+        if len(rest):
+            found.append(np.abs(own[:, None] - rest[None, :]).min(axis=1))
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+
+
+def _shown(ranks: list[_Rank], moved_to: Moving | None = None) -> list[float]:
+    """What of each pause of one rank shows in the step of each other; at other times, if moved."""
+    found: list[float] = []
+    for paused, other in _couples(ranks):
+        gaps = np.diff(other.entries)
+        usual = np.median(gaps)
+        middle = paused.begun + paused.lasted // 2
+        if moved_to is not None:
+            middle = moved_to(len(middle))
+        step = np.searchsorted(other.entries, middle, side="right") - 1
+        seen = (step >= 0) & (step < len(gaps)) & (paused.lasted > usual)
+        step = np.clip(step, 0, len(gaps) - 1)
+        alone = ~_touched(other, other.entries[step], other.entries[step + 1])
+        excess: Floats = (gaps[step] - usual) / np.maximum(paused.lasted, 1)
+        found += excess[seen & alone].tolist()
+    return found
+
+
+def _anywhere(rng: np.random.Generator, window: tuple[int, int], number: int) -> Integers:
+    return rng.integers(*window, size=number)
+
+
+def _couples(ranks: list[_Rank]) -> Iterator[tuple[_Rank, _Rank]]:
+    for paused in ranks:
+        for other in ranks:
+            if other is not paused and len(other.entries) > 1:
+                yield paused, other
+
+
+def _touched(rank: _Rank, start: Integers, end: Integers) -> npt.NDArray[np.bool_]:
+    """Whether a full collection of the rank's own overlaps each span."""
+    over = rank.begun + rank.lasted
+    return np.asarray(np.searchsorted(rank.begun, end) > np.searchsorted(over, start, side="right"))

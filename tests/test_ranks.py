@@ -1,0 +1,133 @@
+"""Several ranks: together or apart, waiting or not, and as predicted or not, where it is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from campaigns import story
+from ranked import every, several
+
+from repro import claims, dataset, prediction
+from repro.analysis.ranks import against_prediction, coupling, independence, wilson
+
+
+def loaded(root: Path, **options: Any) -> dataset.Campaign:
+    return dataset.load(several(root, **options))
+
+
+def test_ranks_that_pause_in_the_same_steps(tmp_path: Path) -> None:
+    (row,) = independence(loaded(tmp_path, pauses_at=[every(200)] * 2)).itertuples()
+    assert (row.ranks, row.steps, row.together, row.share, row.apart) == (2, 15, 15, 1, 0)
+    assert row.low > 0.7
+    assert row.chance < 0.1
+
+
+def test_ranks_that_pause_apart(tmp_path: Path) -> None:
+    (row,) = independence(loaded(tmp_path, pauses_at=[every(200), every(200, 30)])).itertuples()
+    assert (row.steps, row.together, row.share, row.apart) == (30, 0, 0, 20)
+    assert row.high < 0.2
+
+
+def test_chance_is_what_random_phases_give(tmp_path: Path) -> None:
+    """One rank pauses in every tenth step, the other twice: chance is a tenth of the two."""
+    campaign = loaded(tmp_path, pauses_at=[every(10), [105, 1505]], pause_ms=1.0)
+    (row,) = independence(campaign).itertuples()
+    assert row.together == 0
+    assert row.chance * row.steps == pytest.approx(2 * 0.1, rel=0.3)
+
+
+def test_three_ranks_of_which_two_pause_together(tmp_path: Path) -> None:
+    pauses_at = [every(300), every(300, 150), every(300, 150)]
+    (row,) = independence(loaded(tmp_path, pauses_at=pauses_at)).itertuples()
+    assert (row.steps, row.together) == (20, 10)
+
+
+def test_a_rank_that_waits_shows_the_whole_pause(tmp_path: Path) -> None:
+    apart = {"pauses_at": [every(200), every(200, 100)]}
+    (row,) = coupling(loaded(tmp_path / "waits", **apart)).itertuples()
+    assert row.pauses == 30
+    assert row.share == pytest.approx(1, abs=0.02)
+    assert row.low > 0.95
+    assert abs(row.chance) < 0.05
+    (row,) = coupling(loaded(tmp_path / "goes-on", waits=False, **apart)).itertuples()
+    assert abs(row.share) < 0.02
+
+
+def test_pauses_that_both_ranks_have_say_nothing_of_waiting(tmp_path: Path) -> None:
+    assert coupling(loaded(tmp_path, pauses_at=[every(200)] * 2)).empty
+
+
+def test_pauses_shorter_than_a_step_cannot_show(tmp_path: Path) -> None:
+    apart = [every(200), every(200, 100)]
+    assert coupling(loaded(tmp_path, pauses_at=apart, pause_ms=5.0)).empty
+
+
+def test_one_rank_alone_is_not_asked(tmp_path: Path) -> None:
+    campaign = dataset.load(story(tmp_path / "c", length_s=4))
+    assert independence(campaign).empty
+    assert coupling(campaign).empty
+    assert against_prediction(campaign).empty
+
+
+def test_ranks_without_collections_are_counted_without_a_share(tmp_path: Path) -> None:
+    (row,) = independence(loaded(tmp_path, pauses_at=[[], []])).itertuples()
+    assert row.steps == 0
+    assert np.isnan(row.share)
+    assert (row.low, row.high) == (0, 1)
+    assert prediction.together(dataset.load(tmp_path)).iloc[0]["of two ranks at once"] == "–"
+
+
+def both(root: Path, pauses_at: list[list[int]], **changes: Any) -> dataset.Campaign:
+    """One rank alone with both policies, and two ranks without the freeze."""
+    one = {"pauses_at": [every(100)], "experiment__client": "async_engine"}
+    several(root, name="alone", **one)
+    several(root, name="frozen", **one, pause_ms=2.0, experiment__policy="freeze")
+    return loaded(root, name="two", pauses_at=pauses_at, **changes)
+
+
+def test_independent_ranks_in_lockstep_measure_as_predicted(tmp_path: Path) -> None:
+    found = against_prediction(both(tmp_path, [every(100), every(100, 60)]))
+    assert set(found["quantile"]) >= {0.5, 0.99}
+    assert found["inside"].all(), found
+    assert found["off"].between(0.97, 1.03).all()
+
+
+def test_a_slower_group_is_outside_and_the_claim_says_so(tmp_path: Path) -> None:
+    apart = [every(100), every(100, 60)]
+    good = both(tmp_path / "good", apart)
+    bad = both(tmp_path / "bad", apart, pause_ms=2000.0)
+    assert not against_prediction(bad)["inside"].all()
+    verdicts = {
+        name: claims.evaluate([campaign]).set_index("id").loc["wide-ep-width", "verdict"]
+        for name, campaign in (("good", good), ("bad", bad))
+    }
+    assert verdicts == {"good": "reproduced", "bad": "contradicted"}
+
+
+def test_another_load_is_no_basis(tmp_path: Path) -> None:
+    apart = [every(100), every(100, 60)]
+    assert against_prediction(both(tmp_path, apart, experiment__concurrency=8)).empty
+
+
+def test_a_prediction_alone_is_not_called_measured(tmp_path: Path) -> None:
+    campaign = dataset.load(story(tmp_path / "c", every=200))
+    verdicts = claims.evaluate([campaign]).set_index("id")
+    assert verdicts.loc["wide-ep-width", "verdict"] == "predicted"
+    assert "twice it from 2 ranks on" in verdicts.loc["wide-ep-width", "number"]
+    assert verdicts.loc["wide-ep", "verdict"] == "not measured here"
+
+
+def test_wilson() -> None:
+    assert wilson(0, 0) == (0, 1)
+    assert wilson(0, 4) == pytest.approx((0, 0.4899), abs=1e-3)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
+
+
+def test_tables_say_it_in_words(tmp_path: Path) -> None:
+    campaign = both(tmp_path, [every(100), every(100, 60)])
+    assert prediction.together(campaign)["of two ranks at once"].item().startswith("0%")
+    assert prediction.waiting(campaign)["shows in another rank's step"].item().startswith("100")
+    assert set(prediction.held_against(campaign)["inside"]) == {"yes"}
