@@ -18,10 +18,13 @@ from repro import words
 from repro.analysis.arms import Pair, freezes, heaps, is_frozen, pairs
 from repro.analysis.captures import capture_times, same_memory_again
 from repro.analysis.gc_cost import FULL, full_collections
+from repro.analysis.one_rank import bases
+from repro.analysis.ranks import against_prediction
 from repro.analysis.ratios import ratio_of_runs
 from repro.analysis.release import FIRST_FROZEN, likeness, release, twins
 from repro.analysis.tails import Estimate, Metric, effect
 from repro.dataset import Campaign, in_window
+from repro.prediction import sentence
 
 SAME = (0.95, 1.05)
 """A ratio whose whole interval lies in here is called no difference."""
@@ -53,6 +56,7 @@ class Verdict(StrEnum):
     REPRODUCED = "reproduced"
     NOT_REPRODUCED = "not reproduced"
     CONTRADICTED = "contradicted"
+    PREDICTED = "predicted"
     NOT_MEASURED = "not measured here"
 
 
@@ -91,12 +95,32 @@ def p99_falls(campaign: Campaign) -> list[Finding]:
 
 
 def p99_falls_wide_ep(campaign: Campaign) -> list[Finding]:
-    """The same with several data-parallel ranks, as WideEP has them."""
+    """The same with several data-parallel ranks that share their experts, as WideEP has them."""
     return [
         _tail_falls(campaign, pair)
         for pair in pairs(campaign)
         if _setting(campaign, pair, "data_parallel_size") > 1
+        and _setting(campaign, pair, "enable_expert_parallel")
     ]
+
+
+def p99_rises_with_width(campaign: Campaign) -> list[Finding]:
+    """The width at which one rank's pauses become the group's P99: a prediction until measured."""
+    basis = next(iter(bases(campaign)), None)
+    if basis is None:
+        return []
+    held = against_prediction(campaign)
+    held = held[(held["quantile"] == 0.99) & (held["kind"] == "DP")]
+    if held.empty:
+        verdict, reason = Verdict.PREDICTED, "from one rank; no wider group was measured"
+    elif held["inside"].all():
+        verdict, reason = Verdict.REPRODUCED, "every group measured lies within the prediction"
+    else:
+        outside = held.loc[~held["inside"]].iloc[0]
+        off = f"{outside['ranks']} ranks measure ×{words.figures(outside['off'])} of it"
+        verdict, reason = Verdict.CONTRADICTED, f"outside the prediction: {off}"
+    runs = (*basis.runs, *campaign.runs.loc[campaign.runs["arm"].isin(held["arm"]), "run"])
+    return [Finding(verdict=verdict, number=sentence(basis), reason=reason, runs=runs)]
 
 
 def nothing_changes_with_uni(campaign: Campaign) -> list[Finding]:

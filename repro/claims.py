@@ -58,9 +58,24 @@ CLAIMS = (
     Claim(
         id="wide-ep",
         sentence="P99 ITL falls especially with WideEP.",
-        criterion="as above, with several data-parallel ranks",
-        needs="runs with and without the freeze and data_parallel_size above 1",
+        criterion=(
+            "as above, with several data-parallel ranks in expert parallel; a prediction does not "
+            "count as a measurement"
+        ),
+        needs="runs with and without the freeze, several data-parallel ranks in expert parallel",
         test=claim_tests.p99_falls_wide_ep,
+        some=True,
+    ),
+    Claim(
+        id="wide-ep-width",
+        sentence="As ranks are added, pauses that each has by itself become the P99 of all.",
+        criterion=(
+            "predicted from one rank; reproduced: P99 of every wider group measured agrees with "
+            "the prediction within their intervals; contradicted: it does not"
+        ),
+        needs="runs of one rank with and without the freeze (`mp`), and of several to decide it",
+        test=claim_tests.p99_rises_with_width,
+        source="follows from lock-step: a group waits for whichever rank is paused",
         some=True,
     ),
     Claim(
@@ -251,12 +266,14 @@ _WORST_FIRST = (
     Verdict.CONTRADICTED,
     Verdict.NOT_REPRODUCED,
     Verdict.REPRODUCED,
+    Verdict.PREDICTED,
     Verdict.NOT_MEASURED,
 )
 _BEST_FIRST = (
     Verdict.REPRODUCED,
     Verdict.NOT_REPRODUCED,
     Verdict.CONTRADICTED,
+    Verdict.PREDICTED,
     Verdict.NOT_MEASURED,
 )
 """Which finding decides. A case that nothing could be said of decides only if all are such."""

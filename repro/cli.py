@@ -1,4 +1,4 @@
-"""The command `repro`: doctor, run, advise, figures, claims, page."""
+"""The command `repro`: doctor, run, advise, figures, claims, predict, page."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repro import __version__, policy
+from repro.experiment.config import CLIENTS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +60,14 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(command=claims)
     command.add_argument("source", type=Path, nargs="*", help="campaigns (default: all in data/)")
 
+    command = commands.add_parser(
+        "predict", help="the ITL of many ranks in lock-step, from runs of one rank"
+    )
+    command.set_defaults(command=predict)
+    command.add_argument("--ranks", type=int, required=True, help="data-parallel ranks")
+    command.add_argument("--concurrency", type=int, default=1024, help="in flight on each")
+    command.add_argument("--source", type=Path, help="a campaign (default: what fits in data/)")
+
     command = commands.add_parser("page", help="run the notebooks on a campaign: one HTML page")
     command.set_defaults(command=page)
     command.add_argument("source", type=Path, help="a campaign's folder")
@@ -78,7 +87,7 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     add("--capture-policies", default="stock", help=", ".join(policy.CAPTURE))
     add("--replicates", type=int, default=2, help="independent runs an arm")
     add("--first-replicate", type=int, default=0, help="number of the first of them")
-    add("--concurrency", default="1024", help="requests in flight, one or several: 512,1024")
+    add("--concurrency", default="1024", help="requests in flight a rank, one or several: 512,1024")
     add("--max-num-seqs", type=int, default=1024, help="vLLM's limit of requests in one step")
     add("--enforce-eager", action="store_true", help="neither compile nor capture")
     add("--max-cudagraph-capture-size", type=int, help="largest batch captured, in tokens")
@@ -91,7 +100,11 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     add("--speculative", default="none", help="none or ngram: tokens proposed by look-up")
     add("--runner", default="auto", help="vLLM's model runner: auto, v1, v2")
     add("--executor", default="mp", help="mp: worker in its own process; uni: in the engine core")
-    add("--client", default="engine", help="engine: LLMEngine.step; serve: HTTP; capture: no load")
+    add("--client", default="engine", help="what drives the load: " + ", ".join(CLIENTS))
+    add("--tensor-parallel-size", type=int, default=1, help="ranks that share each request")
+    add("--data-parallel-size", type=int, default=1, help="ranks with requests of their own")
+    add("--enable-expert-parallel", action="store_true", help="whole experts on each rank")
+    add("--identical-streams", action="store_true", help="the same requests for every rank")
     add("--model", default="tiny", help="a shipped config, a folder, or a hub name")
     add("--device", default="auto", help="auto, cuda, cpu")
     add("--budget-s", type=float, help="begin no run that would not end within so many seconds")
@@ -130,6 +143,8 @@ def run(parsed: argparse.Namespace) -> int:
 
     shared = ["replicates", "first_replicate", "duration_s", "switch_s", "prompt_tokens"]
     shared += ["logprobs", "speculative", "runner", "recaptures", "max_cudagraph_capture_size"]
+    shared += ["tensor_parallel_size", "data_parallel_size", "enable_expert_parallel"]
+    shared += ["identical_streams"]
     shared += ["max_num_seqs", "enforce_eager", "executor", "client", "model", "device", "seed"]
     experiments = grid(
         policies=names(parsed.policies) if parsed.policies else None,
@@ -192,9 +207,34 @@ def claims(parsed: argparse.Namespace) -> int:
     from repro import dataset
     from repro.claims import evaluate, to_markdown
 
-    sources = parsed.source or [p for p in sorted(Path("data").iterdir()) if dataset.is_campaign(p)]
-    print(to_markdown(evaluate([dataset.load(path) for path in sources])))
+    print(to_markdown(evaluate([dataset.load(path) for path in parsed.source or recorded()])))
     return 0
+
+
+def predict(parsed: argparse.Namespace) -> int:
+    """Print what so many ranks would see, what that rests on, and where it goes beyond."""
+    from repro import dataset, prediction, words
+    from repro.analysis.one_rank import nearest
+
+    campaigns = [dataset.load(path) for path in [parsed.source] if path] or [
+        dataset.load(path) for path in recorded()
+    ]
+    basis = nearest(campaigns, parsed.concurrency)
+    if basis is None:
+        raise ValueError(prediction.without_basis(campaigns))
+    print(prediction.origin(basis), end="\n\n")
+    print(words.markdown_table(prediction.of_one_width(basis, parsed.ranks)), end="\n\n")
+    print(f"{prediction.sentence(basis)}.")
+    for line in prediction.warnings(basis, parsed.ranks, parsed.concurrency, campaigns):
+        print(f"warning: {line}")
+    return 0
+
+
+def recorded() -> list[Path]:
+    """The campaigns in `data/`."""
+    from repro import dataset
+
+    return [path for path in sorted(Path("data").iterdir()) if dataset.is_campaign(path)]
 
 
 def page(parsed: argparse.Namespace) -> int:

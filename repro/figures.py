@@ -21,21 +21,26 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from repro import dataset, policy, style, words
+from repro import dataset, policy, prediction, style, words
 from repro.analysis.arms import Pair, heaps, ordered_arms, pairs
 from repro.analysis.bootstrap import EXPECTED_BEYOND
 from repro.analysis.captures import BASELINE, SETTING, capture_times, policy_effects, principal
+from repro.analysis.common_step import predict
 from repro.analysis.gc_cost import FULL, GENERATIONS, full_collections
+from repro.analysis.lockstep import RANKS
+from repro.analysis.one_rank import bases
+from repro.analysis.ranks import measured_quantiles, several
 from repro.analysis.tails import NS_PER_MS, effect, sample, step_intervals, tail_table
 from repro.dataset import Campaign, in_window, under_load
-from repro.style import COLUMN, INK, PAGE, POLICY_COLOUR, PROCESS_COLOUR, save
+from repro.style import COLUMN, INK, PAGE, POLICY_COLOUR, PROCESS_COLOUR, RANK_COLOUR, save
 
 __all__ = ["FIGURES", "NotApplicable", "draw_all", "save"]
 
 NS_PER_S = 1e9
 MILLION = 1e6
+FAR = (0.99, 0.999)
 PANELS_A_ROW = 3
 POINT = {False: "white", True: INK}
 """Whether a process had captured before -> how the capture's point is filled."""
@@ -545,6 +550,134 @@ def _capture_message(times: pd.DataFrame) -> str:
             both = " to ".join(dict.fromkeys(map(words.figures, (values[0], values[-1]))))
             message += f"; {name} takes ×{both} of {BASELINE}"
     return message
+
+
+# --- many ranks ---------------------------------------------------------------------------
+
+
+@figure
+def itl_by_ranks(campaign: Campaign) -> Figure:
+    """P99 and P99.9 of ITL against the number of ranks in lock-step, predicted from one rank.
+
+    A line an arm with its 95% band, dotted where too few pauses were measured to support it; a
+    point with its interval for each number of ranks that was measured. Needs runs of one rank
+    with and without the freeze.
+    """
+    basis = next(iter(bases(campaign)), None)
+    if basis is None:
+        raise NotApplicable("there are no runs of one rank with and without the freeze")
+    of_basis = campaign.runs[campaign.runs["run"].isin(basis.runs)]
+    policies = dict(zip(of_basis["arm"], of_basis["policy"], strict=True))
+    drawn = Figure(figsize=(PAGE, 2.7), layout="constrained")
+    panels = drawn.subplots(1, len(FAR), sharey=True)
+    measured = measured_quantiles(campaign, FAR)
+    for quantile, axes in zip(FAR, panels, strict=True):
+        for arm, steps in basis.steps.items():
+            rows = predict(steps, ranks=RANKS, quantiles=[quantile])
+            _draw_prediction(axes, rows, POLICY_COLOUR[policies[arm]])
+        seen = measured[
+            (measured["quantile"] == quantile)
+            & measured["supported"]
+            & measured["policy"].isin(policies.values())
+            & (measured["arm"].isin(basis.steps) | (measured["kind"] == "DP"))
+        ]
+        _draw_measured(axes, seen)
+        axes.set(xscale="log", yscale="log", xlabel="ranks in lock-step")
+        axes.xaxis.set_major_locator(FixedLocator(RANKS[::2]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_title(words.quantile(quantile))
+    panels[0].set_ylabel("ITL (ms)")
+    _plain_numbers(panels[0].yaxis)
+    lines = [
+        Line2D([], [], lw=3, color=POLICY_COLOUR[policy], label=arm)
+        for arm, policy in ((arm, policies[arm]) for arm in basis.steps)
+    ]
+    lines += [
+        Line2D([], [], color=INK, marker="o", ms=4, lw=0, label="measured"),
+        Line2D([], [], color=INK, lw=1.4, ls=":", label="beyond what so few pauses can tell"),
+    ]
+    drawn.legend(handles=lines, loc="outside lower center", ncols=len(lines))
+    _message(drawn, f"Predicted from one rank: {prediction.sentence(basis)}")
+    return drawn
+
+
+def _draw_prediction(axes: Axes, rows: pd.DataFrame, colour: str) -> None:
+    """A band, and a line that is solid as far as the data support it."""
+    axes.fill_between(
+        rows["ranks"], rows["low_ms"], rows["high_ms"], color=colour, alpha=0.15, lw=0
+    )
+    firm = rows["supported"].cumprod().astype(bool)
+    axes.plot(rows["ranks"], rows["value_ms"], color=colour, ls=":")
+    axes.plot(rows["ranks"][firm], rows["value_ms"][firm], color=colour)
+
+
+def _draw_measured(axes: Axes, rows: pd.DataFrame) -> None:
+    """Points with their intervals."""
+    for row in rows.itertuples():
+        beyond = [[row.value_ms - row.low_ms], [row.high_ms - row.value_ms]]
+        colour = POLICY_COLOUR[row.policy]
+        axes.errorbar(
+            row.ranks, row.value_ms, yerr=np.maximum(beyond, 0), fmt="o", ms=4, color=colour, lw=1
+        )
+
+
+@figure
+def rank_timelines(campaign: Campaign) -> Figure:
+    """Steps of two ranks above each other around the longest pause of a worker, on one clock.
+
+    Shaded where a worker was in a full collection, in the colour of its rank. Needs a run of
+    several ranks with a full collection of a worker.
+    """
+    runs = several(campaign)
+    if runs.empty:
+        raise NotApplicable("there are no runs of several ranks")
+    full = full_collections(campaign)
+    full = full[(full["role"] == "worker") & full["run"].isin(runs["run"])]
+    if full.empty:
+        raise NotApplicable("there is no full collection of a worker among several ranks")
+    longest = full.loc[full["duration_ns"].idxmax()]
+    steps = step_intervals(campaign.steps[campaign.steps["run"] == longest["run"]])
+    middle = longest["start_ns"] + longest["duration_ns"] // 2
+    ranks = [longest["rank"], *sorted(set(steps["rank"]) - {longest["rank"]})][:2]
+    usual_ms = float(steps["interval_ns"].median()) / NS_PER_MS
+    half_s = max(2.5 * longest["duration_ns"] / NS_PER_MS, 25 * usual_ms) / 1e3
+    drawn = Figure(figsize=(PAGE, 3.0), layout="constrained")
+    panels = drawn.subplots(len(ranks), sharex=True, sharey=True, squeeze=False)[:, 0]
+    colours = dict(zip(ranks, RANK_COLOUR, strict=False))
+    for rank, axes in zip(ranks, panels, strict=True):
+        own = steps[steps["rank"] == rank]
+        end = (own["t_ns"] - middle) / NS_PER_S
+        begin = end - own["interval_ns"] / NS_PER_S
+        seen = (end > -half_s) & (begin < half_s)
+        took = own["interval_ns"][seen] / NS_PER_MS
+        axes.hlines(took, begin[seen], end[seen], colours[rank], lw=2)
+        for row in full[(full["run"] == longest["run"]) & full["rank"].isin(ranks)].itertuples():
+            start = (row.start_ns - middle) / NS_PER_S
+            if abs(start) < half_s:
+                span = start, start + row.duration_ns / NS_PER_S
+                axes.axvspan(*span, color=colours[row.rank], alpha=0.25, lw=0)
+        axes.set(yscale="log", ylabel="step interval (ms)")
+        axes.set_title(f"rank {rank}", fontsize=7, weight="bold", color=colours[rank], pad=3)
+    panels[0].margins(y=0.15)
+    _plain_numbers(panels[0].yaxis)
+    panels[-1].set(
+        xlim=(-half_s, half_s), xlabel=f"time from the middle of rank {ranks[0]}'s pause (s)"
+    )
+    _message(drawn, _waiting_message(steps, longest, ranks, middle))
+    return drawn
+
+
+def _waiting_message(steps: pd.DataFrame, pause: pd.Series, ranks: list[int], at_ns: int) -> str:
+    other = steps[steps["rank"] == ranks[-1]]
+    during = other[(other["t_ns"] > at_ns) & (other["t_ns"] - other["interval_ns"] <= at_ns)]
+    took = during["interval_ns"].max() / NS_PER_MS
+    usual = other["interval_ns"].median() / NS_PER_MS
+    return (
+        f"While the worker of rank {ranks[0]} collects for "
+        f"{words.ms(pause['duration_ns'] / NS_PER_MS)} (shaded), the step of rank {ranks[-1]} "
+        f"takes {words.ms(took)}, where it usually takes {words.ms(usual)} (run {pause['run']})"
+    )
 
 
 # --- shared -------------------------------------------------------------------------------

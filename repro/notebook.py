@@ -169,6 +169,17 @@ def span(low: int, high: int, unit: str) -> Parameter:
     )
 
 
+def flag() -> Parameter:
+    """True or False; `-p identical_streams true` arrives as either."""
+
+    def read(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+
+    return Parameter(allowed="True or False", read=read)
+
+
 def text(allowed: str) -> Parameter:
     """Any text."""
 
@@ -184,13 +195,17 @@ PARAMETERS: Mapping[str, Parameter] = {
     "source": text(f"'{MEASURE}', the folder of a campaign, or '' for the newest in data/"),
     "policies": some_of(*policy.SERVING),
     "capture_policies": some_of(*policy.CAPTURE),
-    "concurrency": number(1, 65_536, "requests in flight", whole=True),
+    "concurrency": number(1, 65_536, "requests in flight on a rank", whole=True),
     "duration_s": number(1, 86_400, "seconds"),
     "switch_s": number(0, 86_400, "seconds"),
     "output_tokens": span(2, 1_000_000, "tokens an answer"),
     "recaptures": number(0, 1_000, "captures a policy in one process", whole=True),
     "replicates": number(1, 1_000, "runs an arm", whole=True),
     "executor": one_of(*EXECUTORS),
+    "tensor_parallel_size": number(1, 1_024, "ranks", whole=True),
+    "data_parallel_size": number(1, 1_024, "ranks", whole=True),
+    "enable_expert_parallel": flag(),
+    "identical_streams": flag(),
     "client": one_of(*CLIENTS),
     "model": text("the name of a model config, a model's name or folder, or '' for the default"),
     "seed": number(0, 2**31 - 1, "the random order", whole=True),

@@ -59,6 +59,7 @@ def test_tail(claim: str, frozen_ms: float, expected: str, tmp_path: Path) -> No
         length_s=60,
         every=30,
         experiment__data_parallel_size=ranks,
+        experiment__enable_expert_parallel=ranks > 1,
     )
     assert verdict(claim, folder) == expected
     other = {"p99-falls": "wide-ep", "wide-ep": "p99-falls"}[claim]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import builders
 import pytest
+from campaigns import story
 
 from repro import cli
 from repro.doctor import examine
@@ -53,6 +54,32 @@ def test_claims_print_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     builders.run(tmp_path / "small", "a", builders.steady())
     assert cli.main(["claims", str(tmp_path / "small")]) == 0
     assert "not measured here" in capsys.readouterr().out
+
+
+def test_predict_says_what_it_rests_on_and_where_it_goes_beyond(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story(tmp_path / "small", every=200)
+    asked = ["predict", "--source", str(tmp_path / "small"), "--ranks", "32"]
+    assert cli.main([*asked, "--concurrency", "512"]) == 0
+    said = capsys.readouterr().out
+    assert "Predicted, not measured: one rank of tiny on Abacus 2 with 256 in flight" in said
+    assert "| 32 ranks, no-freeze (ms) |" in said
+    assert "warning: 512 in flight a rank was not measured, this is for 256" in said
+    assert "warning: no campaign here has measured more than 1 rank at once" in said
+    assert cli.main([*asked, "--concurrency", "256"]) == 0
+    assert "512" not in capsys.readouterr().out
+
+
+def test_predict_needs_one_rank_with_and_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builders.run(tmp_path / "small", "a", builders.steady())
+    assert cli.main(["predict", "--source", str(tmp_path / "small"), "--ranks", "4"]) == 1
+    assert "small: no runs of one rank with and without the freeze" in capsys.readouterr().err
+    story(tmp_path / "c", length_s=4)
+    assert cli.main(["predict", "--source", str(tmp_path / "c"), "--ranks", "0"]) == 1
+    assert "ranks=0 must be 1 or more" in capsys.readouterr().err
 
 
 def test_the_doctor_looks_at_everything() -> None:

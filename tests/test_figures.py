@@ -11,6 +11,7 @@ import pytest
 from builders import MS, run, steady
 from campaigns import captures, recaptures, story
 from matplotlib.figure import Figure
+from ranked import every, several
 
 from repro import dataset, style, words
 from repro.figures import FIGURES, NotApplicable, draw_all, save, survival
@@ -19,6 +20,9 @@ MECHANISM = ("trigger_map", "pause_against_objects", "objects_by_origin", "polic
 """Drawn in `test_mechanism.py`, from campaigns that have what they need."""
 
 NAMES = ("itl_tail", "timeline", "pauses_by_process", "heap_census", "capture_time")
+NAMES += ("itl_by_ranks", "rank_timelines")
+ALONE = NAMES[:-1]
+"""Those that apply to one rank."""
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +38,34 @@ def test_registry_holds_every_figure() -> None:
     assert tuple(FIGURES) == (*NAMES, *MECHANISM)
 
 
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> dataset.Campaign:
+    root, apart = tmp_path_factory.mktemp("ranks") / "c", [every(200), every(200, 60)]
+    for name, pauses_at in (("one", apart[:1]), ("two", apart)):
+        several(root, name=name, pauses_at=pauses_at)
+        frozen = {"experiment__policy": "freeze", "pause_ms": 2.0}
+        several(root, name=f"{name}-frozen", pauses_at=pauses_at, **frozen)
+    return dataset.load(root)
+
+
+@pytest.fixture
+def suited(name: str, decoding: dataset.Campaign, ranks: dataset.Campaign) -> dataset.Campaign:
+    """A campaign that the figure applies to."""
+    return decoding if name in ALONE else ranks
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_same_bytes_every_time(name: str, decoding: dataset.Campaign, tmp_path: Path) -> None:
-    first = [path.read_bytes() for path in save(FIGURES[name](decoding), tmp_path / "a" / name)]
+def test_same_bytes_every_time(name: str, suited: dataset.Campaign, tmp_path: Path) -> None:
+    first = [path.read_bytes() for path in save(FIGURES[name](suited), tmp_path / "a" / name)]
     with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None, "savefig.dpi": 10}):
-        again = [path.read_bytes() for path in save(FIGURES[name](decoding), tmp_path / "b" / name)]
+        again = [path.read_bytes() for path in save(FIGURES[name](suited), tmp_path / "b" / name)]
     assert first == again
     assert first[0].startswith(b"\x89PNG") and b"<svg" in first[1]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_cut_off_or_laid_over_the_message(name: str, decoding: dataset.Campaign) -> None:
-    assert_laid_out(FIGURES[name](decoding))
+def test_nothing_is_cut_off_or_laid_over_the_message(name: str, suited: dataset.Campaign) -> None:
+    assert_laid_out(FIGURES[name](suited))
 
 
 def assert_laid_out(drawn: Figure) -> None:
@@ -58,6 +78,19 @@ def assert_laid_out(drawn: Figure) -> None:
         assert box.x0 >= -1 and box.x1 <= drawn.bbox.x1 + 1
         assert box.y0 >= -1 and box.y1 <= drawn.bbox.y1 + 1
     assert max(below) <= message_box.y0 + 1
+
+
+def test_ranks_are_drawn_with_what_was_measured(ranks: dataset.Campaign) -> None:
+    drawn = FIGURES["itl_by_ranks"](ranks)
+    points = [line.get_xdata()[0] for line in drawn.axes[0].get_lines() if line.get_marker() == "o"]
+    assert sorted(points) == [1, 1, 2, 2]
+    assert "from 3 ranks on (2 to 4)" in drawn.get_suptitle()
+    timelines = FIGURES["rank_timelines"](ranks)
+    assert [axes.get_title(loc="left") for axes in timelines.axes] in (
+        ["rank 0", "rank 1"],
+        ["rank 1", "rank 0"],
+    )
+    assert "where it usually takes 20" in timelines.get_suptitle().replace("\n", " ")
 
 
 def test_messages_are_computed(decoding: dataset.Campaign, tmp_path: Path) -> None:
@@ -131,7 +164,10 @@ def test_any_campaign_is_drawn(changes: dict, tmp_path: Path) -> None:
         changes["experiment__executor"] = executor
     campaign = dataset.load(story(tmp_path / "c", length_s=4, **changes))
     for name in NAMES:
-        style.png(FIGURES[name](campaign))
+        try:
+            style.png(FIGURES[name](campaign))
+        except NotApplicable:
+            assert name in ("rank_timelines", "itl_by_ranks"), name
 
 
 def test_arms_of_several_settings_stay_apart(tmp_path: Path) -> None:
@@ -150,7 +186,7 @@ def test_draw_all_draws_what_applies(tmp_path: Path) -> None:
     (tmp_path / "data" / "README.md").write_text("no campaign")
     (tmp_path / "data" / "unfinished" / "run").mkdir(parents=True)
     written = draw_all(tmp_path / "data", tmp_path / "figures")
-    drawn = (*NAMES, "pause_against_objects")
+    drawn = (*ALONE, "pause_against_objects")
     assert {path.relative_to(tmp_path / "figures").as_posix() for path in written} == {
         *(f"decoding/{name}.{kind}" for name in drawn for kind in ("png", "svg")),
         *(f"capturing/capture_time.{kind}" for kind in ("png", "svg")),

@@ -15,6 +15,7 @@ import nbformat
 import pytest
 from builders import END, START, run
 from campaigns import recaptures, story
+from ranked import every, several
 
 from repro import notebook
 from repro.dataset import DatasetError
@@ -23,8 +24,8 @@ from repro.report import ReportError, execute, html_page
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-assert {path.stem for path in NOTEBOOKS} >= {"capture_time", "itl_tails", "claims"}
-MINE = [path for path in NOTEBOOKS if path.stem in ("capture_time", "itl_tails", "claims")]
+assert {path.stem for path in NOTEBOOKS} >= {"capture_time", "itl_tails", "claims", "wide_ep"}
+MINE = NOTEBOOKS
 
 
 def papermill(path: Path, out: Path, **parameters: object) -> subprocess.CompletedProcess[str]:
@@ -84,6 +85,9 @@ def test_runs_on_recorded_data_and_joins_the_report(path: Path, tmp_path: Path) 
         seconds = {"gc-on": 57.0, "frozen": 56.0, "collect-per-graph": 90.0}
         folder = recaptures(tmp_path / "c", seconds, full={"collect-per-graph": 102})
         expected = ["**reproduced**", "capture again", "the same in memory", "ns an object"]
+    elif path.stem == "wide_ep":
+        folder = story(tmp_path / "c", length_s=12)
+        expected = ["Predicted, not measured", "all that is said of several is prediction"]
     else:
         folder = story(tmp_path / "c", length_s=12)
         expected = ["P99 (ms)", "the worker explains 100%"]
@@ -98,6 +102,28 @@ def test_runs_on_recorded_data_and_joins_the_report(path: Path, tmp_path: Path) 
     assert page.count("<img") >= 1
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "http" not in re.sub(r'src="data:[^"]*"', "", page)
+
+
+def test_several_ranks_are_shown_beside_the_prediction(tmp_path: Path) -> None:
+    folder, apart = tmp_path / "c", [every(100), every(100, 60)]
+    for name, pauses_at in (("alone", apart[:1]), ("two", apart)):
+        changes = {"experiment__client": "async_engine"}
+        several(folder, name=name, pauses_at=pauses_at, **changes)
+        frozen = changes | {"experiment__policy": "freeze", "pause_ms": 2.0}
+        several(folder, name=f"{name}-frozen", pauses_at=pauses_at, **frozen)
+    path = ROOT / "notebooks" / "wide_ep.ipynb"
+    done = papermill(path, tmp_path / path.name, source=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shown = json.dumps(
+        [
+            cell.get("outputs", [])
+            for cell in nbformat.read(tmp_path / path.name, as_version=4).cells
+        ]
+    )
+    assert "Several ranks were measured in: c" in shown
+    assert "Not measured yet" not in shown
+    assert shown.count('"image/png": "') == 2
+    assert "DP2 no-freeze | 2 | P99 |" in shown
 
 
 def test_mistyped_parameter_stops_the_notebook(tmp_path: Path) -> None:
