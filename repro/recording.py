@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from repro.plugin import recorder
+from repro.plugin.follow import Process, process_of, recordings
 from repro.schema import ROLES, TABLES
 
 EVENT = np.dtype(
@@ -27,23 +28,15 @@ class RecordingError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recording:
+class Recording(Process):
     """Events of one process.
 
     Attributes
     ----------
-    role, rank, pid
-        Which process.
-    complete : bool
-        False if the recorder had to stop, for want of disk space say.
     events : ndarray of EVENT, shape (n_events,)
         In the order in which their slots were drawn; an event that a kill cut short is left out.
     """
 
-    role: str
-    rank: int
-    pid: int
-    complete: bool
     events: npt.NDArray[Any]
 
     def of_kind(self, kind: int) -> npt.NDArray[Any]:
@@ -61,27 +54,20 @@ def read(path: Path) -> Recording:
         If it does not begin with a recorder's header.
     """
     content = path.read_bytes()
-    if len(content) < recorder.HEADER.size or not content.startswith(recorder.MAGIC):
+    process = process_of(content)
+    if process is None:
         raise RecordingError(f"{path}: no recording of this package's version; delete the file")
-    fields = recorder.HEADER.unpack_from(content)
-    _, pid, rank, _, stopped, role = fields
     body = content[recorder.HEADER_BYTES :]
     events = np.frombuffer(body, EVENT, count=len(body) // EVENT.itemsize)
-    return Recording(
-        role=role.rstrip(b"\0").decode(),
-        rank=rank,
-        pid=pid,
-        complete=not stopped,
-        events=events[events["kind"] != 0],
-    )
+    return Recording(**vars(process), events=events[events["kind"] != 0])
 
 
 def read_all(folder: Path) -> list[Recording]:
     """Every process recorded in a folder, by file name."""
-    return [read(path) for path in sorted(folder.glob("events-*.bin"))]
+    return [read(path) for path in recordings(folder)]
 
 
-def tables(folder: Path, recordings: Sequence[Recording]) -> dict[str, Columns]:
+def tables(folder: Path, recorded: Sequence[Recording]) -> dict[str, Columns]:
     """The tables `pauses`, `steps`, `captures` and `census` of a recorded folder.
 
     Helper processes, which no token waits for, are left out.
@@ -89,7 +75,7 @@ def tables(folder: Path, recordings: Sequence[Recording]) -> dict[str, Columns]:
     Parameters
     ----------
     folder : Path
-    recordings : sequence of Recording
+    recorded : sequence of Recording
         As `read_all` gives them for that folder.
 
     Returns
@@ -97,23 +83,23 @@ def tables(folder: Path, recordings: Sequence[Recording]) -> dict[str, Columns]:
     dict
         Table name to columns, each of shape (n,), named and typed as in `repro.schema.TABLES`.
     """
-    recordings = [r for r in recordings if r.role in ROLES]
+    chosen = [r for r in recorded if r.role in ROLES]
     return {
-        "pauses": _pauses(recordings),
-        "steps": _steps(recordings),
-        "captures": _lines(folder, "captures"),
-        "census": _lines(folder, "census"),
+        "pauses": _pauses(chosen),
+        "steps": _steps(chosen),
+        "captures": _lines(folder, "captures", chosen),
+        "census": _lines(folder, "census", chosen),
     }
 
 
-def _pauses(recordings: list[Recording]) -> Columns:
-    parts = [(r, r.of_kind(recorder.PAUSE)) for r in recordings]
+def _pauses(recorded: list[Recording]) -> Columns:
+    parts = [(r, r.of_kind(recorder.PAUSE)) for r in recorded]
     return _stack(
         {
             "role": np.full(len(events), r.role, dtype=object),
             "rank": np.full(len(events), r.rank),
             "pid": np.full(len(events), r.pid),
-            "generation": events["b"] & 3,
+            "generation": recorder.generation_of(events["b"]),
             "start_ns": events["start_ns"],
             "duration_ns": events["duration_ns"],
             "collected": events["a"],
@@ -123,8 +109,8 @@ def _pauses(recordings: list[Recording]) -> Columns:
     )
 
 
-def _steps(recordings: list[Recording]) -> Columns:
-    parts = [(r, r.of_kind(recorder.STEP)) for r in recordings]
+def _steps(recorded: list[Recording]) -> Columns:
+    parts = [(r, r.of_kind(recorder.STEP)) for r in recorded]
     return _stack(
         {
             "rank": np.full(len(events), r.rank),
@@ -137,11 +123,13 @@ def _steps(recordings: list[Recording]) -> Columns:
     )
 
 
-def _lines(folder: Path, table: str) -> Columns:
+def _lines(folder: Path, table: str, recorded: list[Recording]) -> Columns:
     """The rows that every process appended to its file of this table."""
+    paths = (folder / f"{table}-{r.pid}-{r.opened_ns}.jsonl" for r in recorded)
     rows = [
         json.loads(line)
-        for path in sorted(folder.glob(f"{table}-*.jsonl"))
+        for path in paths
+        if path.exists()
         for line in path.read_text().splitlines()
         if line.endswith("}")  # a line that a kill cut short is left out
     ]

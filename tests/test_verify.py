@@ -149,8 +149,8 @@ def test_each_rank_must_answer_for_its_policy() -> None:
 
 
 def recordings(*roles: str, complete: bool = True, rank: int = 0) -> list[Recording]:
-    events = np.zeros(1, EVENT)
-    return [Recording(role=r, rank=rank, pid=1, complete=complete, events=events) for r in roles]
+    shared = {"rank": rank, "pid": 1, "opened_ns": 1, "launch_ns": 1, "events": np.zeros(1, EVENT)}
+    return [Recording(role=role, complete=complete, **shared) for role in roles]
 
 
 def test_every_process_must_have_been_recorded() -> None:

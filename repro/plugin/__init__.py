@@ -8,18 +8,20 @@ Every vLLM process calls `install` through the entry point `vllm.general_plugins
     REPRO_FRONTEND_POLICY  serving policy of the front end: API server or `LLM` (default `stock`)
     REPRO_CAPTURE_POLICY   capture policy of the worker (default `stock`)
     REPRO_STRICT           1: any fault here stops vLLM (an experiment);
-                           else it is logged once and vLLM goes on without the plugin
+                           else it is logged once and vLLM goes on without what failed
+
+While it records, the server's own `/metrics` counts pauses and their seconds.
 """
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import sys
 from pathlib import Path
 
 from repro import policy
+from repro.plugin import faults
 from repro.plugin.recorder import Recorder, identity_from_name
 
 RECORD_DIR = "REPRO_RECORD_DIR"
@@ -27,11 +29,10 @@ POLICY = "REPRO_POLICY"
 ENGINE_POLICY = "REPRO_ENGINE_POLICY"
 FRONTEND_POLICY = "REPRO_FRONTEND_POLICY"
 CAPTURE_POLICY = "REPRO_CAPTURE_POLICY"
-STRICT = "REPRO_STRICT"
+STRICT = faults.STRICT
 VARIABLES = (RECORD_DIR, POLICY, ENGINE_POLICY, FRONTEND_POLICY, CAPTURE_POLICY)
 """Those that ask for something."""
 
-logger = logging.getLogger("vllm.repro")
 own_recorder: Recorder | None = None
 """This process's recorder, once installed with `REPRO_RECORD_DIR`."""
 
@@ -51,13 +52,8 @@ def install() -> None:
     if _installed or not asked or _inspecting_a_model():
         return
     _installed = True  # whatever comes of it: vLLM may call again
-    strict = os.environ.get(STRICT) == "1"
-    try:
-        _install(strict)
-    except Exception as error:
-        if strict:
-            raise
-        logger.error("repro: plugin not installed, vLLM goes on without it: %s", error)
+    with faults.stepping_aside("installing the plugin"):
+        _install()
 
 
 def _inspecting_a_model() -> bool:
@@ -66,18 +62,22 @@ def _inspecting_a_model() -> bool:
     return spec is not None and spec.name == "vllm.model_executor.models.registry"
 
 
-def _install(strict: bool) -> None:
+def _install() -> None:
     global own_recorder
     worker, engine, frontend = (
         policy.serving(os.environ.get(name) or "stock")
         for name in (POLICY, ENGINE_POLICY, FRONTEND_POLICY)
     )
     capture = policy.capture(os.environ.get(CAPTURE_POLICY) or "stock")
-    if directory := os.environ.get(RECORD_DIR):
-        own_recorder = Recorder(Path(directory), strict=strict)
-        own_recorder.watch_collector()
-    from repro.plugin import patch, processes  # only now: they import vLLM
+    # Only now: they import vLLM and what vLLM brings along.
+    from repro.plugin import metrics, patch, processes
 
-    patch.apply(worker, capture, own_recorder, strict=strict)
+    if directory := os.environ.get(RECORD_DIR):
+        with faults.stepping_aside("recording"):
+            own_recorder = Recorder(Path(directory), strict=faults.strict())
+            own_recorder.watch_collector()
+            if own_recorder.role == "frontend":
+                metrics.expose(own_recorder.directory, own_recorder.launch_ns)
+    patch.apply(worker, capture, own_recorder)
     role, _ = identity_from_name(multiprocessing.current_process().name)
     processes.apply(engine, frontend, role=role)

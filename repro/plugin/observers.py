@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from repro.plugin.recorder import Recorder, pause_callback
+from repro.plugin.recorder import Recorder
 
 OBSERVE_RPC = "repro_observe"
 OBSERVERS = ("nothing", "recorder", "VLLM_GC_DEBUG")
@@ -42,7 +42,7 @@ def observe(
     gc.callbacks.clear()
     worker.execute_model = recorded if what == "recorder" else bare
     if what == "recorder":
-        gc.callbacks.append(pause_callback(recorder.write))
+        recorder.watch_collector()
     elif what == "VLLM_GC_DEBUG":
         from vllm.utils.gc_utils import GCDebugConfig, GCDebugger
 

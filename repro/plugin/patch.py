@@ -12,7 +12,6 @@ import contextlib
 import functools
 import gc
 import itertools
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,21 +20,18 @@ from typing import Any
 from repro import policy
 from repro.plugin import graphs
 from repro.plugin.collector import collect_all, collect_due, freeze_heap, lift, put_in_force
+from repro.plugin.faults import step_aside, stepping_aside
 from repro.plugin.layout import UnknownLayout, require, vllm_module
 from repro.plugin.observers import OBSERVE_RPC, observe
 from repro.plugin.recorder import STEP, Recorder, count_garbage
 from repro.policy import CapturePolicy, ServingPolicy
-
-logger = logging.getLogger("vllm.repro")
 
 CENSUS_RPC = "repro_census"
 SWITCH_RPC = "repro_switch"
 RECAPTURE_RPC = "repro_recapture"
 
 
-def apply(
-    serving: ServingPolicy, capture: CapturePolicy, recorder: Recorder | None, *, strict: bool
-) -> None:
+def apply(serving: ServingPolicy, capture: CapturePolicy, recorder: Recorder | None) -> None:
     """Hook worker start-up in this process and the processes it forks.
 
     Raises
@@ -48,9 +44,9 @@ def apply(
     init_device = WorkerWrapperBase.init_device
 
     @functools.wraps(init_device)
-    def init_device_then_fit_out(wrapper: Any) -> Any:
-        result = init_device(wrapper)
-        with stepping_aside(strict):
+    def init_device_then_fit_out(wrapper: Any, *args: Any, **kwargs: Any) -> Any:
+        result = init_device(wrapper, *args, **kwargs)
+        with stepping_aside("fitting out a worker"):
             fit_out(wrapper.worker, serving, capture, recorder)
         return result
 
@@ -59,17 +55,6 @@ def apply(
         count_engine_with_its_workers(recorder)
     if recorder is not None and recorder.role == "frontend":
         count_front_end_with_its_workers(recorder)
-
-
-@contextlib.contextmanager
-def stepping_aside(strict: bool) -> Iterator[None]:
-    """In someone's own server a fault of ours is logged; in an experiment it fails the run."""
-    try:
-        yield
-    except Exception as error:
-        if strict:
-            raise
-        logger.error("repro: stepping aside, vLLM goes on unpatched: %s", error)
 
 
 def fit_out(
@@ -114,23 +99,25 @@ def hold_warm_up(worker: Any, serving: ServingPolicy, recorder: Recorder | None)
     def compile_or_warm_up_model() -> Any:
         before = gc.get_freeze_count()
         result = original() if serving.leaves_alone else warm_up_under(serving, worker, original)
-        worker.repro_evidence = {
-            "rank": global_rank(worker),
-            "policy": serving.name,
-            "worker_class": type(worker).__qualname__,
-            "runner": type(worker.model_runner).__module__,
-            "capture_sizes": capture_sizes(worker),
-            "freeze_count_before": before,
-            "freeze_count": gc.get_freeze_count(),
-        }
+        with stepping_aside("gathering evidence of the policy"):
+            worker.repro_evidence = {
+                "rank": global_rank(worker),
+                "policy": serving.name,
+                "worker_class": type(worker).__qualname__,
+                "runner": type(worker.model_runner).__module__,
+                "capture_sizes": capture_sizes(worker),
+                "freeze_count_before": before,
+                "freeze_count": gc.get_freeze_count(),
+            }
         if serving.between_steps:
             collect_after_launch(worker)
         if recorder is not None:
-            recorder.census("ready")
-            bare = worker.execute_model
-            record_steps(worker, recorder)
-            watched = functools.partial(observe, recorder, worker, bare, worker.execute_model)
-            setattr(worker, OBSERVE_RPC, watched)
+            with stepping_aside("recording steps"):
+                recorder.census("ready")
+                bare = worker.execute_model
+                record_steps(worker, recorder)
+                watched = functools.partial(observe, recorder, worker, bare, worker.execute_model)
+                setattr(worker, OBSERVE_RPC, watched)
         return result
 
     worker.compile_or_warm_up_model = compile_or_warm_up_model
@@ -149,7 +136,8 @@ def warm_up_under(serving: ServingPolicy, worker: Any, original: Callable[[], An
     def freeze_or_not() -> None:
         nonlocal called
         called = True
-        put_in_force(serving)
+        with stepping_aside("putting the policy in force"):
+            put_in_force(serving)
 
     with upstream_freeze_replaced(type(worker), freeze_or_not):
         result = original()
@@ -181,12 +169,15 @@ def collect_after_launch(worker: Any) -> None:
     """
     original = worker.execute_model
 
-    def execute_model(scheduler_output: Any) -> Any:
-        output = original(scheduler_output)
-        if scheduler_output.total_num_scheduled_tokens:
-            collect_due()
-        else:
-            collect_all()
+    def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(scheduler_output, *args, **kwargs)
+        try:
+            if scheduler_output.total_num_scheduled_tokens:
+                collect_due()
+            else:
+                collect_all()
+        except Exception as error:
+            step_aside("collecting between steps", error)
         return output
 
     worker.execute_model = execute_model
@@ -276,22 +267,25 @@ def span(
         `capture`, or `compile` for a worker that compiles but captures nothing.
     """
     compilation_counter = vllm_module("vllm.compilation.counter").compilation_counter
+    require(compilation_counter, "num_cudagraph_captured")
 
-    def timed(*, profile_only: bool = False) -> Any:
-        if profile_only:  # later vLLM first captures a few graphs to see what memory they take
-            return original(profile_only=True)
-        recorder.census("capture")
+    def timed(**how: Any) -> Any:
+        if how.get("profile_only"):  # later vLLM first captures a few graphs to see their memory
+            return original(**how)
+        with stepping_aside("recording the capture"):
+            recorder.census("capture")
         before, began = compilation_counter.num_cudagraph_captured, time.monotonic_ns()
-        taken = original()
+        taken = original(**how)
         elapsed = time.monotonic_ns() - began
-        recorder.capture(
-            kind=kind,
-            capture_policy=policy_name,
-            start_ns=began,
-            duration_ns=elapsed,
-            graphs=compilation_counter.num_cudagraph_captured - before,
-            memory_bytes=int(taken or 0),
-        )
+        with stepping_aside("recording the capture"):
+            recorder.capture(
+                kind=kind,
+                capture_policy=policy_name,
+                start_ns=began,
+                duration_ns=elapsed,
+                graphs=compilation_counter.num_cudagraph_captured - before,
+                memory_bytes=int(taken or 0),
+            )
         return taken
 
     return timed
@@ -380,13 +374,17 @@ def record_steps(worker: Any, recorder: Recorder) -> None:
     original, write, now = worker.execute_model, recorder.write, time.monotonic_ns
     steps = itertools.count()
 
-    def execute_model(scheduler_output: Any) -> Any:
+    def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         began = now()
         try:
-            return original(scheduler_output)
+            return original(scheduler_output, *args, **kwargs)
         finally:
-            tokens = scheduler_output.total_num_scheduled_tokens
-            write(STEP, began, now() - began, tokens, next(steps))
+            try:
+                tokens = scheduler_output.total_num_scheduled_tokens
+                write(STEP, began, now() - began, tokens, next(steps))
+            except Exception as error:
+                worker.execute_model = original
+                step_aside("recording steps", error)
 
     worker.execute_model = execute_model
 
@@ -404,12 +402,15 @@ def count_on_the_way(worker: Any, recorder: Recorder) -> None:
 
 
 def followed_by(original: Callable[..., Any], afterwards: Callable[[], object]) -> Any:
-    """The function, and something after each call of it."""
+    """The function, and something of ours after each call of it."""
 
     @functools.wraps(original)
     def both(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        afterwards()
+        try:
+            afterwards()
+        except Exception as error:
+            step_aside(f"what follows {original.__name__}", error)
         return result
 
     return both
@@ -441,12 +442,10 @@ def count_engine_with_its_workers(recorder: Recorder) -> None:
     original = EngineCore.collective_rpc
 
     @functools.wraps(original)
-    def collective_rpc(
-        core: Any, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        results = original(core, method, timeout, args, kwargs)
+    def collective_rpc(core: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+        results = original(core, method, *args, **kwargs)
         if method == CENSUS_RPC and results[0]["role"] == "worker":  # else counted already
-            recorder.census(*args)
+            recorder.census(results[0]["point"])
         return results
 
     EngineCore.collective_rpc = collective_rpc
@@ -486,12 +485,13 @@ def hold_shutdown(worker: Any, serving: ServingPolicy, recorder: Recorder | None
 
     def shutdown() -> None:
         try:
-            if recorder is not None and recorder.strict:  # an experiment: nobody waits for this
-                count_garbage_of(serving, recorder)
-            else:
-                lift(serving)
-                if recorder is not None:
-                    recorder.census("shutdown")
+            with stepping_aside("counting the heap at shutdown"):
+                if recorder is not None and recorder.strict:  # an experiment: nobody waits for this
+                    count_garbage_of(serving, recorder)
+                else:
+                    lift(serving)
+                    if recorder is not None:
+                        recorder.census("shutdown")
         finally:
             original()
 

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from repro.plugin.collector import collect_all, collect_due, put_in_force
+from repro.plugin.faults import step_aside, stepping_aside
 from repro.plugin.layout import require, vllm_module
 from repro.plugin.patch import followed_by
 from repro.policy import ServingPolicy
@@ -56,11 +57,14 @@ def collect_in_engine(EngineCoreProc: Any) -> None:
     original = EngineCoreProc._process_input_queue
 
     @functools.wraps(original)
-    def process_input_queue(core: Any) -> Any:
-        collect_while_workers_compute(core.model_executor)
-        if not core.has_work():
-            collect_all()
-        return original(core)
+    def process_input_queue(core: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            collect_while_workers_compute(core.model_executor)
+            if not core.has_work():
+                collect_all()
+        except Exception as error:
+            step_aside("collecting between steps", error)
+        return original(core, *args, **kwargs)
 
     EngineCoreProc._process_input_queue = process_input_queue
 
@@ -104,14 +108,16 @@ def collect_in_frontend() -> None:
     def process_outputs(processor: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal waited_for
         result = process(processor, *args, **kwargs)
-        waited_for = processor.has_unfinished_requests()
+        with stepping_aside("collecting between steps"):
+            waited_for = processor.has_unfinished_requests()
         return result
 
     def moment() -> None:
-        if waited_for:
-            collect_due()
-        else:
-            collect_all()
+        with stepping_aside("collecting between steps"):
+            if waited_for:
+                collect_due()
+            else:
+                collect_all()
 
     @functools.wraps(get)
     def get_output(client: Any) -> Any:

@@ -24,8 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MAGIC = b"GCREC\0\0\1"
-HEADER = struct.Struct("<8s i i q i 16s")  # magic, pid, rank, opened_ns, stopped, role
+MAGIC = b"GCREC\0\0\2"
+HEADER = struct.Struct("<8s i i q i 16s q")
+"""magic, pid, rank, opened_ns (monotonic), stopped, role, launch_ns (time of day)"""
 HEADER_BYTES = mmap.ALLOCATIONGRANULARITY
 EVENT = struct.Struct("<q q q i i")  # start_ns, duration_ns, a, b, kind; an empty slot is kind 0
 SEGMENT_EVENTS = 1 << 15
@@ -34,7 +35,19 @@ SEGMENT_BYTES = SEGMENT_EVENTS * EVENT.size
 PAUSE = 1  # a = objects collected, b = generation + 4 * containers allocated before it
 STEP = 2  # a = tokens scheduled, b = step
 
+LAUNCH = "REPRO_LAUNCH_NS"
+"""Set by the first process of a launch, inherited by those it starts."""
+
 logger = logging.getLogger("vllm.repro")
+
+
+def launch_ns() -> int:
+    """When this launch of vLLM began, in ns since the epoch: what all its processes share.
+
+    Neither a process's id nor the monotonic clock would do: both begin anew with a reboot.
+    """
+    text = os.environ.setdefault(LAUNCH, str(time.time_ns()))
+    return int(text) if text.isdecimal() else 0
 
 
 class Recorder:
@@ -57,6 +70,7 @@ class Recorder:
     def __init__(self, directory: Path, *, strict: bool = False) -> None:
         self.directory = directory
         self.strict = strict
+        self.launch_ns = launch_ns()
         self._file: int | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self._begin()
@@ -134,10 +148,12 @@ class Recorder:
         if self._header is not None:
             role, rank = self._identity()
             fields = (MAGIC, self._pid, rank, self._opened_ns, self._stopped, role.encode())
-            HEADER.pack_into(self._header, 0, *fields)
+            HEADER.pack_into(self._header, 0, *fields, self.launch_ns)
 
-    def _stop(self, error: OSError) -> None:
+    def _stop(self, error: Exception) -> None:
         """Give up recording, once; what was recorded stays, marked incomplete."""
+        if self._stopped:
+            return
         self._stopped = True
         self._write_header()
         message = (
@@ -149,7 +165,7 @@ class Recorder:
 
     def watch_collector(self) -> None:
         """Record every collection of this process from now on, of every generation."""
-        gc.callbacks.append(pause_callback(self.write))
+        gc.callbacks.append(pause_callback(self.write, self._stop))
 
     def census(self, point: str, **more: int) -> dict[str, Any]:
         """Count the heap and append the counts, and `more`, to this process's census file.
@@ -182,22 +198,33 @@ class Recorder:
 
 
 def pause_callback(
-    write: Callable[[int, int, int, int, int], None],
+    write: Callable[[int, int, int, int, int], None], stop: Callable[[Exception], None]
 ) -> Callable[[str, dict[str, int]], None]:
-    """A `gc.callbacks` entry that times each collection from its start to its stop."""
+    """A `gc.callbacks` entry that times each collection from its start to its stop.
+
+    What it raises can reach nobody, CPython only prints it: `stop` marks the recording instead.
+    """
     now, counts = time.monotonic_ns, gc.get_count
     began = allocated = 0
 
     def on_collection(phase: str, info: dict[str, int]) -> None:
         nonlocal began, allocated
-        if phase == "start":
-            allocated = counts()[0]
-            began = now()
-        elif began:  # else the recorder was installed inside this very collection
-            elapsed = now() - began
-            write(PAUSE, began, elapsed, info["collected"], allocated << 2 | info["generation"])
+        try:
+            if phase == "start":
+                allocated = counts()[0]
+                began = now()
+            elif began:  # else the recorder was installed inside this very collection
+                elapsed = now() - began
+                write(PAUSE, began, elapsed, info["collected"], allocated << 2 | info["generation"])
+        except Exception as error:
+            stop(error)
 
     return on_collection
+
+
+def generation_of(b: int) -> int:
+    """The generation out of a pause's `b`."""
+    return b & 3
 
 
 def count_heap() -> dict[str, Any]:
