@@ -1,4 +1,4 @@
-"""The command `repro`: doctor, run, advise, figures, claims, predict, page."""
+"""The command `repro`: measure, draw, judge, predict and advise; report on and watch a server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 from repro import __version__, policy
 from repro.experiment.config import CLIENTS
+
+RECORDED = "what REPRO_RECORD_DIR named when vLLM was started"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +74,17 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(command=page)
     command.add_argument("source", type=Path, help="a campaign's folder")
     command.add_argument("--out", type=Path, required=True, help="folder of notebooks and page")
+
+    command = commands.add_parser("report", help="your own vLLM: one HTML page on a recording")
+    command.set_defaults(command=report)
+    command.add_argument("folder", type=Path, help=RECORDED)
+    command.add_argument("--out", type=Path, help="the page (default: report.html in the folder)")
+
+    command = commands.add_parser("watch", help="your own vLLM: its pauses, live in the terminal")
+    command.set_defaults(command=watch)
+    command.add_argument("folder", type=Path, help=RECORDED)
+    command.add_argument("--every-s", type=float, default=1.0, help="seconds between two looks")
+    command.add_argument("--once", action="store_true", help="look once and end")
     return top
 
 
@@ -245,4 +258,20 @@ def page(parsed: argparse.Namespace) -> int:
     dataset.load(parsed.source)  # what is no campaign is said before a notebook runs
     executed = execute(parsed.source, parsed.out)
     print(html_page(executed, parsed.out / "index.html"))
+    return 0
+
+
+def report(parsed: argparse.Namespace) -> int:
+    """Write the page about a recorded folder; prints its path."""
+    from repro.diagnosis import page
+
+    print(page.write(parsed.folder, parsed.out or parsed.folder / "report.html"))
+    return 0
+
+
+def watch(parsed: argparse.Namespace) -> int:
+    """Show a recorded folder live."""
+    from repro.diagnosis.watch import watch
+
+    watch(parsed.folder, every_s=parsed.every_s, once=parsed.once)
     return 0

@@ -16,7 +16,10 @@ from repro.notebook import project
 FIRST = "claims"
 """The notebook with the verdicts: it opens the page."""
 
-_PAGE = Template((Path(__file__).parent / "report.html").read_text(encoding="utf-8"))
+_HERE = Path(__file__).parent
+_PAGE = Template((_HERE / "report.html").read_text(encoding="utf-8"))
+STYLE = (_HERE / "page.css").read_text(encoding="utf-8").strip()
+"""What every page of this package looks like."""
 
 
 class ReportError(ValueError):
@@ -91,6 +94,7 @@ def html_page(executed: Sequence[Path], out: Path) -> Path:
         for name, notebook in notebooks.items()
     ]
     page = _PAGE.substitute(
+        style=STYLE,
         highlight="\n".join(resources["inlining"]["css"]),
         contents="\n".join(links),
         sections="\n".join(sections),

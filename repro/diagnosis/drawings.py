@@ -1,0 +1,121 @@
+"""The figures of a server's page: pauses over time, the tail, more ranks. One column wide."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from repro import style, words
+from repro.analysis.bootstrap import EXPECTED_BEYOND
+from repro.analysis.gc_cost import GENERATIONS
+from repro.analysis.tails import NS_PER_MS, sample
+from repro.diagnosis.launches import Launch
+from repro.diagnosis.numbers import untouched
+from repro.figures import NS_PER_S, survival
+from repro.style import COLUMN, INK, PALETTE, PROCESS_COLOUR
+
+KIND_COLOUR = {"all steps": PALETTE[3], "steps that no pause hit": PALETTE[0]}
+GENERATION_SIZE = {0: 3, 1: 8, 2: 26}
+QUANTILE_LINE = {0.5: ":", 0.99: "--", 0.999: "-"}
+
+
+def pauses_over_time(launch: Launch) -> Figure:
+    """Every pause by its length, one row a kind of process; the first busy step is marked."""
+    pauses = launch.campaign.pauses
+    roles = [role for role in words.PROCESS if (pauses["role"] == role).any()]
+    with style.applied():
+        drawn = Figure(figsize=(COLUMN, 0.7 + 0.95 * len(roles)), layout="constrained")
+        rows = drawn.subplots(len(roles), squeeze=False, sharex=True, sharey=True)[:, 0]
+        for axes, role in zip(rows, roles, strict=True):
+            _dots(axes, launch, pauses[pauses["role"] == role], PROCESS_COLOUR[role])
+            axes.set_title(words.PROCESS[role], color=PROCESS_COLOUR[role], fontweight="bold")
+            if launch.served:
+                first = launch.campaign.runs["window_start_ns"].min() - launch.origin_ns
+                axes.axvline(first / NS_PER_S, color=INK, lw=0.6, ls=":")
+        axes.set_xlabel("time since the launch (s); dotted: first step")
+        drawn.supylabel("pause (ms)", fontsize=7)
+        handles, labels = axes.get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside upper center", ncols=3, handletextpad=0)
+    return drawn
+
+
+def _dots(axes: Axes, launch: Launch, pauses: pd.DataFrame, colour: str) -> None:
+    for generation in GENERATIONS:
+        of = pauses[pauses["generation"] == generation]
+        axes.scatter(
+            (of["start_ns"] - launch.origin_ns) / NS_PER_S,
+            of["duration_ns"] / NS_PER_MS,
+            s=GENERATION_SIZE[generation],
+            color=style.lighter(colour, int(generation == 0)),
+            edgecolor=INK if generation == GENERATIONS[-1] else "none",
+            linewidth=0.4,
+            label=f"generation {generation}",
+        )
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def step_tail(launch: Launch, found: pd.DataFrame) -> Figure:
+    """The share of steps that last longer than x: of all, and of those that no pause hit."""
+    rows = sample(launch.campaign, "itl")
+    clean = rows[untouched(found)[rows.index]]
+    with style.applied():
+        drawn = Figure(figsize=(COLUMN, 2.6), layout="constrained")
+        axes = drawn.subplots()
+        for (name, colour), kind in zip(KIND_COLOUR.items(), (rows, clean), strict=True):
+            if kind.empty:
+                continue
+            x, share = survival(kind)
+            firm = share >= EXPECTED_BEYOND / len(kind)
+            axes.plot(x, share, color=colour, alpha=0.35)
+            axes.plot(x[firm], share[firm], color=colour, label=name)
+        axes.set(xscale="log", yscale="log")
+        axes.set(xlabel="interval between steps (ms)", ylabel="share of steps that take longer")
+        _plain(axes.xaxis)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.legend(loc="upper right", handlelength=1.6)
+    return drawn
+
+
+def more_ranks(predicted: dict[str, pd.DataFrame]) -> Figure:
+    """Step time of a group of ranks that wait for each other, by its number of ranks.
+
+    Parameters
+    ----------
+    predicted : dict of str to pandas.DataFrame
+        As `repro.diagnosis.numbers.more_ranks` returns.
+    """
+    with style.applied():
+        drawn = Figure(figsize=(COLUMN, 2.6), layout="constrained")
+        axes = drawn.subplots()
+        for name, table in predicted.items():
+            for quantile, line in QUANTILE_LINE.items():
+                rows = table[table["quantile"] == quantile]
+                firm = rows[rows["supported"]]
+                colour = KIND_COLOUR[name]
+                axes.plot(rows["ranks"], rows["value_ms"], line, color=colour, alpha=0.3)
+                axes.plot(
+                    firm["ranks"],
+                    firm["value_ms"],
+                    line,
+                    color=colour,
+                    label=f"{words.quantile(quantile)}, {name}",
+                )
+        axes.set(xscale="log", yscale="log", xlabel="ranks in lock-step")
+        axes.set_ylabel("step of the group (ms)")
+        axes.set_xticks(rows["ranks"], [f"{ranks}" for ranks in rows["ranks"]])
+        axes.xaxis.set_minor_locator(NullLocator())
+        _plain(axes.yaxis)
+        drawn.legend(loc="outside lower center", ncols=2, handlelength=1.8, columnspacing=1)
+    return drawn
+
+
+def _plain(axis: Axis) -> None:
+    """Numbers one would say, on an axis that is logarithmic and may span less than a decade."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())

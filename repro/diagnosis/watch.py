@@ -1,0 +1,172 @@
+"""`repro watch`: the pauses of a running vLLM, live in a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from repro import words
+from repro.diagnosis.launches import NothingRecorded
+from repro.plugin.follow import Event, Launch, Process, newest_launch
+from repro.plugin.recorder import PAUSE, STEP, generation_of
+from repro.schema import ROLES
+
+RECENT_NS = 10_000_000_000
+"""Rates are of the last ten seconds."""
+
+COLUMNS = ("pid", "gen 0", "gen 1", "full", "GC/s", "in GC", "max ms", "steps/s", "tokens/s")
+NS_PER_S = 1e9
+NS_PER_MS = 1e6
+
+
+@dataclass
+class Tally:
+    """What one process has recorded so far.
+
+    Attributes
+    ----------
+    collections : list of int
+        By generation, since the process began to record.
+    gc_ns, worst_ns : int
+        Time in collections, and the longest of them.
+    pauses, steps : deque of (start_ns, int)
+        The recent ones: with their length in ns, with their tokens.
+    """
+
+    collections: list[int] = field(default_factory=lambda: [0, 0, 0])
+    gc_ns: int = 0
+    worst_ns: int = 0
+    pauses: deque[tuple[int, int]] = field(default_factory=deque)
+    steps: deque[tuple[int, int]] = field(default_factory=deque)
+
+    def add(self, event: Event) -> None:
+        """Count one event."""
+        start, duration, a, b, kind = event
+        if kind == PAUSE:
+            self.collections[generation_of(b)] += 1
+            self.gc_ns += duration
+            self.worst_ns = max(self.worst_ns, duration)
+            self.pauses.append((start, duration))
+        elif kind == STEP:
+            self.steps.append((start, a))
+
+    def forget_before(self, time_ns: int) -> None:
+        """Drop what is no longer recent."""
+        for recent in (self.pauses, self.steps):
+            while recent and recent[0][0] < time_ns:
+                recent.popleft()
+
+
+class Watch:
+    """The newest launch recorded in a folder, counted as it goes on.
+
+    Raises
+    ------
+    NothingRecorded
+        If the folder holds no recording.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._turn_to(newest_launch(folder))
+
+    def _turn_to(self, launch_ns: int | None) -> None:
+        if launch_ns is None:
+            raise NothingRecorded(
+                f"{self.folder}: holds no recording; start vLLM with "
+                f"REPRO_RECORD_DIR={self.folder}, this package installed beside it"
+            )
+        self.launch = Launch(self.folder, launch_ns)
+        self.processes: dict[int, tuple[Process, Tally]] = {}
+        self.last_step_ns = 0
+
+    def look(self) -> None:
+        """Count what is new; turn to a newer launch if there is one."""
+        newest = newest_launch(self.folder)
+        if newest is not None and newest != self.launch.launch_ns:
+            self._turn_to(newest)
+        for process, events in self.launch.new_events():
+            _, tally = self.processes.get(process.opened_ns, (process, Tally()))
+            self.processes[process.opened_ns] = process, tally
+            for event in events:
+                tally.add(event)
+                if event[4] == STEP:
+                    self.last_step_ns = max(self.last_step_ns, event[0])
+
+    def table(self, now_ns: int) -> Table:
+        """What there is to see, with rates of the `RECENT_NS` before `now_ns`."""
+        began = datetime.fromtimestamp(self.launch.launch_ns / NS_PER_S, UTC)
+        title = f"{self.folder}: vLLM of {began:%Y-%m-%d %H:%M:%S} UTC"
+        made = Table(
+            title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
+        )
+        made.add_column("process", no_wrap=True)
+        for name in COLUMNS:
+            made.add_column(name, justify="right", no_wrap=True)
+        known = [(p, t) for p, t in self.processes.values() if p.role in ROLES]
+        for process, tally in sorted(known, key=lambda k: (ROLES.index(k[0].role), k[0].rank)):
+            tally.forget_before(now_ns - RECENT_NS)
+            made.add_row(*cells(process, tally))
+        return made
+
+
+def cells(process: Process, tally: Tally) -> list[str]:
+    """One row of the table."""
+    seconds = RECENT_NS / NS_PER_S
+    name = words.PROCESS[process.role] + (f" {process.rank}" if process.role == "worker" else "")
+    recent = sum(length for _, length in tally.pauses)
+    steps, tokens = len(tally.steps), sum(tokens for _, tokens in tally.steps)
+    return [
+        name if process.complete else f"{name} (stopped)",
+        str(process.pid),
+        *(f"{number:,}" for number in tally.collections),
+        words.figures(len(tally.pauses) / seconds),
+        words.percent(recent / RECENT_NS),
+        words.figures(tally.worst_ns / NS_PER_MS),
+        words.figures(steps / seconds) if steps else "",
+        words.count(tokens / seconds) if steps else "",
+    ]
+
+
+def watch(folder: Path, *, every_s: float = 1.0, once: bool = False) -> None:
+    """Show the newest launch in a folder until Ctrl-C.
+
+    Parameters
+    ----------
+    folder : Path
+        What `REPRO_RECORD_DIR` named.
+    every_s : float
+        Seconds between two looks.
+    once : bool
+        Show it once and return, with the rates there were before the last step.
+
+    Raises
+    ------
+    NothingRecorded
+        If the folder holds no recording.
+    ValueError
+        If `every_s` is not above 0.
+    """
+    if not every_s > 0:
+        raise ValueError(f"every_s {every_s}: give seconds above 0, like 1")
+    shown = Watch(folder)
+    shown.look()
+    if once:
+        Console().print(shown.table(shown.last_step_ns))
+        return
+    with Live(shown.table(time.monotonic_ns()), auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(every_s)
+                shown.look()
+                live.update(shown.table(time.monotonic_ns()), refresh=True)
+        except KeyboardInterrupt:
+            return

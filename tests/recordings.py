@@ -1,0 +1,75 @@
+"""Write recordings of a vLLM that never ran, of invented numbers, with the real recorder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from repro.plugin.recorder import LAUNCH, PAUSE, STEP, Recorder
+
+MS = 1_000_000
+STEP_MS, STALL_MS = 20, 400
+
+
+def recorder(folder: Path, role: str, rank: int = 0) -> Recorder:
+    """A recorder as the process of this role would have it."""
+    made = Recorder(folder)
+    made.declare(role, rank)
+    return made
+
+
+def serving(
+    folder: Path,
+    *,
+    launch: int = 1_780_000_000_000_000_000,
+    steps: int = 2000,
+    stalls: Sequence[int] = (),
+    idle_after: Sequence[int] = (),
+    tokens: int = 8,
+    ranks: int = 1,
+    frozen: bool = False,
+) -> Path:
+    """One launch of steps of `STEP_MS` on every rank of one engine.
+
+    Parameters
+    ----------
+    stalls : sequence of int
+        Steps in which the worker of rank 0 makes a full collection of `STALL_MS`.
+    idle_after : sequence of int
+        Steps after which nobody asks for a minute.
+    frozen : bool
+        What the workers' heaps say when they are warm.
+    """
+    os.environ[LAUNCH] = str(launch)
+    frontend, engine = recorder(folder, "frontend"), recorder(folder, "engine")
+    workers = [recorder(folder, "worker", rank) for rank in range(ranks)]
+    now = frontend._opened_ns + 10_000 * MS
+    for made in (frontend, engine, *workers):
+        made.write(PAUSE, now, 300 * MS, 0, 2)  # while starting
+    now += 5000 * MS
+    for number in range(steps):
+        stall = STALL_MS if number in stalls else 0
+        if stall:
+            workers[0].write(PAUSE, now + MS, stall * MS, 0, 2)
+        frontend.write(PAUSE, now + 2 * MS, MS // 10, 0, 0)
+        for worker in workers:
+            worker.write(STEP, now, (STEP_MS + stall) * MS, tokens, number)
+        now += (STEP_MS + stall + number % 7) * MS
+        if number in idle_after:
+            for worker in workers:
+                worker.write(STEP, now, MS, 0, number)
+            now += 60_000 * MS
+    for worker in workers:
+        count = {"tracked": 10, "frozen": 10_000} if frozen else {"tracked": 10_000, "frozen": 10}
+        _census(worker, count)
+    del os.environ[LAUNCH]
+    return folder
+
+
+def _census(worker: Recorder, count: dict[str, int]) -> None:
+    """A census as the worker wrote it when it was warm, but for the sizes of its heap."""
+    worker.census("ready")
+    path = worker.directory / f"census-{worker._pid}-{worker._opened_ns}.jsonl"
+    path.write_text(json.dumps(json.loads(path.read_text()) | count) + "\n")
