@@ -1,0 +1,167 @@
+"""Someone's own server, and a campaign, whose parts die in turn: real engines, nothing replaced."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from builders import SECOND, run, steady
+from servers import Server
+from test_faults import small_disk
+
+from repro import cli, dataset, plugin, recording
+from repro.diagnosis import launches
+from repro.experiment.campaign import CampaignError, run_campaign
+from repro.experiment.config import grid
+from repro.plugin.recorder import PAUSE
+from repro.rundir import read_document
+
+pytestmark = pytest.mark.engine
+
+ROLES = {"frontend", "engine", "worker"}
+
+# --- a server that records: the tests go on from one another, the last ends it ------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server") / "recording"
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    variables = {plugin.RECORD_DIR: str(folder), plugin.POLICY: "freeze"}
+    made = Server(folder.parent / "server.log", **variables)
+    yield made
+    made.end()
+
+
+def pauses(folder: Path) -> dict[str, int]:
+    return {r.role: len(r.of_kind(PAUSE)) for r in recording.read_all(folder) if r.role in ROLES}
+
+
+def test_metrics_count_what_every_process_recorded(server: Server, folder: Path) -> None:
+    assert server.ask(30) == 30
+    before = pauses(folder)
+    counters = server.counters()
+    after = pauses(folder)
+    assert set(before) == ROLES
+    for role in ROLES:
+        of_role = {key: value for key, value in counters.items() if key[1] == role}
+        number = sum(v for key, v in of_role.items() if key[0] == "repro_gc_pauses_total")
+        assert 0 < before[role] <= number <= after[role]
+        seconds = sum(v for key, v in of_role.items() if key[0] == "repro_gc_pause_seconds_total")
+        assert 0 < seconds < 60
+
+
+def test_the_policy_reached_the_worker(server: Server, folder: Path) -> None:
+    (launch,) = launches.read(folder)
+    assert launch.worker_frozen
+    assert "repro:" not in server.said(), "nothing to complain about"
+
+
+def test_a_running_server_is_reported_on_and_watched(
+    server: Server, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [server.ask(40) for _ in range(5)] == [40] * 5
+    (launch,) = launches.read(folder)
+    assert launch.campaign.itl["tokens"].sum() >= 5 * 39
+    assert launch.campaign.itl["itl_ns"].max() < 5 * SECOND, "the time between requests is idle"
+    assert cli.main(["report", str(folder), "--out", str(folder.parent / "page.html")]) == 0
+    assert "Launch of" in (folder.parent / "page.html").read_text()
+    assert cli.main(["watch", str(folder), "--once"]) == 0
+    assert {"front end", "engine core", "worker 0"} <= set(
+        line[1:13].strip() for line in capsys.readouterr().out.splitlines()
+    )
+
+
+def test_a_removed_folder_does_not_disturb_the_server(server: Server, folder: Path) -> None:
+    before = server.counters()
+    shutil.copytree(folder, folder.parent / "copy")
+    shutil.rmtree(folder)
+    assert server.ask(30) == 30
+    after = server.counters()
+    assert all(after[key] >= value for key, value in before.items())
+
+
+def test_a_killed_worker_leaves_its_recording_and_no_process(server: Server, folder: Path) -> None:
+    asked = threading.Thread(target=lambda: _until_refused(server), daemon=True)
+    asked.start()
+    time.sleep(1)
+    server.named("Worker").kill()
+    assert server.gone(within_s=60)
+    asked.join(timeout=60)
+    assert set(pauses(folder.parent / "copy")) == ROLES
+
+
+def _until_refused(server: Server) -> None:
+    try:
+        while True:
+            server.ask(50)
+    except (OSError, AssertionError, EOFError):
+        return
+
+
+# --- a server whose disk is full -----------------------------------------------------------------
+
+
+def test_a_full_disk_does_not_stop_a_server_and_a_killed_front_end_leaves_no_process(
+    tmp_path: Path,
+) -> None:
+    for disk in small_disk(tmp_path / "disk", "1200k"):  # room for one of three processes
+        made = Server(tmp_path / "server.log", **{plugin.RECORD_DIR: str(disk)})
+        try:
+            assert made.ask(30) == 30
+            said = [line for line in made.said().splitlines() if "free space there" in line]
+            assert len(said) == 2, "once in each process that could not record"
+            assert {key[1] for key in made.counters()} == {"frontend"}
+            made.process.kill()
+            assert made.gone(within_s=60)
+        finally:
+            made.end()
+        assert pauses(disk)["frontend"] > 0
+
+
+# --- a campaign whose engine core, then whose client dies ---------------------------------------
+
+
+def test_a_killed_engine_core_and_a_killed_client_fail_their_runs_alone(tmp_path: Path) -> None:
+    run(tmp_path, "measured", steady(SECOND))
+    victims = iter(["EngineCore", "experiment.runner"])
+    killed: list[psutil.Process] = []
+
+    def kill_one_after_the_other() -> None:
+        for victim in victims:
+            log = None
+            while log is None or "throughput" not in log.read_text(errors="replace"):
+                time.sleep(0.2)
+                open_runs = [p for p in tmp_path.glob("*/engine.log") if not _over(p.parent)]
+                log = next(iter(open_runs), None)
+            below = psutil.Process().children(recursive=True)
+            killed.extend(below)
+            next(p for p in below if victim in " ".join(p.cmdline())).kill()
+            while not _over(log.parent):
+                time.sleep(0.2)
+
+    threading.Thread(target=kill_one_after_the_other, daemon=True).start()
+    experiments = grid(replicates=1, concurrency=64, duration_s=300.0, enforce_eager=True)
+    with pytest.raises(CampaignError, match="2 of 2 runs failed, the others are in"):
+        run_campaign(experiments, tmp_path, progress=False)
+    assert next(victims, None) is None
+    assert not psutil.wait_procs(killed, timeout=30)[1]
+    loaded = dataset.load(tmp_path)
+    assert list(loaded.runs["run"]) == ["measured"]
+    reasons = sorted(loaded.failed["reason"])
+    assert "ended without a result" in reasons[1]
+    assert any(word in reasons[0] for word in ("EngineDead", "engine core", "died"))
+    assert all("\n" not in reason for reason in reasons)
+    assert all(read_document(p.parent)["log_tail"] for p in tmp_path.glob("*/engine.log"))
+
+
+def _over(folder: Path) -> bool:
+    return (folder / "run.json").exists()
