@@ -75,9 +75,9 @@ def test_a_running_server_is_reported_on_and_watched(
     assert cli.main(["report", str(folder), "--out", str(folder.parent / "page.html")]) == 0
     assert "Launch of" in (folder.parent / "page.html").read_text()
     assert cli.main(["watch", str(folder), "--once"]) == 0
-    assert {"front end", "engine core", "worker 0"} <= set(
+    assert {"front end", "engine core", "worker 0"} <= {
         line[1:13].strip() for line in capsys.readouterr().out.splitlines()
-    )
+    }
 
 
 def test_a_removed_folder_does_not_disturb_the_server(server: Server, folder: Path) -> None:

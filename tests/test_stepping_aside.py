@@ -1,6 +1,5 @@
 """A fault of our own inside vLLM fails an experiment; in a server it is said once.
 
-At every hook
 At every hook, on worker objects laid out like each vLLM's own (see `test_patch.py`).
 """
 

@@ -70,7 +70,7 @@ def ratio_of_pairs(baseline: Sequence[float], treated: Sequence[float]) -> Estim
 
 def _estimate(middle: float, error: float, freedom: float, runs: int) -> Estimate:
     """A ratio from the mean of logarithms, its standard error and its degrees of freedom."""
-    width = STUDENT[max(known for known in STUDENT if known <= freedom + 1e-9)] * error
+    width = student(freedom) * error
     value, low, high = np.exp([middle, middle - width, middle + width])
     return Estimate(
         value=float(value),
@@ -85,3 +85,8 @@ def _estimate(middle: float, error: float, freedom: float, runs: int) -> Estimat
 def _too_few(runs: int) -> Estimate:
     nan = float("nan")
     return Estimate(value=nan, low=nan, high=nan, supported=False, needs=NEEDS_RUNS, steps=runs)
+
+
+def student(freedom: float) -> float:
+    """The 97.5% quantile of Student's t, or that of the next fewer degrees of freedom known."""
+    return STUDENT[max(known for known in STUDENT if known <= freedom + 1e-9)]
