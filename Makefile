@@ -7,7 +7,7 @@ QUICK = runs/quick
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LOCK = requirements/$(DEVICE).txt
 
-.PHONY: help reproduce test lint figures lab bench env
+.PHONY: help reproduce test lint figures lab bench soak env
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -35,6 +35,9 @@ lab: $(ENV)/.light  ## open the notebooks in JupyterLab
 
 bench: $(ENV)/.light  ## what the recorder and the prediction cost
 	$(BIN)/python -m benchmarks
+
+soak: env  ## an hour under load with recorder and freeze: does anything grow or drift?
+	$(BIN)/python -m benchmarks.soak runs/soak
 
 env: $(ENV)/.full  ## install everything, vLLM included
 

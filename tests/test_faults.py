@@ -7,11 +7,13 @@ Faults of our own inside vLLM are in `test_stepping_aside.py`, real engines in
 from __future__ import annotations
 
 import gc
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ from recordings import recorder
 from repro import dataset, recording
 from repro.dataset import DatasetError
 from repro.experiment import campaign
+from repro.experiment.clients import server
 from repro.experiment.config import Experiment, grid
 from repro.experiment.verify import NotAsRequested, recording_is_whole
 from repro.plugin import patch
@@ -285,3 +288,34 @@ def test_a_second_campaign_on_the_same_directory_begins_nothing(tmp_path: Path) 
     assert ended.stderr.count("\n") == 1
     assert "another campaign is running there; wait for it or name another folder" in ended.stderr
     assert not (tmp_path / "begun").exists()
+
+
+# --- a server's port ----------------------------------------------------------------------------
+
+BINDS = "import socket, sys; socket.socket().bind(('127.0.0.1', int(sys.argv[-1])))"
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Another's server, in good health."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+
+def test_a_taken_port_is_said_and_no_other_server_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The port was free when it was chosen, and is taken when the server would listen on it."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        monkeypatch.setattr(server, "free_port", lambda: other.server_port)
+        monkeypatch.setattr(server, "START", (sys.executable, "-c", BINDS))
+        monkeypatch.setattr(server, "server_arguments", lambda *asked: [str(asked[-1])])
+        with (
+            server.Server(Experiment(), "tokenizer") as ours,
+            pytest.raises(server.ServerDied, match=f"port {other.server_port} is taken, run again"),
+        ):
+            ours.wait_until_ready(lambda seconds: None)
+        other.shutdown()
+    assert server.is_free(other.server_port)

@@ -134,6 +134,9 @@ base.WorkerWrapperBase = WorkerWrapperBase
 core = sys.modules["vllm.v1.engine"] = types.ModuleType("engine"); core.__path__ = []
 core = sys.modules["vllm.v1.engine.core"] = types.ModuleType("core")
 core.EngineCore = type("EngineCore", (), {"collective_rpc": lambda self, *a: "answers"})
+clients = sys.modules["vllm.v1.engine.core_client"] = types.ModuleType("core_client")
+clients.SyncMPClient = type("SyncMPClient", (), {"collective_rpc": None})
+clients.AsyncMPClient = type("AsyncMPClient", (), {"collective_rpc_async": None})
 from repro import plugin
 plugin.install(); plugin.install()
 if "no-hook" not in sys.argv:

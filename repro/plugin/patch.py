@@ -470,11 +470,11 @@ def counting(recorder: Recorder, owner: type, name: str) -> None:
 
     @functools.wraps(original)
     def collective_rpc(
-        client: Any, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None
+        client: Any, method: Any, timeout: Any = None, args: Any = (), *more: Any, **kwargs: Any
     ) -> Any:
         if method == CENSUS_RPC:
             recorder.census(*args)
-        return original(client, method, timeout, args, kwargs)
+        return original(client, method, timeout, args, *more, **kwargs)
 
     setattr(owner, name, collective_rpc)
 

@@ -13,6 +13,8 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
+import psutil
+
 from repro.experiment.clients.engine import engine_arguments
 from repro.experiment.config import Experiment
 from repro.experiment.verify import NotAsRequested
@@ -67,16 +69,26 @@ class Server:
         began = time.monotonic()
         while not self._healthy():
             if (status := self.process.poll()) is not None:
-                raise ServerDied(f"the API server ended at its start, status {status}")
+                taken = "" if is_free(self.port) else f": port {self.port} is taken, run again"
+                raise ServerDied(f"the API server ended at its start, status {status}{taken}")
             report(time.monotonic() - began)
             time.sleep(0.5)
 
     def _healthy(self) -> bool:
+        if not self._listens():  # else the answer might be that of another's server
+            return False
         try:
             with _direct.open(f"{self.url}/health", timeout=5) as answer:
                 return int(answer.status) == 200
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return False
+
+    def _listens(self) -> bool:
+        try:
+            sockets = psutil.Process(self.process.pid).net_connections("tcp")
+        except psutil.Error:
+            return False  # it ended
+        return any(s.status == psutil.CONN_LISTEN and s.laddr.port == self.port for s in sockets)
 
     def census(self, point: str) -> list[dict[str, Any]]:
         """Count the heap of every process; returns what each worker says of itself.
@@ -130,3 +142,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
