@@ -235,9 +235,9 @@ def test_watch_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     worker = next(line.split() for line in said.splitlines() if line.lstrip().startswith("worker"))
     assert worker[:2] == ["worker", "0"]
-    assert worker[3:6] == ["0", "0", "2"]
-    assert worker[8] == "400"
-    assert float(worker[9]) == pytest.approx(9600 / 23 / 10, rel=0.05)
+    assert worker[2:5] == ["0", "0", "2"]
+    assert worker[7] == "400"
+    assert float(worker[8]) == pytest.approx(9600 / 23 / 10, rel=0.05)
 
 
 def test_watch_counts_what_comes_and_ends_with_ctrl_c(tmp_path: Path) -> None:

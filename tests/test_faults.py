@@ -26,6 +26,7 @@ from builders import SECOND, document, run, steady
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recordings import recorder
+from test_campaign import wait_for_pid
 
 from repro import dataset, recording
 from repro.dataset import DatasetError
@@ -241,7 +242,7 @@ def test_sigint_at_every_stage_of_a_campaign(tmp_path: Path, stage: str) -> None
     running.stdin.write(json.dumps(document(second.name)))
     running.stdin.close()
     running.stdin = None
-    grandchild = wait_for(told)
+    grandchild = wait_for_pid(told)
     left = psutil.Process(running.pid).children(recursive=True)
     running.send_signal(signal.SIGINT)
     _, wrong = running.communicate(timeout=60)
@@ -257,15 +258,6 @@ def test_sigint_at_every_stage_of_a_campaign(tmp_path: Path, stage: str) -> None
     assert set(loaded.runs["run"]) == measured
     with campaign.locked(root):
         pass  # the next campaign may begin
-
-
-def wait_for(path: Path) -> int:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if path.exists() and (text := path.read_text()):
-            return int(text)
-        time.sleep(0.05)
-    raise AssertionError(f"{path} was never written")
 
 
 SECOND_CAMPAIGN = """

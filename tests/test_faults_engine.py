@@ -110,9 +110,7 @@ def _until_refused(server: Server) -> None:
 # --- a server whose disk is full -----------------------------------------------------------------
 
 
-def test_a_full_disk_does_not_stop_a_server_and_a_killed_front_end_leaves_no_process(
-    tmp_path: Path,
-) -> None:
+def test_a_full_disk_stops_a_server_neither_at_its_start_nor_at_its_end(tmp_path: Path) -> None:
     for disk in small_disk(tmp_path / "disk", "1200k"):  # room for one of three processes
         made = Server(tmp_path / "server.log", **{plugin.RECORD_DIR: str(disk)})
         try:
@@ -120,8 +118,9 @@ def test_a_full_disk_does_not_stop_a_server_and_a_killed_front_end_leaves_no_pro
             said = [line for line in made.said().splitlines() if "free space there" in line]
             assert len(said) == 2, "once in each process that could not record"
             assert {key[1] for key in made.counters()} == {"frontend"}
-            made.process.kill()
+            made.process.terminate()
             assert made.gone(within_s=60)
+            assert "Traceback" not in made.said()
         finally:
             made.end()
         assert pauses(disk)["frontend"] > 0

@@ -22,7 +22,7 @@ from repro.schema import ROLES
 RECENT_NS = 10_000_000_000
 """Rates are of the last ten seconds."""
 
-COLUMNS = ("pid", "gen 0", "gen 1", "full", "GC/s", "in GC", "max ms", "steps/s", "tokens/s")
+COLUMNS = ("gen 0", "gen 1", "full", "GC/s", "in GC", "max ms", "steps/s", "tokens/s")
 NS_PER_S = 1e9
 NS_PER_MS = 1e6
 
@@ -126,7 +126,6 @@ def cells(process: Process, tally: Tally) -> list[str]:
     steps, tokens = len(tally.steps), sum(tokens for _, tokens in tally.steps)
     return [
         name if process.complete else f"{name} (stopped)",
-        str(process.pid),
         *(f"{number:,}" for number in tally.collections),
         words.figures(len(tally.pauses) / seconds),
         words.percent(recent / RECENT_NS),
