@@ -64,7 +64,7 @@ class Launch:
     def worker_frozen(self) -> bool | None:
         """Whether the workers' heaps were frozen once warm; None if none was counted."""
         census = self.campaign.census
-        ready = census[(census["point"] == "ready")]
+        ready = census[census["point"] == "ready"]
         return None if ready.empty else bool(is_frozen(ready).all())
 
 
@@ -101,7 +101,7 @@ def launch(folder: Path, recorded: list[Recording]) -> Launch:
         began=datetime.fromtimestamp(recorded[0].launch_ns / 1e9, UTC),
         origin_ns=min(r.opened_ns for r in recorded),
         processes=pd.DataFrame([describe(r) for r in in_order(recorded)]),
-        campaign=as_campaign(folder, runs, tables["census"]),
+        campaign=as_campaign(folder, runs),
     )
 
 
@@ -138,16 +138,21 @@ def describe(recorded: Recording) -> dict[str, object]:
 def one_engine(
     tables: dict[str, pd.DataFrame], engine: int, per_engine: int
 ) -> dict[str, pd.DataFrame]:
-    """The tables `pauses`, `steps` and `itl` of one engine core with its workers.
+    """The tables of one engine core with its workers: `pauses`, `steps`, `itl` and `census`.
 
     Its tensor-parallel workers take the same steps, so the first stands for all; a pause in any
     of them, in the engine core or in a front end counts.
     """
-    pauses, steps = tables["pauses"], tables["steps"]
-    group = (pauses["rank"] // per_engine).where(pauses["role"] == "worker", pauses["rank"])
+    steps = tables["steps"]
+
+    def its_own(rows: pd.DataFrame) -> pd.DataFrame:
+        number = (rows["rank"] // per_engine).where(rows["role"] == "worker", rows["rank"])
+        return rows[(number == engine) | (rows["role"] == "frontend")]
+
     first = steps[steps["rank"] == engine * per_engine].sort_values("start_ns")[-MOST_STEPS:]
     return {
-        "pauses": pauses[(group == engine) | (pauses["role"] == "frontend")],
+        "pauses": its_own(tables["pauses"]),
+        "census": its_own(tables["census"]),
         "steps": first[first["tokens"] > 0],
         "itl": intervals(first),
     }
@@ -170,9 +175,7 @@ def intervals(steps: pd.DataFrame) -> pd.DataFrame:
     return made[busy].assign(count=1).reset_index(drop=True)
 
 
-def as_campaign(
-    folder: Path, engines: list[dict[str, pd.DataFrame]], census: pd.DataFrame
-) -> Campaign:
+def as_campaign(folder: Path, engines: list[dict[str, pd.DataFrame]]) -> Campaign:
     """The engines as runs of one arm, each from its first busy interval to its last."""
     windows = [
         (int((e["itl"]["t_ns"] - e["itl"]["itl_ns"]).min()), int(e["itl"]["t_ns"].max()) + 1)
@@ -190,14 +193,14 @@ def as_campaign(
         run = pd.Categorical.from_codes(codes, categories=pd.Index(names))
         return joined.assign(run=run)
 
-    blank = [frame("requests", {}) for _ in engines]
+    # What a server's recording has no table for, such as what only a client sees, is empty.
+    tables = {
+        name: stacked([engine.get(name, frame(name, {})) for engine in engines]) for name in TABLES
+    }
     return Campaign(
         path=folder,
         runs=runs,
         failed=pd.DataFrame(columns=["run_id", "reason"]),
         unfinished=(),
-        **{name: stacked([e[name] for e in engines]) for name in ("pauses", "steps", "itl")},
-        requests=stacked(blank),
-        captures=stacked([frame("captures", {}) for _ in engines]),
-        census=stacked([census, *[census[:0]] * (len(engines) - 1)]),
+        **tables,
     )
