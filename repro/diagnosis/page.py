@@ -70,7 +70,7 @@ def section(launch: Launch) -> Iterator[str]:
     )
     if not launch.served:
         return
-    yield table(tables.collector(launch.campaign).drop(columns="arm"))
+    yield table(collections(launch))
     yield paragraph(
         "From the first step to the last. A pause hits a step if it overlaps the step's interval "
         f"and lasts at least {numbers.HIT_SHARE:.0%} of the median one. Pauses of the "
@@ -125,6 +125,13 @@ def processes(launch: Launch) -> pd.DataFrame:
             "recording": found["complete"].map({True: "whole", False: "stopped early"}),
         }
     )
+
+
+def collections(launch: Launch) -> pd.DataFrame:
+    """What the collector took of each process while it served, in words."""
+    found = tables.collector(launch.campaign).drop(columns="arm")
+    way = {process: place for place, process in enumerate(words.PROCESS.values())}
+    return found.sort_values("process", key=lambda names: names.map(way), kind="stable")
 
 
 def steps_hit(shares: pd.DataFrame) -> pd.DataFrame:
