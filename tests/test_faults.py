@@ -30,7 +30,7 @@ from test_campaign import wait_for_pid
 
 from repro import dataset, recording
 from repro.dataset import DatasetError
-from repro.experiment import campaign
+from repro.experiment import campaign, supervise
 from repro.experiment.clients import server
 from repro.experiment.config import Experiment, grid
 from repro.experiment.verify import NotAsRequested, recording_is_whole
@@ -258,6 +258,31 @@ def test_sigint_at_every_stage_of_a_campaign(tmp_path: Path, stage: str) -> None
     assert set(loaded.runs["run"]) == measured
     with campaign.locked(root):
         pass  # the next campaign may begin
+
+
+HANGS = """
+import json, os, subprocess, sys, time
+say = lambda **event: print(json.dumps(event), flush=True)
+core = subprocess.Popen(["VLLM::EngineCore", "1000"], executable="/bin/sleep")
+time.sleep(1)
+say(event="phase", phase="ramp", seconds=0)
+time.sleep(1)
+core.kill()
+core.wait()
+time.sleep(1000)  # as vLLM's front end, waiting for an engine core that is no more
+"""
+
+
+def test_a_client_that_waits_for_a_dead_engine_core_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "CHILD", (sys.executable, "-c", HANGS))
+    monkeypatch.setattr(supervise, "DEATH_S", 3.0)
+    began = time.monotonic()
+    with pytest.raises(supervise.RunFailed, match=r"VLLM::EngineCore.* ended in the middle"):
+        supervise.run_child(Experiment(), tmp_path, lambda phase, seconds: None)
+    assert time.monotonic() - began < 30
+    assert not psutil.Process().children(recursive=True)
 
 
 SECOND_CAMPAIGN = """

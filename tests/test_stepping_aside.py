@@ -77,7 +77,7 @@ def capture(made: Any, broken: Any) -> None:
     )
     sys.modules["vllm.compilation.counter"] = counter  # type: ignore[assignment]
     try:
-        timed = patch.span(broken, 3, lambda: 5)
+        timed = patch.span(broken, "capture", "stock", lambda: 5)
     finally:
         del sys.modules["vllm.compilation.counter"]
     assert timed() == 5
@@ -85,7 +85,7 @@ def capture(made: Any, broken: Any) -> None:
 
 def freeze(made: Any, broken: Any) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(patch, "freeze_heap", broken.freeze)
+        patched.setattr(patch, "put_in_force", broken.freeze)
         patch.hold_warm_up(made, policy.serving("freeze"), None)
         assert made.compile_or_warm_up_model() == "times"
 

@@ -29,6 +29,13 @@ CHILD = (sys.executable, "-c", "from repro.experiment.runner import main; main()
 SILENCE_S = 900.0
 """An engine that says nothing for so long has hung (compiling a large model takes minutes)."""
 
+LOADED = ("ramp", "measure")
+"""Phases in which the engine's processes live and the child says something every second or so."""
+
+DEATH_S = 15.0
+"""Silence in such a phase after which the engine's processes are looked for: vLLM's front end can
+wait for ever for an engine core that was killed. Till then it may say itself what it knows."""
+
 GOODBYE_S = 10.0
 """Seconds for an engine's processes to go by themselves after a run that went well."""
 
@@ -133,21 +140,42 @@ def follow(child: subprocess.Popen[bytes], report: Report) -> str | None:
     """Pass on the child's events until it ends; returns why it failed, None if it did not."""
     assert child.stdout is not None
     reason: str | None = "the measuring process ended without a result"
+    engine: dict[str, psutil.Process] = {}
+    heard = time.monotonic()
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
-        while selector.select(timeout=SILENCE_S):
+        while (silent := time.monotonic() - heard) < SILENCE_S:
+            if not selector.select(timeout=1.0):
+                ended = [name for name, process in engine.items() if not process.is_running()]
+                if ended and silent > DEATH_S:
+                    return f"{', '.join(ended)} ended in the middle of the run"
+                continue
+            heard = time.monotonic()
             line = child.stdout.readline()
             if not line:
                 return reason
             event: dict[str, Any] = json.loads(line)
             match event["event"]:
                 case "phase":
+                    loaded = event["phase"] in LOADED
+                    engine = (engine or engine_processes(child.pid)) if loaded else {}
                     report(event["phase"], event["seconds"])
                 case "failed":
                     reason = str(event["reason"])
                 case "done":
                     reason = None
     return f"no sign of life for {SILENCE_S:.0f} s"
+
+
+def engine_processes(session: int) -> dict[str, psutil.Process]:
+    """The engine cores and workers of a session, by the titles that vLLM gives them."""
+    found = {}
+    for process in session_members(session):
+        with contextlib.suppress(psutil.Error):
+            title = " ".join(process.cmdline())
+            if title.startswith("VLLM::"):
+                found[title] = process
+    return found
 
 
 def explain(reason: str, folder: Path) -> str:
