@@ -6,12 +6,14 @@ with `VLLM_GC_DEBUG=1`, in one and the same process.
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable
 from typing import Any
 
-from repro.plugin.recorder import Recorder
+from repro.plugin.faults import step_aside
+from repro.plugin.recorder import Recorder, pause_callback
 
 OBSERVE_RPC = "repro_observe"
 OBSERVERS = ("nothing", "recorder", "VLLM_GC_DEBUG")
@@ -42,7 +44,8 @@ def observe(
     gc.callbacks.clear()
     worker.execute_model = recorded if what == "recorder" else bare
     if what == "recorder":
-        recorder.watch_collector()
+        stop = functools.partial(step_aside, "recording pauses")
+        gc.callbacks.append(pause_callback(recorder.write, stop))
     elif what == "VLLM_GC_DEBUG":
         from vllm.utils.gc_utils import GCDebugConfig, GCDebugger
 
