@@ -15,6 +15,7 @@ import psutil
 
 from repro.experiment.clients.server import free_port
 from repro.experiment.config import MODELS
+from repro.experiment.supervise import alive
 from repro.plugin.recorder import LAUNCH
 
 START_S = 240.0
@@ -124,11 +125,3 @@ class Server:
             if alive(process):
                 process.kill()
         self.process.wait(timeout=30)
-
-
-def alive(process: psutil.Process) -> bool:
-    """Whether a process runs, and is no zombie."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

@@ -75,7 +75,7 @@ def test_a_callback_that_raises_stops_the_recording_once(
 
 
 def pretend(*roles: str) -> list[Any]:
-    return [SimpleNamespace(role=role, events=[1], complete=True) for role in roles]
+    return [SimpleNamespace(role=role, rank=0, events=[1], complete=True) for role in roles]
 
 
 def test_a_process_id_used_again_is_another_recording(tmp_path: Path) -> None:
@@ -267,8 +267,7 @@ core = subprocess.Popen(["VLLM::EngineCore", "1000"], executable="/bin/sleep")
 time.sleep(1)
 say(event="phase", phase="ramp", seconds=0)
 time.sleep(1)
-core.kill()
-core.wait()
+core.kill()  # and is not waited for: a zombie is dead too
 time.sleep(1000)  # as vLLM's front end, waiting for an engine core that is no more
 """
 

@@ -146,7 +146,7 @@ def follow(child: subprocess.Popen[bytes], report: Report) -> str | None:
         selector.register(child.stdout, selectors.EVENT_READ)
         while (silent := time.monotonic() - heard) < SILENCE_S:
             if not selector.select(timeout=1.0):
-                ended = [name for name, process in engine.items() if not process.is_running()]
+                ended = [name for name, process in engine.items() if not alive(process)]
                 if ended and silent > DEATH_S:
                     return f"{', '.join(ended)} ended in the middle of the run"
                 continue
@@ -224,11 +224,18 @@ def session_members(session: int) -> list[psutil.Process]:
     """Live processes of a session: the child, and everything vLLM started from it."""
     members = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
-            alive = process.status() != psutil.STATUS_ZOMBIE
-            if alive and os.getsid(process.pid) == session:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if alive(process) and os.getsid(process.pid) == session:
                 members.append(process)
     return members
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def check_gpu_memory(used_before: list[int], patience_s: float = 30.0) -> None:

@@ -156,9 +156,8 @@ class Recorder:
             return
         self._stopped = True
         self._write_header()
-        message = (
-            f"repro: recording into {self.directory} stopped: {error}; free space there and restart"
-        )
+        remedy = "; free space there and restart" if isinstance(error, OSError) else ""
+        message = f"repro: recording into {self.directory} stopped: {error}{remedy}"
         if self.strict:
             raise OSError(message) from error
         logger.error(message)
