@@ -172,7 +172,7 @@ def engine_processes(session: int) -> dict[str, psutil.Process]:
     found = {}
     for process in session_members(session):
         with contextlib.suppress(psutil.Error):
-            title = " ".join(process.cmdline())
+            title = " ".join(process.cmdline()).strip()
             if title.startswith("VLLM::"):
                 found[title] = process
     return found
