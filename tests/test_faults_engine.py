@@ -18,6 +18,7 @@ from repro import cli, dataset, plugin, recording
 from repro.diagnosis import launches
 from repro.experiment.campaign import CampaignError, run_campaign
 from repro.experiment.config import grid
+from repro.experiment.supervise import alive
 from repro.plugin.recorder import PAUSE
 from repro.rundir import read_document
 
@@ -143,7 +144,7 @@ def test_a_killed_engine_core_and_a_killed_client_fail_their_runs_alone(tmp_path
                 log = next(iter(open_runs), None)
             below = psutil.Process().children(recursive=True)
             killed.extend(below)
-            next(p for p in below if victim in " ".join(p.cmdline())).kill()
+            next(p for p in below if alive(p) and victim in " ".join(p.cmdline())).kill()
             while not _over(log.parent):
                 time.sleep(0.2)
 
