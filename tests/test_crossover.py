@@ -99,10 +99,10 @@ def test_both_policies_come_equally_often_and_the_heap_is_left_thawed() -> None:
     pairs_of_periods = [set(engine.calls[i : i + 2]) for i in range(0, 12, 2)]
     assert pairs_of_periods == [{True, False}] * 6
     assert len(set(map(tuple, np.reshape(engine.calls[:12], (6, 2))))) == 2, "in random order"
-    names = [name for name, *_ in loop.arrivals.periods]
+    names = [name for name, *_ in loop.ledger.arrivals.periods]
     assert [name == "freeze" for name in names] == engine.calls[:-1]
-    starts = [start for _, start, _ in loop.arrivals.periods]
-    ends = [end for *_, end in loop.arrivals.periods]
+    starts = [start for _, start, _ in loop.ledger.arrivals.periods]
+    ends = [end for *_, end in loop.ledger.arrivals.periods]
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
 
 

@@ -181,7 +181,7 @@ def worker(runner: Any) -> Any:
             speculative_config=None,
             model_config=SimpleNamespace(is_multimodal_model=False),
             parallel_config=SimpleNamespace(
-                use_ubatching=False, data_parallel_rank=0, world_size=2
+                use_ubatching=False, data_parallel_index=0, world_size=2
             ),
         ),
     )

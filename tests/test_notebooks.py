@@ -88,6 +88,9 @@ def test_runs_on_recorded_data_and_joins_the_report(path: Path, tmp_path: Path) 
     elif path.stem == "wide_ep":
         folder = story(tmp_path / "c", length_s=12)
         expected = ["Predicted, not measured", "all that is said of several is prediction"]
+    elif path.stem == "mechanism":
+        folder = story(tmp_path / "c", length_s=12)
+        expected = ["from one to the next", "no policy beyond the freeze was measured"]
     else:
         folder = story(tmp_path / "c", length_s=12)
         expected = ["P99 (ms)", "the worker explains 100%"]
