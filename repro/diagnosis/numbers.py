@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from repro.analysis import lockstep
+from repro.analysis.common_step import Steps, predict
 from repro.analysis.gc_cost import FULL
 from repro.analysis.tails import Estimate, sample, step_quantiles
 from repro.diagnosis.launches import Launch
@@ -108,18 +108,25 @@ def tails(launch: Launch, found: pd.DataFrame, *, seed: int = 0) -> dict[str, li
 
 
 def more_ranks(launch: Launch, found: pd.DataFrame, *, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """`lockstep.predict` for `RANKS` that stall independently: of all steps, and of those not hit.
+    """`common_step.predict` for `RANKS` whose workers pause independently, and without the pauses.
 
-    A kind of steps of which there is none is left out.
+    What a pause of the worker made longer than the median step is each rank's own; the rest of a
+    step is common to all.
     """
-    itl = launch.campaign.itl
-    kinds = {"all steps": itl, "steps that no pause hit": itl[untouched(found)]}
-    predicted = {}
-    for name, rows in kinds.items():
-        runs = [group["itl_ns"].to_numpy() for _, group in rows.groupby("run", observed=True)]
-        if runs:
-            predicted[name] = lockstep.predict(runs, ranks=RANKS, quantiles=QUANTILES, seed=seed)
-    return predicted
+    own = found.T.groupby(level="role").any().T.get("worker", pd.Series(False, index=found.index))
+    common, paused = [], []
+    for _, rows in launch.campaign.itl.groupby("run", observed=True):
+        gap = rows["itl_ns"].to_numpy("int64")
+        added = np.where(own[rows.index], np.maximum(gap - int(np.median(gap)), 0), 0)
+        common.append(gap - added)
+        paused.append(added)
+    recorded = Steps(common=tuple(common), paused=tuple(paused))
+    spared = Steps(common=tuple(common), paused=tuple(np.zeros_like(p) for p in paused))
+    kinds = {"all steps": recorded, "steps that no pause hit": spared}
+    return {
+        name: predict(steps, ranks=RANKS, quantiles=QUANTILES, seed=seed)
+        for name, steps in kinds.items()
+    }
 
 
 def worker_full(shares: pd.DataFrame) -> float:

@@ -105,9 +105,10 @@ def _tail(launch: Launch, hit: pd.DataFrame) -> Iterator[str]:
     yield "<h3>More ranks</h3>"
     yield figure(
         drawings.more_ranks(numbers.more_ranks(launch, hit)),
-        "Predicted from these steps for ranks that wait for each other in every step and stall "
-        "independently, as data-parallel ranks with expert parallelism would. Ranks that stall "
-        "together have the step times of one. Faint: beyond what was measured.",
+        "Predicted from these steps for ranks that wait for each other in every step, as "
+        "data-parallel ranks with expert parallelism do: each rank's worker pauses by itself, the "
+        "rest of a step is common to all. Ranks that pause together have the step times of one. "
+        "Faint: beyond what was measured.",
     )
 
 
