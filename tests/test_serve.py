@@ -17,6 +17,7 @@ from repro.experiment import verify
 from repro.experiment.clients import bench, bench_process, prompts, serve
 from repro.experiment.clients.closed_loop import first_lengths
 from repro.experiment.config import Experiment
+from repro.experiment.measured import rounded
 from repro.experiment.verify import NotAsRequested
 
 NS = 1e9
@@ -139,3 +140,11 @@ def test_a_busy_client_and_a_load_that_ended_are_no_data() -> None:
 def test_the_executor_is_read_off_where_the_workers_live() -> None:
     assert serve.executor_of([{"role": "worker"}]) == "mp"
     assert serve.executor_of([{"role": "engine"}]) == "uni"
+
+
+def test_a_request_keeps_its_times_to_their_resolution() -> None:
+    asked = {"t_ns": [7], "ttft_ns": [149_999], "tpot_ns": [34_999.0]}
+    kept = rounded({name: np.array(values) for name, values in asked.items()})
+    assert [kept[name].tolist() for name in asked] == [[7], [100_000], [30_000]]
+    assert np.isnan(rounded({"tpot_ns": np.array([np.nan])})["tpot_ns"]).all()
+    assert rounded({}) == {}

@@ -24,6 +24,9 @@ LOG = "engine.log"
 MEASURED = "measured.json"
 LOG_TAIL_LINES = 30
 
+DICTIONARY_SHARE = 0.25
+"""Distinct values a row, below which a column is stored with a dictionary."""
+
 
 def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
     """Write one table of a run directory.
@@ -44,10 +47,10 @@ def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
         else pa.array([], type=field.type)
         for field in schema
     ]
-    # Times grow row by row: their differences are a quarter of the size. Of numbers with a
-    # fraction, zstd finds alike only what is: the bytes of one weight.
-    encodings = {pa.int64(): "DELTA_BINARY_PACKED", pa.float64(): "BYTE_STREAM_SPLIT"}
-    encoding = {f.name: encodings[f.type] for f in schema if f.type in encodings}
+    # Times grow row by row: their differences are a quarter of the size. What takes few values
+    # is smaller still as numbers of a dictionary.
+    few = [f.name for f, array in zip(schema, arrays, strict=True) if takes_few_values(array)]
+    times = [f.name for f in schema if f.type == pa.int64() and f.name not in few]
     path = folder / f"{name}.parquet"
     temporary = path.with_suffix(".partial")
     pq.write_table(
@@ -55,11 +58,16 @@ def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
         temporary,
         compression="zstd",
         compression_level=19,
-        use_dictionary=[f.name for f in schema if f.name not in encoding],
-        column_encoding=encoding,
+        use_dictionary=few,
+        column_encoding=dict.fromkeys(times, "DELTA_BINARY_PACKED"),
     )
     temporary.replace(path)
     return path
+
+
+def takes_few_values(column: pa.Array) -> bool:
+    """Whether a dictionary of its values pays for a column."""
+    return len(column.unique()) < DICTIONARY_SHARE * max(len(column), 1)
 
 
 def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:

@@ -14,6 +14,9 @@ from repro.experiment.collect import MEASURED, RAW, write_table
 from repro.experiment.config import Experiment
 from repro.recording import Columns
 
+RESOLUTION_NS = {"ttft_ns": 100_000, "tpot_ns": 10_000}
+"""To which a request's times are kept."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -50,7 +53,7 @@ class Measured:
     def write(self, folder: Path, experiment: Experiment) -> None:
         """Write the client's tables and the window into the run's folder."""
         write_table(folder, "itl", self.itl)
-        write_table(folder, "requests", self.requests)
+        write_table(folder, "requests", rounded(self.requests))
         if self.periods is not None:
             write_table(folder, "periods", self.periods)
         measured = {
@@ -76,6 +79,18 @@ class Measured:
     def _finished(self) -> int:
         time = self.requests.get("t_ns", np.array([]))
         return int(np.count_nonzero((time >= self.start_ns) & (time < self.end_ns)))
+
+
+def rounded(requests: Columns) -> Columns:
+    """The table `requests` to its `RESOLUTION_NS`: half the size, and nothing is read off the rest.
+
+    A table without columns is left as it is.
+    """
+    return requests | {
+        name: np.rint(requests[name] / unit) * unit
+        for name, unit in RESOLUTION_NS.items()
+        if name in requests
+    }
 
 
 def time_per_output_token(
