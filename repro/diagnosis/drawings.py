@@ -14,12 +14,14 @@ from repro.analysis.gc_cost import GENERATIONS
 from repro.analysis.tails import NS_PER_MS, sample
 from repro.diagnosis.launches import Launch
 from repro.diagnosis.numbers import untouched
-from repro.figures import NS_PER_S, survival
+from repro.figures.itl_tail import survival
 from repro.style import COLUMN, INK, PALETTE, PROCESS_COLOUR
 
 KIND_COLOUR = {"all steps": PALETTE[3], "steps that no pause hit": PALETTE[0]}
 GENERATION_SIZE = {0: 3, 1: 8, 2: 26}
 QUANTILE_LINE = {0.5: ":", 0.99: "--", 0.999: "-"}
+
+NS_PER_S = 1e9
 
 
 def pauses_over_time(launch: Launch) -> Figure:

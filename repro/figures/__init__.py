@@ -1,0 +1,52 @@
+"""The figures, one a module and a function, drawn from a campaign's data alone.
+
+To add one, add a module here with a function from `Campaign` to `Figure`, decorated with `@figure`:
+`FIGURES`, `draw_all`, the notebooks and the tests then know it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from repro import dataset
+from repro.figures.registry import FIGURES, NotApplicable
+from repro.style import save
+
+__all__ = ["FIGURES", "NotApplicable", "draw_all"]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def draw_all(data_root: Path, out_dir: Path) -> list[Path]:
+    """Draw what applies to each campaign under a folder.
+
+    Parameters
+    ----------
+    data_root : Path
+        Its folders that are campaigns are drawn; others are passed over.
+    out_dir : Path
+        Where `<campaign>/<figure>.png` and `.svg` go.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    repro.dataset.DatasetError
+        If a campaign is damaged.
+    """
+    written = []
+    for folder in sorted(path for path in data_root.iterdir() if dataset.is_campaign(path)):
+        campaign = dataset.load(folder)
+        for name, draw in FIGURES.items():
+            try:
+                drawn = draw(campaign)
+            except NotApplicable:
+                continue
+            written += save(drawn, out_dir / folder.name / name)
+    return written

@@ -1,0 +1,58 @@
+"""What several figures share: their headings, legends and axes."""
+
+from __future__ import annotations
+
+from textwrap import fill
+from typing import Any
+
+import pandas as pd
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from repro import style
+from repro.dataset import Campaign
+from repro.style import POLICY_COLOUR
+
+
+def runs_of(campaign: Campaign, arm: str) -> pd.Series:
+    """The names of an arm's runs."""
+    return campaign.runs.loc[campaign.runs["arm"] == arm, "run"]
+
+
+def message(drawn: Figure, sentence: str) -> None:
+    """What the figure shows, over its whole width."""
+    characters = int(16.5 * drawn.get_figwidth())
+    drawn.suptitle(fill(sentence, characters), x=0.01, ha="left", fontsize=8)
+
+
+def style_of(campaign: Campaign, arm: str) -> dict[str, Any]:
+    """The hue says the policy; its lightness and the kind of line what else sets the arm apart."""
+    policies = campaign.runs.drop_duplicates("arm").set_index("arm")["policy"]
+    settings = [label.removesuffix(name) for label, name in policies.items()]
+    place = list(dict.fromkeys(settings)).index(arm.removesuffix(policies[arm]))
+    return {
+        "color": style.lighter(POLICY_COLOUR[policies[arm]], place),
+        "linestyle": style.SETTING_LINE[place % len(style.SETTING_LINE)],
+    }
+
+
+def legend_of_arms(
+    drawn: Figure, campaign: Campaign, arms: list[str], more: list[Patch] | None = None
+) -> None:
+    """A legend of the arms in their looks, and of what else is drawn."""
+    lines: list[Line2D | Patch] = [
+        Line2D([], [], lw=3, label=arm, **style_of(campaign, arm)) for arm in arms
+    ]
+    handles = lines + (more or [])
+    drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+
+
+def plain_numbers(axis: Axis) -> None:
+    """A logarithmic axis labelled 10, 20, 50, 100; over more than two decades 10, 100, 1,000."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_locator(NullLocator())

@@ -1,0 +1,105 @@
+"""Collections of a worker against the requests in flight, with the rule's line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from repro import words
+from repro.advice import Setting, advise, setting_of
+from repro.analysis.gc_cost import GENERATIONS
+from repro.analysis.mechanism import collections_by_load
+from repro.dataset import Campaign
+from repro.figures.parts import message, plain_numbers
+from repro.figures.registry import NotApplicable, figure
+from repro.style import INK, PAGE, POLICY_COLOUR
+
+LOADS = 3
+"""Loads that a map of the trigger needs at least."""
+
+VLLM_DEFAULTS = {256: "vLLM's default", 1024: "on a large GPU"}
+"""`max_num_seqs` of a server that is told nothing: 1,024 from 70 GiB of GPU memory on."""
+
+
+@figure
+def trigger_map(campaign: Campaign) -> Figure:
+    """Collections of a worker per 1,000 steps against the requests in flight, by generation.
+
+    Measured points, the rule's line for full collections, vLLM's default `max_num_seqs`. Needs
+    one policy measured at three loads or more.
+    """
+    found = collections_by_load(campaign)
+    found = found[found["policy"].isin(["no-freeze", "freeze", "stock"])]
+    loads = found.groupby("policy")["concurrency"].nunique()
+    names = [name for name in POLICY_COLOUR if loads.get(name, 0) >= LOADS]
+    if not names:
+        raise NotApplicable(f"no policy was measured at {LOADS} loads or more")
+    drawn = Figure(figsize=(PAGE, 2.6), layout="constrained")
+    panels = drawn.subplots(1, len(GENERATIONS), sharey=True)
+    for axes, generation in zip(panels, GENERATIONS, strict=True):
+        for name in names:
+            points = found[(found["policy"] == name) & (found["generation"] == generation)]
+            points = points.sort_values("concurrency")
+            axes.plot(
+                points["concurrency"],
+                points["per_1000_steps"],
+                "o",
+                ms=4.5 if name == "freeze" else 6,
+                mfc="white" if name == "freeze" else POLICY_COLOUR[name],
+                color=POLICY_COLOUR[name],
+            )
+        for load, what in VLLM_DEFAULTS.items():
+            axes.axvline(load, color=INK, lw=0.7, ls=":")
+            axes.annotate(
+                f"{load:,}: {what}",
+                (load, 1),
+                (-2, -2),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                rotation=90,
+                ha="right",
+                va="top",
+                fontsize=5.5,
+            )
+        axes.set(xscale="log", yscale="symlog", xlabel="requests in flight")
+        axes.set_title(f"generation {generation}", fontsize=7, weight="bold")
+        axes.set_ylim(0, 10_000)
+        plain_numbers(axes.xaxis)
+    for name in names:
+        _draw_rule(panels[-1], campaign, name)
+    panels[0].set_ylabel("collections per 1,000 steps")
+    lines = list(panels[0].lines[: len(names)])
+    handles = [
+        Line2D([], [], marker="o", ls="", mfc=line.get_mfc(), mec=line.get_mec(), label=name)
+        for name, line in zip(names, lines, strict=True)
+    ]
+    handles.append(Line2D([], [], color=INK, lw=1, label="CPython's rule"))
+    drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    message(drawn, _trigger_message(found, names[0]))
+    return drawn
+
+
+def _draw_rule(axes: Axes, campaign: Campaign, name: str) -> None:
+    """Full collections as the rule makes them, of the campaign's worker at every load."""
+    runs = campaign.runs[campaign.runs["policy"] == name]
+    setting = setting_of(campaign, str(runs["run"].iloc[0]))
+    loads = np.unique(np.geomspace(runs["concurrency"].min(), runs["concurrency"].max(), 200))
+    rate = [
+        1000 / advise(Setting(**{**vars(setting), "concurrency": int(load)})).period_steps
+        for load in loads
+    ]
+    axes.plot(loads, rate, color=POLICY_COLOUR[name], lw=1)
+
+
+def _trigger_message(found: pd.DataFrame, name: str) -> str:
+    full = found[(found["policy"] == name) & (found["generation"] == GENERATIONS[-1])]
+    some = full.loc[full["pauses"] > 0, "concurrency"]
+    most = words.amount(full["concurrency"].max())
+    if some.empty:
+        return f"No full collection of a worker ({name}) was seen up to {most} requests in flight"
+    none = full.loc[(full["pauses"] == 0) & (full["concurrency"] < some.min()), "concurrency"]
+    until = f"none up to {words.amount(none.max())}, " if len(none) else ""
+    return f"Full collections of a worker ({name}): {until}seen from {words.amount(some.min())} on"
