@@ -148,7 +148,7 @@ def test_ranks_are_counted_over_all_engines() -> None:
 
 
 def test_a_vllm_without_the_hooks_module_is_named() -> None:
-    with pytest.raises(UnknownLayout, match=r"vLLM 9\.9\.9: there is no module vllm\.v1"):
+    with pytest.raises(UnknownLayout, match=r"vLLM 9\.9\.9: there is no module vllm\."):
         patch.apply(policy.serving("freeze"), policy.capture("stock"), None)
 
 
