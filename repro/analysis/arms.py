@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pandas as pd
@@ -60,7 +61,14 @@ def ordered_arms(campaign: Campaign) -> list[str]:
     order = ["no-freeze", *(name for name in policy.SERVING if name != "no-freeze")]
     place = arms["policy"].map({name: number for number, name in enumerate(order)})
     setting = [setting_of(row.arm, row.policy) for row in arms.itertuples()]
-    return list(arms.assign(setting=setting, place=place).sort_values(["setting", "place"])["arm"])
+    places = dict(zip(arms["arm"], zip(map(natural, setting), place, strict=True), strict=True))
+    return sorted(places, key=places.__getitem__)
+
+
+def natural(text: str) -> list[tuple[float, str]]:
+    """A key that sorts 512 before 1024."""
+    parts = re.split(r"(\d+)", text)
+    return [(float(part), "") if part.isdigit() else (-1.0, part) for part in parts]
 
 
 def setting_of(arm: str, policy: str) -> str:

@@ -8,7 +8,7 @@ from matplotlib.patches import Patch
 from repro import words
 from repro.analysis.arms import heaps, ordered_arms
 from repro.dataset import Campaign, under_load
-from repro.figures.parts import legend_of_arms, message, style_of
+from repro.figures.parts import arms_to_compare, legend_of_arms, message, style_of
 from repro.figures.registry import NotApplicable, figure
 from repro.style import INK, PAGE, PROCESS_COLOUR
 
@@ -31,7 +31,7 @@ def heap_census(campaign: Campaign) -> Figure:
         role: [p for p in HEAP_POINTS if p in set(census.loc[census["role"] == role, "point"])]
         for role in roles
     }
-    arms = ordered_arms(campaign)
+    arms = arms_to_compare(campaign)
     width = 0.8 / len(arms)
     drawn = Figure(figsize=(PAGE, 2.5), layout="constrained")
     widths = [len(points[role]) for role in roles]

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from repro import words
-from repro.analysis.arms import Pair, ordered_arms, pairs
+from repro.analysis.arms import Pair, pairs
 from repro.analysis.bootstrap import EXPECTED_BEYOND
 from repro.analysis.tails import NS_PER_MS, effect, sample, tail_table
 from repro.dataset import Campaign
-from repro.figures.parts import message, plain_numbers, runs_of, style_of
+from repro.figures.parts import arms_to_compare, message, plain_numbers, runs_of, style_of
 from repro.figures.registry import NotApplicable, figure
 from repro.style import COLUMN
 
@@ -34,7 +34,7 @@ def itl_tail(campaign: Campaign) -> Figure:
     drawn = Figure(figsize=(COLUMN, 2.8), layout="constrained")
     axes = drawn.subplots()
     curves = {}
-    for arm in ordered_arms(campaign):
+    for arm in arms_to_compare(campaign):
         rows = gaps[gaps["run"].isin(runs_of(campaign, arm))]
         if rows.empty:
             continue

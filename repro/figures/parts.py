@@ -13,13 +13,30 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from repro import style
+from repro.analysis.arms import ordered_arms
 from repro.dataset import Campaign
+from repro.figures.registry import NotApplicable
 from repro.style import POLICY_COLOUR
 
 
 def runs_of(campaign: Campaign, arm: str) -> pd.Series:
     """The names of an arm's runs."""
     return campaign.runs.loc[campaign.runs["arm"] == arm, "run"]
+
+
+def arms_to_compare(campaign: Campaign) -> list[str]:
+    """All arms in their order, where one figure can tell them apart.
+
+    Raises
+    ------
+    NotApplicable
+        If they differ in more than the policy and a few settings, as a sweep over loads does.
+    """
+    arms = ordered_arms(campaign)
+    settings = {arm.removesuffix(arm.rpartition(" ")[2]) for arm in arms}
+    if len(settings) > len(style.SETTING_LINE):
+        raise NotApplicable(f"{len(settings)} settings are too many to tell apart in one figure")
+    return arms
 
 
 def message(drawn: Figure, sentence: str) -> None:

@@ -10,7 +10,14 @@ from repro.analysis.arms import ordered_arms, pairs
 from repro.analysis.gc_cost import FULL, GENERATIONS, full_collections
 from repro.analysis.tails import NS_PER_MS
 from repro.dataset import Campaign, in_window, under_load
-from repro.figures.parts import legend_of_arms, message, plain_numbers, runs_of, style_of
+from repro.figures.parts import (
+    arms_to_compare,
+    legend_of_arms,
+    message,
+    plain_numbers,
+    runs_of,
+    style_of,
+)
 from repro.figures.registry import NotApplicable, figure
 from repro.style import PAGE, PROCESS_COLOUR
 
@@ -27,7 +34,7 @@ def pauses_by_process(campaign: Campaign) -> Figure:
     if pauses.empty:
         raise NotApplicable("no collection in the measured windows")
     roles = [role for role in words.PROCESS if role in set(pauses["role"])]
-    arms = ordered_arms(campaign)
+    arms = arms_to_compare(campaign)
     spread = 0.7 / len(arms)
     drawn = Figure(figsize=(PAGE, 2.5), layout="constrained")
     panels = drawn.subplots(1, len(roles), sharey=True, squeeze=False)[0]

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from repro import words
-from repro.analysis.arms import ordered_arms, pairs
+from repro.analysis.arms import pairs
 from repro.analysis.gc_cost import FULL
 from repro.analysis.tails import NS_PER_MS, step_intervals
 from repro.dataset import Campaign, in_window, under_load
-from repro.figures.parts import message, plain_numbers, style_of
+from repro.figures.parts import arms_to_compare, message, plain_numbers, style_of
 from repro.figures.registry import NotApplicable, figure
 from repro.style import PAGE, PROCESS_COLOUR
 
@@ -48,7 +48,7 @@ def timeline(campaign: Campaign) -> Figure:
         raise NotApplicable(f"no {missing} in the measured windows")
     roles = [role for role in words.PROCESS if role in set(pauses["role"])]
     pair = next(iter(pairs(campaign)), None)
-    arms = [pair.baseline, pair.treated] if pair else ordered_arms(campaign)[:1]
+    arms = [pair.baseline, pair.treated] if pair else arms_to_compare(campaign)[:1]
     scenes = [_scene(campaign, arm, pauses[pauses["role"] == roles[-1]], steps) for arm in arms]
     half_ms = max(max(2.5 * scene.pause_ms, 25 * scene.step_ms) for scene in scenes)
 
