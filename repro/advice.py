@@ -14,6 +14,7 @@ from types import MappingProxyType
 from repro import policy, words
 from repro.analysis.arms import freezes
 from repro.analysis.collector import StepLoad, period_of_full_collections, rule_for
+from repro.analysis.release import FIRST_FROZEN, release
 from repro.analysis.tails import step_intervals
 from repro.analysis.trigger import kept_a_request
 from repro.dataset import Campaign, in_window, subset
@@ -36,7 +37,6 @@ WORKER_HEAP = 800_000
 """Objects of a started worker, most of them imports and compiled code."""
 
 QUANTILES = (0.99, 0.999)
-FROZEN_SINCE = (0, 23)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Setting:
         """Whether the workers decode with a frozen heap."""
         asked = policy.serving(self.policy).freeze
         return (
-            self.device == "cuda" and release(self.vllm) >= FROZEN_SINCE if asked is None else asked
+            self.device == "cuda" and release(self.vllm) >= FIRST_FROZEN if asked is None else asked
         )
 
 
@@ -188,20 +188,6 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
     )
 
 
-def release(version: str) -> tuple[int, ...]:
-    """Major and minor version of vLLM.
-
-    Raises
-    ------
-    ValueError
-        If the text is no version.
-    """
-    parts = version.split(".")[:2]
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"vllm {version!r}: give a version like 0.23.0")
-    return tuple(map(int, parts))
-
-
 def _in_effect(campaign: Campaign, arm: str) -> str:
     """What an untouched vLLM did, as the census saw it."""
     return "freeze" if freezes(campaign, arm) == "yes" else "no-freeze"
@@ -282,7 +268,7 @@ def _what_to_set(advice: Advice) -> str:
         return "Nothing need be set."
     if setting.frozen:
         return "The workers are frozen already: nothing need be set for them."
-    if setting.device == "cuda" and release(setting.vllm) < FROZEN_SINCE:
+    if setting.device == "cuda" and release(setting.vllm) < FIRST_FROZEN:
         way = "take vLLM 0.23.0 or later, or set REPRO_POLICY=freeze beside this package's plugin"
     else:
         way = "set REPRO_POLICY=freeze beside this package's plugin"

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -103,29 +104,43 @@ def test_first_lengths_are_those_of_a_loop_under_way() -> None:
     assert np.mean(lengths) == pytest.approx(expected, rel=0.02)
 
 
-def test_the_gate_holds_and_then_holds_back(monkeypatch: pytest.MonkeyPatch) -> None:
+class Parent:
+    """Standard input of a client whose parent says go, and keeps the pipe open till told."""
+
+    def __init__(self, words: str) -> None:
+        self.words, self.gone = words, threading.Event()
+
+    def readline(self) -> str:
+        return self.words
+
+    def read(self) -> str:
+        self.gone.wait()
+        return ""
+
+
+@pytest.mark.parametrize("go", [True, False])
+def test_the_gate_opens_at_a_word_and_holds_back_without(
+    go: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sent: list[int] = []
 
     async def send(number: int, session: Any, pbar: Any) -> str:
         sent.append(number)
         return "answer"
 
-    def gate_hears(words: str) -> Any:
-        monkeypatch.setattr(bench_process.sys, "stdin", io.StringIO(words))
-        return bench_process.Gate(send, first=2, events=said)
-
     async def ask(gate: Any) -> list[Any]:
         return await asyncio.gather(*(gate(number, None) for number in range(3)))
 
-    said = io.StringIO()
+    parent, said = Parent("go\n" if go else ""), io.StringIO()
+    if not go:
+        parent.gone.set()  # the parent died before it said anything
+    monkeypatch.setattr(bench_process.sys, "stdin", parent)
     monkeypatch.setattr(bench_process, "never_sent", lambda: "never sent")
-    told = gate_hears("")  # the parent is gone before it said anything
-    assert asyncio.run(ask(told)) == ["never sent"] * 3
-    assert sent == []
-    open_gate = gate_hears("")
-    open_gate.stopped = False
-    assert asyncio.run(ask(open_gate)) == ["answer"] * 3
-    assert said.getvalue() == "ramp over\n"
+    gate = bench_process.Gate(send, first=2, events=said)
+    assert asyncio.run(ask(gate)) == ["answer" if go else "never sent"] * 3
+    assert sent == ([0, 1, 2] if go else [])
+    assert said.getvalue() == ("ramp over\n" if go else "")
+    parent.gone.set()
 
 
 def test_a_busy_client_and_a_load_that_ended_are_no_data() -> None:

@@ -90,8 +90,17 @@ def steps_between(campaign: Campaign, full: pd.DataFrame) -> pd.Series:
 
 
 def release(version: str) -> tuple[int, ...]:
-    """Major and minor of a version such as 0.22.1 or 0.23.0rc1."""
-    return tuple(int(part) for part in version.split(".")[:2])
+    """Major and minor of a version such as 0.22.1 or 0.23.0rc1.
+
+    Raises
+    ------
+    ValueError
+        If the text is no version.
+    """
+    parts = version.split(".")[:2]
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise ValueError(f"vllm {version!r}: give a version like 0.23.0")
+    return tuple(map(int, parts))
 
 
 def _of_runs(values: pd.Series, pair: Twins) -> Estimate:
