@@ -24,7 +24,6 @@ import pandas as pd
 
 from repro.analysis.bootstrap import (
     EXPECTED_BEYOND,
-    LEVEL,
     Floats,
     Integers,
     assign_blocks,
@@ -33,7 +32,16 @@ from repro.analysis.bootstrap import (
     steps_needed,
     value_grid,
 )
-from repro.analysis.lockstep import QUANTILES, RANKS, LockstepError, Width, simulate
+from repro.analysis.lockstep import (
+    QUANTILES,
+    RANKS,
+    LockstepError,
+    Width,
+    check_quantiles,
+    check_range,
+    check_ratio,
+    simulate,
+)
 from repro.analysis.tails import NS_PER_MS, step_intervals
 from repro.dataset import Campaign, in_window
 
@@ -154,7 +162,8 @@ def predict(
     LockstepError
         If a number of ranks or a quantile is out of range.
     """
-    _check(ranks, quantiles)
+    check_range("ranks", ranks, 1, math.inf)
+    check_quantiles(quantiles)
     measured, resampled = _measured(steps), _resampled(steps, resamples, seed)
     whole = np.sort(np.concatenate(steps.whole))
     rows = []
@@ -208,29 +217,20 @@ def width_at(
     LockstepError
         If a parameter is out of range.
     """
-    _check([1], [quantile])
-    if not ratio > 1:
-        raise LockstepError(f"ratio={ratio} must be above 1: 1.1 asks for a rise by 10%")
+    check_quantiles([quantile])
+    check_ratio(ratio)
     measured = _measured(steps)
     target = ratio * _quantile(measured, 1, quantile)
     usual = np.median(np.concatenate(steps.common))
     paused = np.concatenate(steps.paused)
     reaching = int((usual + paused >= target[0]).sum())
     if reaching == 0:
-        share = 3 / len(paused)  # none in n steps: their share is below 3 / n with 95% confidence
-        low = math.ceil(math.log(quantile) / math.log1p(-share)) if share < 1 else 2
-        return Width(ranks=math.inf, low=max(2, low), high=math.inf, supported=False)
+        return Width.unseen(quantile, steps=len(paused))
     resampled = _resampled(steps, resamples, seed)
     targets = ratio * _quantile(resampled, 1, quantile)
     drawn = _ranks_reaching(resampled, targets, quantile)
-    # Order statistics: a number of ranks and infinity have no average.
-    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), method="inverted_cdf")
-    return Width(
-        ranks=float(_ranks_reaching(measured, target, quantile)[0]),
-        low=float(low),
-        high=float(high),
-        supported=reaching >= EXPECTED_BEYOND,
-    )
+    ranks = float(_ranks_reaching(measured, target, quantile)[0])
+    return Width.of(ranks, drawn, reaching=reaching)
 
 
 def play(steps: Steps, *, ranks: int, number: int, seed: int = 0) -> Integers:
@@ -345,12 +345,3 @@ def _ranks_reaching(parts: _Parts, target: Floats, quantile: float) -> Floats:
         reached = _share_within(parts, short, middle) < quantile
         low, high = np.where(reached, low, middle), np.where(reached, middle, high)
     return np.where(never, math.inf, high)
-
-
-def _check(ranks: Sequence[int], quantiles: Sequence[float]) -> None:
-    for number in ranks:
-        if number < 1:
-            raise LockstepError(f"ranks={number} must be 1 or more")
-    for quantile in quantiles:
-        if not 0 < quantile < 1:
-            raise LockstepError(f"quantile={quantile} must lie between 0 and 1: 0.99 for P99")

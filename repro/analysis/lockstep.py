@@ -70,6 +70,26 @@ class Width:
     high: float
     supported: bool
 
+    @classmethod
+    def of(cls, ranks: float, resampled: Floats, *, reaching: int) -> Width:
+        """From the same number reckoned from resamples, `reaching` steps being long enough."""
+        # Order statistics: a number of ranks and infinity have no average.
+        bounds = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+        low, high = np.quantile(resampled, bounds, method="inverted_cdf")
+        return cls(
+            ranks=float(ranks),
+            low=float(low),
+            high=float(high),
+            supported=reaching >= EXPECTED_BEYOND,
+        )
+
+    @classmethod
+    def unseen(cls, quantile: float, *, steps: int) -> Width:
+        """From no such step in so many: their share is below 3 / steps with 95% confidence."""
+        share = 3 / steps
+        low = math.ceil(math.log(quantile) / math.log1p(-share)) if share < 1 else 2
+        return cls(ranks=math.inf, low=max(2, low), high=math.inf, supported=False)
+
 
 def predict(
     runs: Runs,
@@ -108,9 +128,9 @@ def predict(
         A run without steps or with intervals that are none, or a parameter out of range.
     """
     traces = _checked(runs)
-    _check_range("ranks", ranks, 1, math.inf)
-    _check_quantiles(quantiles)
-    _check_range("alignment", [alignment], 0, 1)
+    check_range("ranks", ranks, 1, math.inf)
+    check_quantiles(quantiles)
+    check_range("alignment", [alignment], 0, 1)
     measured = _measured(traces, alignment)
     resampled = _resampled(traces, alignment, resamples, seed)
     rows = []
@@ -159,29 +179,18 @@ def width_at(
         As `predict`.
     """
     traces = _checked(runs)
-    _check_quantiles([quantile])
-    _check_range("alignment", [alignment], 0, 1)
-    if not ratio > 1:
-        raise LockstepError(f"ratio={ratio} must be above 1: 1.1 asks for a rise by 10%")
+    check_quantiles([quantile])
+    check_ratio(ratio)
+    check_range("alignment", [alignment], 0, 1)
     alone = _measured(traces, 0.0)
     target = ratio * _group_quantile(alone, 1, quantile)
     ranks = _ranks_reaching(_measured(traces, alignment), target, quantile)[0]
     reaching = sum(int((trace >= target[0]).sum()) for trace in traces)
-    if reaching == 0:
-        # None in n steps: their share is below 3 / n with 95% confidence, whatever the alignment.
-        share = 3 / sum(map(len, traces))
-        low = math.ceil(math.log(quantile) / math.log1p(-share)) if share < 1 else 2
-        return Width(ranks=math.inf, low=max(2, low), high=math.inf, supported=False)
+    if reaching == 0:  # whatever the alignment
+        return Width.unseen(quantile, steps=sum(map(len, traces)))
     targets = ratio * _group_quantile(_resampled(traces, 0.0, resamples, seed), 1, quantile)
     drawn = _ranks_reaching(_resampled(traces, alignment, resamples, seed), targets, quantile)
-    # Order statistics: a number of ranks and infinity have no average.
-    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), method="inverted_cdf")
-    return Width(
-        ranks=float(ranks),
-        low=float(low),
-        high=float(high),
-        supported=reaching >= EXPECTED_BEYOND,
-    )
+    return Width.of(ranks, drawn, reaching=reaching)
 
 
 def simulate(
@@ -212,9 +221,9 @@ def simulate(
         As `predict`.
     """
     traces = _checked(runs)
-    _check_range("ranks", [ranks], 1, math.inf)
-    _check_range("steps", [steps], 1, math.inf)
-    _check_range("alignment", [alignment], 0, 1)
+    check_range("ranks", [ranks], 1, math.inf)
+    check_range("steps", [steps], 1, math.inf)
+    check_range("alignment", [alignment], 0, 1)
     rng = np.random.default_rng(seed)
     shortest = min(map(len, traces))
     group = np.zeros(steps, dtype=np.int64)
@@ -357,14 +366,22 @@ def _checked(runs: Runs) -> list[Integers]:
     return traces
 
 
-def _check_range(name: str, values: Sequence[float], low: float, high: float) -> None:
+def check_range(name: str, values: Sequence[float], low: float, high: float) -> None:
+    """Raise `LockstepError` unless all values lie from `low` to `high`."""
     for value in values:
         if not low <= value <= high:
             allowed = f"{low} or more" if math.isinf(high) else f"from {low} to {high}"
             raise LockstepError(f"{name}={value} must be {allowed}")
 
 
-def _check_quantiles(quantiles: Sequence[float]) -> None:
+def check_quantiles(quantiles: Sequence[float]) -> None:
+    """Raise `LockstepError` unless all lie between 0 and 1."""
     for quantile in quantiles:
         if not 0 < quantile < 1:
             raise LockstepError(f"quantile={quantile} must lie between 0 and 1: 0.99 for P99")
+
+
+def check_ratio(ratio: float) -> None:
+    """Raise `LockstepError` unless it asks for a rise."""
+    if not ratio > 1:
+        raise LockstepError(f"ratio={ratio} must be above 1: 1.1 asks for a rise by 10%")
