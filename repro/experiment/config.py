@@ -61,8 +61,9 @@ class Experiment:
     executor : str
         `mp`: the worker is a process of its own. `uni`: it lives inside the engine core.
     model : str
-        A config shipped with the package (`tiny`, `dense-0.6b`, `deep`, `moe`), or the path or
-        name of any model vLLM loads.
+        A config shipped with the package (`tiny`, `small`, `dense-0.6b`, `deep`, `moe`), or the
+        path or name of any model vLLM loads. `small` is for HTTP on a few CPU cores: its steps
+        take so long that API server and client keep up with 1,024 in flight.
     device : str
         `auto` takes CUDA where there is a GPU, else vLLM's CPU backend.
     concurrency : int
