@@ -16,7 +16,6 @@ import pandas as pd
 
 from repro import words
 from repro.analysis.arms import Pair, freezes, heaps, is_frozen, pairs
-from repro.analysis.captures import capture_times, same_memory_again
 from repro.analysis.gc_cost import FULL, full_collections
 from repro.analysis.one_rank import bases
 from repro.analysis.ranks import against_prediction
@@ -29,7 +28,6 @@ from repro.prediction import sentence
 SAME = (0.95, 1.05)
 """A ratio whose whole interval lies in here is called no difference."""
 
-SAME_MEMORY = (0.99, 1.01)
 SAME_TAIL = (0.9, 1.1)
 """Wider for the tail: P99 of two equal arms varies more than a capture's time does."""
 
@@ -142,9 +140,9 @@ def nothing_changes_with_uni(campaign: Campaign) -> list[Finding]:
                 )
             )
         elif not ratio.supported:
-            findings.append(_unsupported(ratio, name, runs))
+            findings.append(unsupported(ratio, name, runs))
         else:
-            findings.append(_same(ratio, SAME_TAIL, name, runs))
+            findings.append(same(ratio, SAME_TAIL, name, runs))
     return findings
 
 
@@ -152,7 +150,7 @@ def _tail_falls(campaign: Campaign, pair: Pair) -> Finding:
     ratio, name = _tail_ratio(campaign, pair)
     runs = _runs(campaign, pair)
     if not ratio.supported:
-        return _unsupported(ratio, name, runs)
+        return unsupported(ratio, name, runs)
     if ratio.high < DRASTIC:
         verdict, reason = Verdict.REPRODUCED, f"{name} falls by more than a fifth"
     elif ratio.low > 1:
@@ -194,79 +192,13 @@ def patch_is_the_release(campaign: Campaign) -> list[Finding]:
         ratio = ratios.pop("full collection")
         if not ratio.supported:
             what = "the length of full collections"
-            findings.append(_unsupported(ratio, what, runs, "runs an arm with a full collection"))
+            findings.append(unsupported(ratio, what, runs, "runs an arm with a full collection"))
             continue
         name = f"full collection, {pair.after} over {pair.before}"
-        found = _same(ratio, AS_LONG, name, runs)
+        found = same(ratio, AS_LONG, name, runs)
         rest = ", ".join(f"{k} {words.ratio(r)}" for k, r in ratios.items() if r.supported)
         findings.append(replace(found, reason=f"{found.reason}; {rest}"))
     return findings
-
-
-# --- the capture --------------------------------------------------------------------------
-
-
-def capture_takes_as_long(campaign: Campaign) -> list[Finding]:
-    """Capture time with the heap frozen over that with the collector on."""
-    return _frozen_capture(capture_times(campaign), "capture_s", SAME, "capture time")
-
-
-def capture_takes_as_much_memory(campaign: Campaign) -> list[Finding]:
-    """GPU memory that the capture takes, likewise, where a repeated one takes it all again."""
-    times = same_memory_again(capture_times(campaign), SAME_MEMORY)
-    return _frozen_capture(times, "memory_bytes", SAME_MEMORY, "memory")
-
-
-def no_collection_per_graph(campaign: Campaign) -> list[Finding]:
-    """Full collections of a capture with PyTorch as it is, against those with one asked for.
-
-    Not against the graphs: vLLM keeps PyTorch from collecting for all but the first piece of a
-    batch size, so even the collection before each graph is not one for each.
-    """
-    times = capture_times(campaign)
-    times = times[times["kind"] == "capture"]
-    findings = []
-    for _, alike in times.groupby(["comparable", "model"]):
-        default = alike[alike["capture_policy"].isin(["gc-on", "stock"])]
-        asked = alike[alike["capture_policy"] == "collect-per-graph"]
-        if default.empty or asked.empty:
-            continue
-        most, fewest = default["collections_2"].max(), asked["collections_2"].min()
-        each = most >= fewest / 2
-        findings.append(
-            Finding(
-                verdict=Verdict.CONTRADICTED if each else Verdict.REPRODUCED,
-                number=f"{most} full collections, {fewest} where PyTorch is told to collect",
-                reason="about as many as when told to" if each else "far fewer than when told to",
-                runs=_used(default, asked),
-            )
-        )
-    return findings
-
-
-def _frozen_capture(
-    times: pd.DataFrame, column: str, same: tuple[float, float], name: str
-) -> list[Finding]:
-    """A quantity with the heap frozen over gc-on, start-up captures and repeated ones apart."""
-    times = times[times["kind"] == "capture"]
-    findings = []
-    for key, alike in times.groupby(["comparable", "model", "again"]):
-        on, frozen = (alike[alike["capture_policy"] == p] for p in ("gc-on", "frozen"))
-        if on.empty or frozen.empty or not (alike[column] > 0).all():
-            continue
-        ratio = ratio_of_runs(on[column].tolist(), frozen[column].tolist())
-        what = f"{name}, frozen over gc-on, {key[1]}{', captured again' if key[2] else ''}"
-        findings.append(
-            _same(ratio, same, what, _used(on, frozen))
-            if ratio.supported
-            else _unsupported(ratio, what, _used(on, frozen), "captures an arm")
-        )
-    return findings
-
-
-def _used(*captures: pd.DataFrame) -> tuple[str, ...]:
-    """The runs of these captures, each once."""
-    return tuple(dict.fromkeys(run for part in captures for run in part["run"]))
 
 
 # --- the heap -----------------------------------------------------------------------------
@@ -329,7 +261,7 @@ def frozen_objects_not_scanned(campaign: Campaign) -> list[Finding]:
         runs = (*medians[pair.baseline].index, *medians[pair.treated].index)
         if not ratio.supported or np.isnan(seen):
             what = "the length of full collections"
-            findings.append(_unsupported(ratio, what, runs, "runs an arm with a full collection"))
+            findings.append(unsupported(ratio, what, runs, "runs an arm with a full collection"))
             continue
         if ratio.high < SHORTER and seen <= HARDLY_ANY:
             verdict, reason = Verdict.REPRODUCED, "a full collection is over 20 times shorter"
@@ -401,7 +333,7 @@ def memory_impact_minimal(campaign: Campaign) -> list[Finding]:
         runs = (*before.index, *after.index)
         name = "resident memory of the worker"
         if not ratio.supported:
-            findings.append(_unsupported(ratio, name, runs, "runs an arm"))
+            findings.append(unsupported(ratio, name, runs, "runs an arm"))
             continue
         if ratio.high < SAME[1]:
             verdict, reason = Verdict.REPRODUCED, "it grows by less than 5%, if at all"
@@ -442,9 +374,7 @@ def _of_heaps(census: pd.DataFrame, holds: bool, because: str, else_because: str
 # --- shared -------------------------------------------------------------------------------
 
 
-def _same(
-    ratio: Estimate, within: tuple[float, float], name: str, runs: tuple[str, ...]
-) -> Finding:
+def same(ratio: Estimate, within: tuple[float, float], name: str, runs: tuple[str, ...]) -> Finding:
     """No difference, if the interval lies within the margin; a difference, if it lies outside."""
     low, high = within
     margin = words.bounds(low, high)
@@ -457,9 +387,10 @@ def _same(
     return Finding(verdict=verdict, number=f"{name} {words.ratio(ratio)}", reason=reason, runs=runs)
 
 
-def _unsupported(
+def unsupported(
     ratio: Estimate, name: str, runs: tuple[str, ...], unit: str = "steps an arm"
 ) -> Finding:
+    """Nothing can be said: fewer of `unit` than the ratio needs."""
     return Finding(
         verdict=Verdict.NOT_MEASURED,
         number="–",

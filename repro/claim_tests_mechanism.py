@@ -10,7 +10,7 @@ from repro.analysis.ratios import ratio_of_runs
 from repro.analysis.tails import effect
 from repro.analysis.trigger import OFF, WITHIN, trigger_table
 from repro.claim_tests import Finding, Verdict
-from repro.dataset import Campaign
+from repro.dataset import Campaign, under_load
 
 LITTLE_BYTES = 1 << 20
 """What a worker may leave in abandoned cycles for nobody to mind."""
@@ -38,8 +38,8 @@ def rule_predicts(campaign: Campaign) -> list[Finding]:
 
 
 def little_is_left(campaign: Campaign) -> list[Finding]:
-    """Bytes that frozen or uncollected workers held in abandoned cycles at their end."""
-    found = garbage_left(campaign)
+    """Bytes that frozen or uncollected workers held in abandoned cycles after load."""
+    found = garbage_left(under_load(campaign))
     if found.empty:
         return []
     worst = found.assign(total=found["since_bytes"] + found["kept_bytes"])

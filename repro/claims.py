@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from repro import claim_tests, claim_tests_mechanism, words
+from repro import claim_tests, claim_tests_capture, claim_tests_mechanism, words
 from repro.claim_tests import Finding, Verdict
 from repro.dataset import Campaign
 
@@ -83,14 +83,14 @@ CLAIMS = (
         sentence="Freezing during the CUDA graph capture changes nothing: 56 s against 57 s.",
         criterion="reproduced: the ratio lies within 0.95 to 1.05; contradicted: outside",
         needs="captures on a GPU with capture policies `gc-on` and `frozen`, two of each",
-        test=claim_tests.capture_takes_as_long,
+        test=claim_tests_capture.capture_takes_as_long,
     ),
     Claim(
         id="capture-memory",
         sentence="The capture takes the same memory either way: 6.25 GiB.",
         criterion="reproduced: the ratio lies within 0.99 to 1.01; contradicted: outside",
-        needs="captures on a GPU with capture policies `gc-on` and `frozen`, two of each",
-        test=claim_tests.capture_takes_as_much_memory,
+        needs="first captures of GPU workers with `gc-on` and with `frozen`, two processes of each",
+        test=claim_tests_capture.capture_takes_as_much_memory,
     ),
     Claim(
         id="no-collection-per-graph",
@@ -100,7 +100,7 @@ CLAIMS = (
             "default as where it is told to collect before each graph"
         ),
         needs="captures on a GPU with capture policies `gc-on` and `collect-per-graph`",
-        test=claim_tests.no_collection_per_graph,
+        test=claim_tests_capture.no_collection_per_graph,
     ),
     Claim(
         id="engine-frozen",

@@ -18,7 +18,8 @@ from repro.analysis.captures import (
 from repro.analysis.gc_cost import gc_time
 from repro.analysis.release import likeness, twins
 from repro.analysis.tails import Estimate, Metric, effect, tail_table
-from repro.claim_tests import SAME, SAME_MEMORY
+from repro.claim_tests import SAME
+from repro.claim_tests_capture import SAME_MEMORY
 from repro.dataset import Campaign
 
 CLOSING = (0.5, 0.99, 0.999, 1.0)
@@ -35,13 +36,15 @@ def basis(campaign: Campaign) -> pd.DataFrame:
     """The runs a campaign rests on: what ran where, how long, how fast."""
     runs = campaign.runs.sort_values("started_at")
     window_s = (runs["window_end_ns"] - runs["window_start_ns"]) / 1e9
+    idle = runs["output_tokens"] == 0
     return (
         runs[["run", *BASIS]]
         .rename(columns=BASIS)
         .assign(
             run=runs["run"].map("`{}`".format),
             **{"window (s)": window_s.map("{:.0f}".format)},
-            **{"tokens/s": runs["tokens_per_s"].map(words.count)},
+            **{"in flight": runs["concurrency"].map("{:,}".format).mask(idle, "–")},
+            **{"tokens/s": runs["tokens_per_s"].map(words.count).mask(idle, "–")},
         )
     )
 
@@ -196,6 +199,7 @@ def captures(campaign: Campaign) -> pd.DataFrame:
                 "over gc-on": _ratio_cell(effect, "ratio"),
                 "the same without GC": _ratio_cell(effect, "besides_gc"),
                 "GC share": words.percent(group["share"].median()),
+                "memory (GiB)": words.figures(group["memory_bytes"].median() / GIB),
                 "captures": f"{len(group)}",
                 "runs": f"{group['run'].nunique()}",
             }
@@ -213,7 +217,6 @@ def capture_collections(campaign: Campaign) -> pd.DataFrame:
             | {
                 "capture policy": key[-1],
                 "graphs": words.amount(middle["graphs"]),
-                "memory (GiB)": words.figures(middle["memory_bytes"] / GIB),
                 "objects before": words.count(middle["heap"]) if middle["heap"] > 0 else "–",
                 "full collections": words.amount(middle["collections_2"]),
                 "the longest (s)": words.figures(middle["full_s"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from campaigns import captures
 
 from repro import dataset
 from repro.advice import HELD_A_REQUEST, Setting, advise, setting_of
@@ -26,8 +27,9 @@ def campaign(request: pytest.FixtureRequest) -> Campaign:
 
 
 def workers_of(campaign: Campaign) -> list[str]:
-    """Runs whose worker was counted, which is what advice is given on."""
-    counted = campaign.census[campaign.census["role"] == "worker"]
+    """Runs under load whose worker was counted, which is what advice is given on."""
+    census = dataset.under_load(campaign).census
+    counted = census[census["role"] == "worker"]
     return [str(run) for run in counted["run"].unique()]
 
 
@@ -62,6 +64,13 @@ def test_a_pause_reaches_a_quantile_where_the_advice_says(campaign: Campaign) ->
         assert given.reaches(0.99) == (seen > 0.01), run
         if abs(seen - 0.001) > 1 / steps:  # else one collection more or less decides
             assert given.reaches(0.999) == (seen > 0.001), run
+
+
+def test_a_run_that_only_captured_gets_no_advice(tmp_path: Path) -> None:
+    captures(tmp_path / "c", {"gc-on": 5.0}, replicates=1)
+    only = dataset.load(tmp_path / "c")
+    with pytest.raises(ValueError, match="gc-on-0: drove no load; take a run with a client"):
+        setting_of(only, "gc-on-0")
 
 
 def test_the_rate_is_the_recorded_one() -> None:

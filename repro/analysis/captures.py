@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from repro.analysis.ratios import ratio_of_pairs, ratio_of_runs
+from repro.analysis.tails import Estimate
 from repro.dataset import Campaign
 
 NS_PER_S = 1e9
@@ -113,6 +114,26 @@ def policy_effects(times: pd.DataFrame) -> pd.DataFrame:
             )
     columns = [*SETTING, "again", "capture_policy", "ratio", "besides_gc", "runs"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def collector_share(times: pd.DataFrame) -> Estimate:
+    """The collector's share of captures: what any policy can save at most.
+
+    It varies far less than the captures' time does, so it bounds an effect that the ratio of two
+    policies' times leaves open.
+
+    Parameters
+    ----------
+    times : pandas.DataFrame
+        Rows of `capture_times`, of one setting and policy.
+
+    Returns
+    -------
+    Estimate
+        With Student's interval over captures; not supported below two, or if one met no pause.
+    """
+    met = times[times["gc_s"] > 0] if (times["gc_s"] > 0).all() else times[:0]
+    return ratio_of_pairs(met["capture_s"], met["gc_s"])
 
 
 def again_over_first(times: pd.DataFrame) -> pd.DataFrame:

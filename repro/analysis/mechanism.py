@@ -8,7 +8,7 @@ import pandas as pd
 from repro.analysis.arms import is_frozen
 from repro.analysis.gc_cost import full_collections, gc_time
 from repro.analysis.tails import tail_table
-from repro.dataset import Campaign
+from repro.dataset import Campaign, under_load
 
 POLICIES = ["policy", "engine_policy", "frontend_policy"]
 COMING_INTO_BEING = ("imported", "loaded", "profiled", "captured", "ready")
@@ -29,7 +29,7 @@ def collections_by_load(campaign: Campaign) -> pd.DataFrame:
 
 
 def pause_by_objects(campaign: Campaign) -> pd.DataFrame:
-    """How long full collections take, against the objects they see.
+    """How long full collections take under load, against the objects they see.
 
     Returns
     -------
@@ -38,6 +38,7 @@ def pause_by_objects(campaign: Campaign) -> pd.DataFrame:
         `frozen`, `objects` (tracked under load; before load too, where nothing is frozen, as the
         mean of both), `median_ms`, `collections`.
     """
+    campaign = under_load(campaign)
     key = ["run", "role", "rank", "pid"]
     counted = campaign.census.set_index(key)
     ends = counted[counted["point"] == "window-end"]

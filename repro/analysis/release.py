@@ -11,7 +11,7 @@ from repro.analysis.arms import freezes
 from repro.analysis.gc_cost import full_collections
 from repro.analysis.ratios import ratio_of_runs
 from repro.analysis.tails import Estimate, effect
-from repro.dataset import Campaign, in_window
+from repro.dataset import Campaign, in_window, under_load
 
 FIRST_FROZEN = (0, 23)
 """The first vLLM release with the pull request in it."""
@@ -39,10 +39,10 @@ class Twins:
 
 
 def twins(campaign: Campaign) -> list[Twins]:
-    """The arms to compare; empty for a campaign on one side of the pull request alone."""
-    arms = campaign.runs.drop_duplicates("arm").copy()
+    """The arms to compare, of runs under load; none on one side of the pull request alone."""
+    arms = under_load(campaign).runs.drop_duplicates("arm").copy()
     arms["frozen"] = [freezes(campaign, arm) for arm in arms["arm"]]
-    arms["after"] = arms["vllm"].map(release) >= FIRST_FROZEN
+    arms["after"] = [release(version) >= FIRST_FROZEN for version in arms["vllm"]]
     found = []
     for (*_, frozen), alike in arms.groupby([*SETTING, "frozen"]):
         if frozen == "unknown":
