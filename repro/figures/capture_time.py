@@ -7,102 +7,118 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from repro import policy, style, words
 from repro.analysis.captures import BASELINE, SETTING, capture_times, policy_effects, principal
 from repro.dataset import Campaign
 from repro.figures.parts import message
 from repro.figures.registry import NotApplicable, figure
-from repro.style import COLUMN, INK, PAGE
+from repro.style import COLUMN, INK
 
-PANELS_A_ROW = 3
+DWARFS = 3.0
+"""A policy that takes so many times as long as `gc-on` gets a panel with it, on a scale of its own:
+beside it no other difference could be seen."""
+
 POINT = {False: "white", True: INK}
 """Whether a process had captured before -> how the capture's point is filled."""
+
+BAR, FURNITURE = 0.17, 0.29
+"""Inches a bar, and inches for a panel's title and numbers."""
 
 
 @figure
 def capture_time(campaign: Campaign) -> Figure:
     """Time to capture CUDA graphs (on the CPU: to compile), by policy, with the collector's part.
 
-    One panel a setting; a bar is the median, a point one capture, hollow if it was the first of
-    its process. Needs a recorded capture.
+    One panel a setting, and one more for policies that dwarf the others. A bar is the median, a
+    point one capture, hollow if it was the first of its process. Needs a recorded capture.
     """
     times = capture_times(campaign)
     if times.empty:
         raise NotApplicable("no capture was recorded")
-    names = [name for name in policy.CAPTURE if name in set(times["capture_policy"])]
-    groups = [group for _, group in times.groupby(SETTING)]
-    columns = min(len(groups), PANELS_A_ROW)
-    rows = -(-len(groups) // columns)
-    size = (PAGE if columns > 1 else COLUMN, 0.6 + rows * (0.55 + 0.27 * len(names)))
-    drawn = Figure(figsize=size, layout="constrained")
-    panels = drawn.subplots(rows, columns, sharey=True, squeeze=False)
-    for axes in panels.flat[len(groups) :]:
-        axes.remove()
-    for axes, group in zip(panels.flat, groups, strict=False):
-        _draw_captures(axes, group, names)
-    panels[0, 0].set_yticks(range(len(names)), names)
-    panels[0, 0].invert_yaxis()
-    if times["again"].any():
-        names_of = {False: "first of its process", True: "captured again"}
-        points = [
-            Line2D(
-                [], [], ls="", marker="o", ms=3, mec=INK, mew=0.6, mfc=face, label=names_of[again]
-            )
-            for again, face in POINT.items()
-        ]
-        drawn.legend(handles=points, loc="outside lower center", ncols=len(points))
+    settings = [_apart(group) for _, group in times.groupby(SETTING)]
+    panels = [near for near, _ in settings] + [far for _, far in settings if len(far)]
+    bars = [panel["capture_policy"].nunique() for panel in panels]
+    heights = [BAR * number + FURNITURE for number in bars]
+    drawn = Figure(figsize=(COLUMN, 1.15 + sum(heights)), layout="constrained")
+    places = drawn.subplots(len(panels), height_ratios=heights, squeeze=False)
+    for axes, panel in zip(places.flat, panels, strict=True):
+        _draw_captures(axes, panel)
+    kind = "CUDA graph capture" if times["kind"].iloc[0] == "capture" else "compile at warm-up"
+    places[-1, 0].set_xlabel(f"{kind} (s)")
+    handles = _legend(times)
+    drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1)
     message(drawn, _capture_message(times))
     return drawn
 
 
-def _draw_captures(axes: Axes, times: pd.DataFrame, names: list[str]) -> None:
-    """The panel of one setting: a bar a policy, the collector's part hatched, numbers beside it."""
+def _apart(times: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The captures of a setting but those that dwarf them; and these, beside the baseline again."""
+    median = principal(times).groupby("capture_policy")["capture_s"].median()
+    far = median.index[median > DWARFS * median.get(BASELINE, np.inf)]
+    near = times[~times["capture_policy"].isin(far)]
+    return near, times[times["capture_policy"].isin([BASELINE, *far] if len(far) else [])]
+
+
+def _draw_captures(axes: Axes, times: pd.DataFrame) -> None:
+    """One panel: a bar a policy, the collector's part hatched, numbers beside it."""
+    names = [name for name in policy.CAPTURE if name in set(times["capture_policy"])]
+    longest = times["capture_s"].max()
     for place, name in enumerate(names):
         of_name = times[times["capture_policy"] == name]
-        if of_name.empty:
-            continue
         shown = principal(of_name)
         whole, lost = shown["capture_s"].median(), shown["gc_s"].median()
         share = (shown["gc_s"] / shown["capture_s"]).median()
-        axes.barh(place, whole, height=0.6, color=style.PALETTE[9])
-        axes.barh(place, lost, height=0.6, color="white", edgecolor=INK, hatch="//////", lw=0.5)
+        axes.barh(place, whole, height=0.7, color=style.PALETTE[9])
+        axes.barh(place, lost, height=0.7, color="white", edgecolor=INK, hatch="//////", lw=0.5)
         for again, face in POINT.items():
             seconds = of_name.loc[of_name["again"] == again, "capture_s"]
             at = np.full(len(seconds), place)
             axes.plot(seconds, at, "o", ms=2.5, mec=INK, mew=0.6, mfc=face)
-        axes.annotate(
-            f"{words.figures(whole)} s\nGC {words.percent(share)}",
-            (of_name["capture_s"].max(), place),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=6,
-        )
+        said = f"{words.figures(whole)} s, GC {words.percent(share)}"
+        axes.text(1.04 * longest, place, said, va="center", fontsize=6)
+    axes.set(xlim=(0, 1.5 * longest), ylim=(len(names) - 0.5, -0.5))
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= longest])
+    axes.set_yticks(range(len(names)), names)
     first = times.iloc[0]
-    kind = "graph capture" if first["kind"] == "capture" else "compile at warm-up"
-    axes.set(xlabel=f"{kind} (s)", xlim=(0, times["capture_s"].max() * 1.4))
     axes.set_title(words.setting(first["model"], first["vllm"], first["runner"]), fontsize=7)
     axes.grid(visible=False, axis="y")
 
 
+def _legend(times: pd.DataFrame) -> list[Patch | Line2D]:
+    handles: list[Patch | Line2D] = [
+        Patch(fc="white", ec=INK, hatch="//////", lw=0.5, label="collector")
+    ]
+    labels = {False: "first of its process", True: "captured again"}
+    return handles + [
+        Line2D([], [], ls="", marker="o", ms=3, mec=INK, mew=0.6, mfc=face, label=labels[again])
+        for again, face in POINT.items()
+        if (times["again"] == again).any()
+    ]
+
+
 def _capture_message(times: pd.DataFrame) -> str:
-    """The collector's part with the baseline, and what two policies change, over all panels."""
+    """What two policies change, and the collector's part with the baseline, over all panels."""
     shown = principal(times)
+    effects = policy_effects(shown)
+    said: list[str] = []
+    for name in ("frozen", "collect-per-graph"):
+        ratios = [r for r in effects.loc[effects["capture_policy"] == name, "ratio"] if r.supported]
+        if not ratios:
+            continue
+        values = sorted(ratio.value for ratio in ratios)
+        both = " to ".join(dict.fromkeys(map(words.figures, (values[0], values[-1]))))
+        span = words.ratio(ratios[0]) if len(ratios) == 1 else f"×{both}"
+        open_ = all(ratio.low <= 1 <= ratio.high for ratio in ratios)
+        clear = ", no clear difference" if open_ else ""
+        said.append(f"{'' if said else 'capturing '}{name} takes {span} of {BASELINE}{clear}")
     base = shown[shown["capture_policy"] == BASELINE]
     base = shown if base.empty else base
-    share = (base["gc_s"] / base["capture_s"]).groupby(base["comparable"]).median()
+    share = (base["gc_s"] / base["capture_s"]).groupby([base[name] for name in SETTING]).median()
     lost = " to ".join(dict.fromkeys(map(words.percent, (share.min(), share.max()))))
     what = "capture" if times["kind"].iloc[0] == "capture" else "compilation"
     under = f" with {BASELINE}" if times["capture_policy"].nunique() > 1 else ""
-    message = f"The collector (hatched) takes {lost} of the {what}{under}"
-    effects = policy_effects(shown)
-    for name in ("frozen", "collect-per-graph"):
-        ratios = [r for r in effects.loc[effects["capture_policy"] == name, "ratio"] if r.supported]
-        if len(ratios) == 1:
-            message += f"; {name} takes {words.ratio(ratios[0])} of {BASELINE}"
-        elif ratios:
-            values = sorted(ratio.value for ratio in ratios)
-            both = " to ".join(dict.fromkeys(map(words.figures, (values[0], values[-1]))))
-            message += f"; {name} takes ×{both} of {BASELINE}"
-    return message
+    said.append(f"the collector takes {lost} of the {what}{under}")
+    sentence = "; ".join(said)
+    return sentence[0].upper() + sentence[1:]
