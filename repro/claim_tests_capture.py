@@ -110,9 +110,8 @@ def _bounded(found: Finding, on: pd.DataFrame) -> Finding:
     share = collector_share(on)
     if not share.supported:
         return found
-    percent = f"{words.percent(share.value)} ({words.bounds(100 * share.low, 100 * share.high)})"
-    bound = f"the collector takes {percent} of it with {BASELINE}, so no policy can save more"
-    return replace(found, reason=f"{found.reason}; {bound}")
+    took = f"the collector takes {words.share(share)} of it with {BASELINE}"
+    return replace(found, reason=f"{found.reason}; {took}: no policy can save more")
 
 
 def _memory_kept(again: pd.DataFrame) -> Finding:

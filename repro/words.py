@@ -60,6 +60,11 @@ def percent(share: float) -> str:
     return f"{figures(100 * share)}%"
 
 
+def share(estimate: Estimate) -> str:
+    """A share with its 95% interval, as `3.3% (2.7 to 4.1)`."""
+    return f"{percent(estimate.value)} ({bounds(100 * estimate.low, 100 * estimate.high)})"
+
+
 def quantile(q: float) -> str:
     """A quantile's name: `P99.9`, and `max` for 1."""
     return "max" if q == 1 else f"P{100 * q:.10g}"

@@ -13,6 +13,7 @@ from repro import dataset, tables
 from repro.analysis.captures import (
     again_over_first,
     capture_times,
+    collector_share,
     policy_effects,
     principal,
     same_memory_again,
@@ -102,6 +103,30 @@ def test_what_the_collector_does_not_explain_is_left(tmp_path: Path) -> None:
     assert same.value == pytest.approx(0.8)
     (without,) = policy_effects(times_of(tmp_path / "d"))["besides_gc"]
     assert without.value == pytest.approx(4.0 / 4.5)
+
+
+def test_the_collectors_share_is_students_over_captures(tmp_path: Path) -> None:
+    recaptures(tmp_path / "c", SECONDS)
+    on = times_of(tmp_path / "c").query("capture_policy == 'gc-on' and again")
+    share = collector_share(on)
+    assert share.value == pytest.approx(0.1)
+    assert (share.low, share.high) == pytest.approx((0.1, 0.1), rel=1e-3)
+    assert not collector_share(on[:1]).supported
+    assert not collector_share(on.assign(gc_s=0.0)).supported
+    said = tables.capture_bound(dataset.load(tmp_path / "c"))
+    assert "takes 10.0% (10.0 to 10.0) of a capture with `gc-on`" in said
+    assert "with `frozen` it takes 0.401 s where it took 0.501 s" in said
+
+
+def test_without_both_policies_nothing_bounds_a_capture(tmp_path: Path) -> None:
+    captures(tmp_path / "c", {"gc-on": 5.0})
+    assert "one frozen are needed" in tables.capture_bound(dataset.load(tmp_path / "c"))
+
+
+def test_a_run_without_load_has_no_requests_in_flight(tmp_path: Path) -> None:
+    captures(tmp_path / "c", {"gc-on": 5.0}, replicates=1)
+    (row,) = tables.basis(dataset.load(tmp_path / "c")).to_dict("records")
+    assert (row["in flight"], row["tokens/s"]) == ("–", "–")
 
 
 def test_compilations_are_no_captures(tmp_path: Path) -> None:

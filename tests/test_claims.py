@@ -139,6 +139,28 @@ def test_without_captures_told_to_collect_nothing_is_said(tmp_path: Path) -> Non
     assert verdict("no-collection-per-graph", folder) == "not measured here"
 
 
+def test_what_the_collector_takes_bounds_what_is_left_open(tmp_path: Path) -> None:
+    folder = recaptures(tmp_path / "c", {"gc-on": 5.0, "frozen": 4.75}, experiment__model="a")
+    recaptures(folder, {"gc-on": 50.0, "frozen": 47.5}, experiment__model="b")
+    row = evaluate([dataset.load(folder)]).set_index("id").loc["capture-time"]
+    assert row["number"].startswith("capture again, b, vLLM 0.32.0"), "the longest is the nearest"
+    assert "undecided; the collector takes 10.0% (10.0 to 10.0) of it with gc-on" in row["reason"]
+
+
+def test_captures_of_two_releases_decide_nothing_about_load(tmp_path: Path) -> None:
+    for vllm in ("0.22.1", "0.23.0"):
+        recaptures(tmp_path / "c", {"gc-on": 5.0}, versions__vllm=vllm)
+    rows = evaluate([dataset.load(tmp_path / "c")]).set_index("id")
+    assert rows.loc["patch-is-release", "reason"].startswith("needs runs of vLLM before 0.23")
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(1000, "reproduced"), (0, "not measured here")])
+def test_garbage_counts_after_load_alone(tokens: int, expected: str, tmp_path: Path) -> None:
+    counted = {"point": ["shutdown", "thawed"], "t_ns": [1, 2]}
+    run(tmp_path / "c", "a", {"census": counted}, summary__output_tokens=tokens)
+    assert verdict("little-is-left", tmp_path / "c") == expected
+
+
 def test_one_capture_an_arm_decides_nothing(tmp_path: Path) -> None:
     folder = captures(tmp_path / "c", {"gc-on": 57.0, "frozen": 56.0}, replicates=1)
     assert verdict("capture-time", folder) == "not measured here"

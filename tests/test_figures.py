@@ -135,6 +135,15 @@ def test_capture_time_has_a_panel_a_setting(tmp_path: Path) -> None:
     assert_laid_out(drawn)
 
 
+def test_what_dwarfs_the_rest_is_drawn_beside_the_baseline_alone(tmp_path: Path) -> None:
+    seconds = {"gc-on": 5.0, "frozen": 4.0, "collect-per-graph": 50.0}
+    drawn = FIGURES["capture_time"](dataset.load(recaptures(tmp_path / "c", seconds)))
+    shown = [[tick.get_text() for tick in axes.get_yticklabels()] for axes in drawn.axes]
+    assert shown == [["gc-on", "frozen"], ["gc-on", "collect-per-graph"]]
+    first, second = (axes.get_xlim()[1] for axes in drawn.axes)
+    assert second > 5 * first
+
+
 def test_runs_without_load_are_in_no_figure_of_decoding(tmp_path: Path) -> None:
     recaptures(tmp_path / "c", {"gc-on": 5.0})
     campaign = dataset.load(tmp_path / "c")

@@ -206,3 +206,14 @@ def test_runs_of_before_have_the_defaults_of_what_was_added(tmp_path: Path) -> N
     runs = dataset.load(tmp_path / "c").runs
     assert runs.loc[0, ["engine_policy", "frontend_policy"]].tolist() == ["stock", "stock"]
     assert set(ROLES) == {"frontend", "engine", "worker"}
+
+
+@pytest.mark.parametrize(("tokens", "points"), [(1000, 1), (0, 0)])
+def test_collections_of_a_run_without_load_are_no_points(
+    tokens: int, points: int, tmp_path: Path
+) -> None:
+    heap = {"point": ["window-start", "window-end"], "t_ns": [1, 2], "tracked": [900_000] * 2}
+    full = {"generation": [2], "start_ns": [START + 1], "duration_ns": [400 * MS]}
+    made = {"census": heap, "pauses": full}
+    run(tmp_path / "c", "a", made, summary__output_tokens=tokens)
+    assert len(pause_by_objects(dataset.load(tmp_path / "c"))) == points
