@@ -38,6 +38,8 @@ RUN_COLUMNS = {
     "model": "experiment.model",
     "seed": "experiment.seed",
     "replicate": "experiment.replicate",
+    "switch_s": "experiment.switch_s",
+    "wall_s": "wall_s",
     "vllm": "versions.vllm",
     "torch": "versions.torch",
     "python": "versions.python",
@@ -102,7 +104,8 @@ class Campaign:
     path : Path
         The campaign's directory.
     runs : pandas.DataFrame
-        One row a run that is ok: `RUN_COLUMNS`, and `machine` (GPU or, without one, CPU),
+        One row a run that is ok: `RUN_COLUMNS` (`wall_s` is NaN where older runs lack it), and
+        `machine` (GPU or, without one, CPU),
         `runner` (the module of the worker's model runner, empty where not recorded),
         `arm` (the policy, preceded by whatever else differs within the campaign) and
         `comparable` (equal for runs that may be pooled) and `load` (equal for the same work).
@@ -263,6 +266,7 @@ def _frame(documents: list[dict[str, Any]], columns: dict[str, str]) -> pd.DataF
 def _runs(documents: list[dict[str, Any]]) -> pd.DataFrame:
     runs = _frame(documents, RUN_COLUMNS).astype(
         {"window_start_ns": "int64", "window_end_ns": "int64", "tokens_per_s": "float64"}
+        | {"switch_s": "float64", "wall_s": "float64"}
     )
     names = [document["machine"]["gpu_name"] for document in documents]
     runs["gpu_name"] = pd.Series(names, dtype=object)  # as text, None would become NaN

@@ -46,9 +46,11 @@ def expanded(
 
 
 def _periods(document: Document, tables: Tables) -> list[tuple[Document, Tables]]:
+    periods = tables["periods"].to_pylist()
+    if periods and (wall_s := document.get("wall_s")):  # each bears its part of the engine's time
+        document = {**document, "wall_s": wall_s / len(periods)}
     return [
-        _period(document, tables, number=number, **period)
-        for number, period in enumerate(tables["periods"].to_pylist())
+        _period(document, tables, number=number, **period) for number, period in enumerate(periods)
     ]
 
 

@@ -134,4 +134,5 @@ REQUIRED = {
     "policy": dict,  # requested, verified, evidence (one entry a worker)
 }
 """Keys of every `run.json` and their types. A failed run adds `reason` and `log_tail`;
-a run that is ok adds `window` {start_ns, end_ns, ramp_s} and `summary`."""
+a run that is ok adds `window` {start_ns, end_ns, ramp_s} and `summary`. Runs but the first ones
+have `wall_s` too."""

@@ -16,6 +16,7 @@ from repro.analysis.captures import (
     policy_effects,
     principal,
 )
+from repro.analysis.designs import crossover_over_fresh, designs
 from repro.analysis.gc_cost import gc_time
 from repro.analysis.release import likeness, twins
 from repro.analysis.tails import Estimate, Metric, effect, tail_table
@@ -104,6 +105,19 @@ def _direction(ratio: Estimate) -> str:
     if ratio.high < 1:
         return "lower"
     return "higher" if ratio.low > 1 else "no clear difference"
+
+
+def crossover(campaign: Campaign) -> str:
+    """One line a cross-over: its engine time for an interval as wide as that of fresh engines."""
+    said = [
+        f"**{row.treated_crossover}**: P99 ITL {words.ratio(row.ratio_crossover)} of "
+        f"{words.plural(row.runs_crossover, 'period')} in {row.engine_s_crossover:,.0f} s of "
+        f"engine time; fresh engines {words.ratio(row.ratio_fresh)} of "
+        f"{words.plural(row.runs_fresh, 'run')} in {row.engine_s_fresh:,.0f} s. For the same width "
+        f"the cross-over takes ×{words.figures(row.time)} of their time."
+        for row in crossover_over_fresh(designs(campaign)).itertuples()
+    ]
+    return "\n\n".join(said) or "The campaign has no cross-over beside fresh engines."
 
 
 def patch_against_release(campaign: Campaign) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import gc
 import json
 import sys
 import types
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,7 +94,7 @@ def engine(tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPat
 def measure(tmp_path: Path, experiment: Experiment) -> Path:
     folder = tmp_path / "campaign" / "run"
     capture.measure(experiment, folder, lambda phase, seconds: None).write(folder, experiment)
-    collect.finish(folder, experiment, datetime.now(UTC))
+    collect.finish(folder, experiment, datetime.now(UTC) - timedelta(minutes=5))
     return folder
 
 
@@ -104,6 +104,7 @@ def test_a_run_that_captures_becomes_data(
     folder = measure(tmp_path, experiment)
     found = json.loads((folder / "run.json").read_text())
     assert found["summary"]["output_tokens"] == 0
+    assert 300 <= found["wall_s"] < 360, "from the start of the run on"
     assert len(found["policy"]["evidence"]) == 1 + 9
     times = capture_times(dataset.load(folder.parent))
     assert list(times["number"]) == list(range(10))

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from builders import MS, SECOND, START, run
 
-from repro import dataset
+from repro import dataset, tables
 from repro.analysis.arms import pairs
+from repro.analysis.designs import ALIKE, crossover_over_fresh, designs
 from repro.analysis.tails import effect, step_intervals, tail_table
 from repro.experiment import verify
 from repro.experiment.clients.closed_loop import ClosedLoop
@@ -22,7 +24,7 @@ from repro.plugin import patch
 ORDER = ("freeze", "no-freeze", "no-freeze", "freeze")
 
 
-def crossover(root: Path) -> dataset.Campaign:
+def crossover(root: Path, **changes: Any) -> dataset.Campaign:
     """Four periods of 10 s, 1 s apart, with gaps of 20 ms frozen and 40 ms not."""
     starts = START + 11 * SECOND * np.arange(4)
     gaps = [np.full(10 * SECOND // g, g) for g in (20 * MS, 40 * MS, 40 * MS, 20 * MS)]
@@ -38,7 +40,9 @@ def crossover(root: Path) -> dataset.Campaign:
             "periods": {"policy": list(ORDER), "start_ns": starts, "end_ns": starts + 10 * SECOND},
         },
         experiment__policy="alternate",
+        experiment__switch_s=10.0,
         window__end_ns=int(starts[-1]) + 10 * SECOND,
+        **changes,
     )
     return dataset.load(root)
 
@@ -124,3 +128,45 @@ def test_a_switch_collects_everything_and_then_freezes_or_does_not() -> None:
         assert gc.get_stats()[2]["collections"] == before + 1
     finally:
         gc.unfreeze()
+
+
+def fresh(root: Path, policy: str, gap: int, name: str, **changes: Any) -> None:
+    """One engine of its own for 10 s, every gap `gap`."""
+    time = START + np.cumsum(np.full(10 * SECOND // gap, gap))
+    itl = {"t_ns": time - 1, "itl_ns": np.full(len(time), gap), "count": 8}
+    steps = {"start_ns": time - 1, "step": np.arange(len(time))}
+    run(root, name, {"itl": itl, "steps": steps}, experiment__policy=policy, **changes)
+
+
+def test_engine_time_is_paid_once_by_all_periods(tmp_path: Path) -> None:
+    for number, gap in enumerate((40, 44, 36)):
+        fresh(tmp_path, "no-freeze", gap * MS, f"n{number}", wall_s=100.0 + number)
+        fresh(tmp_path, "freeze", gap * MS // 2, f"f{number}", wall_s=100.0)
+    campaign = crossover(tmp_path, wall_s=80.0)
+    found = designs(campaign, quantile=0.5).set_index("design")
+    assert found["engine_s"].to_dict() == {"fresh engines": 603.0, "cross-over": 80.0}
+    assert found["runs"].to_dict() == {"fresh engines": 6, "cross-over": 4}
+    # Periods of this engine are all alike: nothing is left to resample.
+    assert found.loc["cross-over", "width"] == pytest.approx(0)
+    assert found.loc["fresh engines", "width"] > 0.1
+    assert list(crossover_over_fresh(designs(campaign, quantile=0.5))["time"]) == pytest.approx([0])
+
+
+def test_the_same_width_costs_time_times_its_square() -> None:
+    """Half as wide in half the time: fresh engines would have to run four times as long."""
+    same = dict.fromkeys(ALIKE, "x") | {"baseline": "n", "treated": "f", "runs": 6, "ratio": None}
+    table = pd.DataFrame(
+        [
+            same | {"design": "fresh engines", "engine_s": 600.0, "width": 0.4},
+            same | {"design": "cross-over", "engine_s": 300.0, "width": 0.2},
+            same | {"design": "cross-over", "engine_s": 1.0, "width": 0.2, "model": "another"},
+        ]
+    ).assign(price_s=lambda t: t["engine_s"] * t["width"] ** 2)
+    assert list(crossover_over_fresh(table)["time"]) == pytest.approx([1 / 8])
+
+
+def test_older_runs_without_their_engine_time_are_no_design(tmp_path: Path) -> None:
+    campaign = crossover(tmp_path)
+    assert campaign.runs["wall_s"].isna().all()
+    assert designs(campaign, quantile=0.5).empty
+    assert tables.crossover(campaign) == "The campaign has no cross-over beside fresh engines."

@@ -110,6 +110,7 @@ def describe(folder: Path, experiment: Experiment, started_at: datetime) -> dict
         "schema_version": SCHEMA_VERSION,
         "run_id": folder.name,
         "started_at": started_at.astimezone(UTC).isoformat(timespec="seconds"),
+        "wall_s": (datetime.now(UTC) - started_at).total_seconds(),
         "experiment": experiment.to_dict(),
         "machine": provenance.machine(),
         "versions": provenance.versions(),

@@ -1,0 +1,86 @@
+"""Fresh engines against a cross-over inside one: engine time for an interval of the same width.
+
+An interval narrows with the square root of what is measured, so engine time times the width squared
+says what a design costs, however much of it was run. The two intervals do not say the same: that
+of fresh engines holds how engines differ, that of a cross-over speaks for its engine alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from repro.analysis.arms import pairs
+from repro.analysis.tails import Metric, effect
+from repro.dataset import Campaign
+
+FRESH, CROSSOVER = "fresh engines", "cross-over"
+
+ALIKE = ["comparable", "load", "model", "client", "executor"]
+"""What two designs must share to be compared."""
+
+
+def designs(
+    campaign: Campaign, quantile: float = 0.99, metric: Metric = "itl", *, seed: int = 0
+) -> pd.DataFrame:
+    """What each design paid for its interval of the freeze's effect.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    quantile : float
+    metric : {"itl", "ttft", "tpot", "step_interval"}
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a pair of arms with a supported effect and known engine time: `ALIKE`, `design`,
+        `baseline`, `treated`, `runs` (of a cross-over, periods), `engine_s` (start-up included),
+        `ratio` (`Estimate`), `width` (of its interval, in logarithms), `price_s` (engine time for
+        an interval of width 1).
+    """
+    rows = []
+    for pair in pairs(campaign):
+        runs = campaign.runs[campaign.runs["arm"].isin([pair.baseline, pair.treated])]
+        if runs["wall_s"].isna().any():
+            continue
+        ratio = effect(campaign, pair.baseline, pair.treated, quantile, metric, seed=seed)
+        if not ratio.supported:
+            continue
+        engine_s, width = runs["wall_s"].sum(), np.log(ratio.high / ratio.low)
+        rows.append(
+            {name: runs[name].iloc[0] for name in ALIKE}
+            | {
+                "design": CROSSOVER if (runs["switch_s"] > 0).all() else FRESH,
+                "baseline": pair.baseline,
+                "treated": pair.treated,
+                "runs": len(runs),
+                "engine_s": engine_s,
+                "ratio": ratio,
+                "width": width,
+                "price_s": engine_s * width**2,
+            }
+        )
+    columns = [*ALIKE, "design", "baseline", "treated", "runs", "engine_s", "ratio", "width"]
+    return pd.DataFrame(rows, columns=[*columns, "price_s"])
+
+
+def crossover_over_fresh(found: pd.DataFrame) -> pd.DataFrame:
+    """Engine time of each cross-over over that of fresh engines, for the same width.
+
+    Parameters
+    ----------
+    found : pandas.DataFrame
+        As `designs` returns it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a cross-over and pair of arms of fresh engines beside it: the columns of `designs`
+        but `ALIKE` and `design`, with `_crossover` and `_fresh`; `time`, below 1 where the
+        cross-over is the cheaper.
+    """
+    each = [found[found["design"] == name].drop(columns="design") for name in (CROSSOVER, FRESH)]
+    both = each[0].merge(each[1], on=ALIKE, suffixes=("_crossover", "_fresh")).drop(columns=ALIKE)
+    return both.assign(time=both["price_s_crossover"] / both["price_s_fresh"])
