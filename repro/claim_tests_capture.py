@@ -87,7 +87,7 @@ def _on_and_frozen(times: pd.DataFrame) -> list[tuple[str, pd.DataFrame, pd.Data
     """
     found = []
     times = times[times["kind"] == "capture"]
-    for (_, *setting, again), alike in times.groupby([*SETTING, "again"]):
+    for (_, _, *setting, again), alike in times.groupby([*SETTING, "again"]):
         on, frozen = (alike[alike["capture_policy"] == name] for name in (BASELINE, "frozen"))
         where = f"{'again, ' if again else 'at start-up, '}{words.setting(*setting)}"
         if len(on) and len(frozen):

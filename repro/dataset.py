@@ -6,7 +6,6 @@ A cross-over is read as one run a period, see `repro.periods`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from repro.periods import Tables, expanded
 from repro.rundir import DatasetError, pick, read_document, read_table
 from repro.schema import TABLES
 
-__all__ = ["Campaign", "DatasetError", "in_window", "is_campaign", "load", "newest", "subset"]
+__all__ = ["Campaign", "DatasetError", "in_window", "is_campaign", "load", "subset"]
 __all__ += ["under_load"]
 
 RUN_COLUMNS = {
@@ -169,26 +168,6 @@ def is_campaign(path: str | Path) -> bool:
     """Whether a directory holds at least one finished run, ok or failed."""
     directory = Path(path)
     return directory.is_dir() and any(_finished(run) for run in directory.iterdir())
-
-
-def newest(root: str | Path) -> Path | None:
-    """The campaign under `root` with the run that started last, None where there is none.
-
-    Campaigns of which every run failed do not count.
-
-    Raises
-    ------
-    DatasetError
-        If a `run.json` under `root` is not what it should be.
-    """
-    directory = Path(root)
-    started: list[tuple[datetime, Path]] = []
-    for path in sorted(directory.glob("*/*/run.json")):
-        document = read_document(path.parent)
-        if document["status"] == "ok":
-            start = datetime.fromisoformat(document["started_at"])
-            started.append((start, path.parent.parent))
-    return max(started)[1] if started else None
 
 
 def in_window(campaign: Campaign, table: pd.DataFrame) -> pd.DataFrame:

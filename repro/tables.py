@@ -300,10 +300,10 @@ def capture_arithmetic(campaign: Campaign) -> str:
             f"`{BASELINE}` makes {words.amount(on['collections_2'])}",
         ]
         per = group[group["capture_policy"] == "collect-per-graph"].median(numeric_only=True)
-        if per.get("collections_2", 0) > 0:
+        if (asked := per.get("collections_2", 0)) > 0:
             parts.append(
-                f"`collect-per-graph` makes {words.amount(per['collections_2'])}, together "
-                f"{words.figures(per['gc_s'])} s"
+                f"`collect-per-graph` makes {words.amount(asked)}, together "
+                f"{words.figures(per['gc_s'])} s, {words.figures(per['gc_s'] / asked)} s each"
             )
         sentence = f"**{words.setting(*group.iloc[0][['model', 'vllm', 'runner']])}**: "
         sentence += f"{'; '.join(parts)}."

@@ -129,6 +129,14 @@ def test_a_run_without_load_has_no_requests_in_flight(tmp_path: Path) -> None:
     assert (row["in flight"], row["tokens/s"]) == ("–", "–")
 
 
+def test_captures_of_more_graphs_are_another_setting(tmp_path: Path) -> None:
+    for number, name in enumerate(("gc-on", "frozen")):
+        spans = {"kind": ["capture"] * 2, "number": [0, 1], "capture_policy": name}
+        spans |= {"duration_ns": [SECOND, SECOND], "graphs": 51 + 96 * number}
+        run(tmp_path / "c", name, {"captures": spans})
+    assert policy_effects(times_of(tmp_path / "c")).empty
+
+
 def test_compilations_are_no_captures(tmp_path: Path) -> None:
     spans = {"kind": ["compile"], "capture_policy": "gc-on", "duration_ns": [SECOND]}
     run(tmp_path / "c", "a", {"captures": spans})

@@ -17,7 +17,7 @@ from builders import END, MS, SECOND, START, document, run, steady, table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from repro.dataset import DatasetError, in_window, is_campaign, load, newest, subset
+from repro.dataset import DatasetError, in_window, is_campaign, load, subset
 from repro.rundir import FAILED_KEYS, OK_KEYS, read_document
 from repro.schema import REQUIRED, SCHEMA_VERSION, TABLES
 
@@ -171,21 +171,6 @@ def test_subset_names_the_choices(campaign: Path) -> None:
     with pytest.raises(DatasetError) as error:
         subset(loaded, polcy="freeze")
     one_line(error, "'polcy'", "policy")
-
-
-def test_newest_is_by_start_not_by_name(tmp_path: Path) -> None:
-    run(tmp_path / "z-old", "a", started_at="2026-06-01T00:00:00+00:00")
-    run(tmp_path / "a-new", "a", started_at="2026-06-01T01:00:00+00:00")
-    # 02:00 in Berlin is midnight in UTC
-    run(tmp_path / "m", "a", started_at="2026-06-01T02:00:00+02:00")
-    failed = {"status": "failed", "reason": "", "log_tail": []}
-    run(tmp_path / "all-failed", "a", started_at="2026-07-01T00:00:00+00:00", **failed)
-    assert newest(tmp_path) == tmp_path / "a-new"
-
-
-def test_newest_of_nothing_is_none(tmp_path: Path) -> None:
-    assert newest(tmp_path) is None
-    assert newest(tmp_path / "missing") is None
 
 
 # --- what is refused ------------------------------------------------------------------------

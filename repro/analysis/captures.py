@@ -15,8 +15,8 @@ FULL = 2
 BASELINE = "gc-on"
 """The capture policy that the others are compared with."""
 
-SETTING = ["comparable", "model", "vllm", "runner"]
-"""What captures must share to be compared."""
+SETTING = ["comparable", "graphs", "model", "vllm", "runner"]
+"""What captures must share to be compared: with them, all that they capture."""
 
 _ABOUT = ["run", "arm", "policy", "model", "vllm", "runner", "machine", "comparable"]
 _COUNTS = ["collections_0", "collections_1", "collections_2"]
