@@ -110,6 +110,7 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     add("--output-tokens", default="16,64", help="shortest,longest answer in tokens")
     add("--recaptures", type=int, default=0, help="times each capture policy in one process")
     add("--logprobs", type=int, default=0, help="log probabilities with each token")
+    add("--structured-output", action="store_true", help="answers held to a regular expression")
     add("--speculative", default="none", help="none or ngram: tokens proposed by look-up")
     add("--runner", default="auto", help="vLLM's model runner: auto, v1, v2")
     add("--executor", default="mp", help="mp: worker in its own process; uni: in the engine core")
@@ -157,7 +158,7 @@ def run(parsed: argparse.Namespace) -> int:
     shared = ["replicates", "first_replicate", "duration_s", "switch_s", "prompt_tokens"]
     shared += ["logprobs", "speculative", "runner", "recaptures", "max_cudagraph_capture_size"]
     shared += ["tensor_parallel_size", "data_parallel_size", "enable_expert_parallel"]
-    shared += ["identical_streams"]
+    shared += ["identical_streams", "structured_output"]
     shared += ["max_num_seqs", "enforce_eager", "executor", "client", "model", "device", "seed"]
     experiments = grid(
         policies=names(parsed.policies) if parsed.policies else None,

@@ -5,6 +5,7 @@ A cross-over is read as one run a period, see `repro.periods`.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ LOAD = {
     "experiment.concurrency": "{} in flight on each rank",
     "experiment.prompt_tokens": "prompt {}",
     "experiment.output_tokens": "output {}",
+    "experiment.logprobs": "{} logprobs",
+    "experiment.structured_output": "structured={}",
+    "experiment.speculative": "speculative {}",
 }
 """What a rank has to do, whatever the number of ranks."""
 
@@ -81,11 +85,8 @@ ARM = {
     "experiment.identical_streams": "identical={}",
     "experiment.enforce_eager": "eager={}",
     "experiment.max_num_seqs": "of {}",
-    "experiment.concurrency": "{}",
-    "experiment.prompt_tokens": "prompt {}",
-    "experiment.output_tokens": "output {}",
-    "experiment.logprobs": "{} logprobs",
-    "experiment.speculative": "speculative {}",
+    **LOAD,
+    "experiment.concurrency": "{}",  # the number is enough here
     "experiment.runner": "runner {}",
     "experiment.capture_policy": "{}",
     "experiment.switch_s": "switched every {} s",
@@ -107,7 +108,8 @@ class Campaign:
         `machine` (GPU or, without one, CPU),
         `runner` (the module of the worker's model runner, empty where not recorded),
         `arm` (the policy, preceded by whatever else differs within the campaign) and
-        `comparable` (equal for runs that may be pooled) and `load` (equal for the same work).
+        `comparable` (equal for runs that may be pooled), `load` (equal for the same work) and
+        `unusual` (how the requests differ from those of most runs, whatever their number).
     failed : pandas.DataFrame
         One row a failed run: `run_id`, `reason`.
     unfinished : tuple of str
@@ -257,7 +259,19 @@ def _runs(documents: list[dict[str, Any]]) -> pd.DataFrame:
             " | ".join(_say(document, key, form) for key, form in keys.items())
             for document in documents
         ]
+    runs["unusual"] = _unusual(documents)
     return runs
+
+
+def _unusual(documents: list[dict[str, Any]]) -> list[str]:
+    """What is asked of each run's requests that is not asked in most runs; often empty."""
+    kinds = {key: form for key, form in LOAD.items() if key != "experiment.concurrency"}
+    said = [[_say(document, key, form) for key, form in kinds.items()] for document in documents]
+    usual = [Counter(of_all).most_common(1)[0][0] for of_all in zip(*said, strict=True)]
+    return [
+        " ".join(own for own, most in zip(of_run, usual, strict=True) if own != most)
+        for of_run in said
+    ]
 
 
 def _runner(document: dict[str, Any]) -> str:

@@ -50,7 +50,7 @@ OK_KEYS: dict[str, Types] = {
 """What the analysis reads of a run that is ok, besides `schema.REQUIRED`."""
 
 ADDED: dict[str, Any] = {"engine_policy": "stock", "frontend_policy": "stock"}
-ADDED |= {"logprobs": 0, "speculative": "none", "runner": "auto"}
+ADDED |= {"logprobs": 0, "structured_output": False, "speculative": "none", "runner": "auto"}
 ADDED |= {"enable_expert_parallel": False, "identical_streams": False, "switch_s": 0.0}
 """Parameters of an experiment that older runs lack, and what they ran with."""
 

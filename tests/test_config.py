@@ -23,6 +23,10 @@ DATA = Path(__file__).parent.parent / "data"
         ({"executor": "uni", "policy": "disable"}, r"'disable' with executor 'uni'.*engine_policy"),
         ({"logprobs": 21}, r"logprobs 21: allowed is 0 to 20"),
         ({"logprobs": 1, "client": "serve"}, r"only client 'engine' asks"),
+        (
+            {"structured_output": True, "client": "async_engine"},
+            r"structured_output True with client 'async_engine': only client 'engine' asks",
+        ),
         ({"speculative": "medusa"}, r"speculative 'medusa': choose one of none, ngram"),
         ({"runner": "v3"}, r"runner 'v3': choose one of auto, v1, v2"),
         ({"executor": "ray"}, r"executor 'ray': choose one of mp, uni"),

@@ -69,6 +69,22 @@ def test_runs_table(campaign: Path) -> None:
     assert runs.loc["cpu", "tokens_per_s"] == 100.0
 
 
+def test_requests_unlike_those_of_most_runs_are_told_apart(campaign: Path) -> None:
+    """As a run of before, which has no such parameters, is like one with their defaults."""
+    run(campaign, "before")
+    run(campaign, "usual", experiment__concurrency=512, experiment__structured_output=False)
+    run(campaign, "structured", experiment__structured_output=True)
+    run(campaign, "both", experiment__logprobs=5, experiment__prompt_tokens=512)
+    runs = load(campaign).runs.set_index("run")
+    assert runs["unusual"].to_dict() == {
+        "before": "",
+        "usual": "",
+        "structured": "structured=True",
+        "both": "prompt 512 5 logprobs",
+    }
+    assert runs["load"].nunique() == runs["arm"].nunique() == 4
+
+
 def test_failed_and_unfinished_runs_give_no_rows(campaign: Path) -> None:
     run(campaign, "good", steady())
     failed = {"status": "failed", "reason": "worker died", "log_tail": ["Killed"]}

@@ -117,13 +117,19 @@ def test_through_http_the_same_processes_on_the_same_clock(tmp_path: Path) -> No
 
 
 def test_a_cross_over_switches_the_worker_and_reads_back_as_periods(tmp_path: Path) -> None:
-    folder = measure(tmp_path, policy="alternate", switch_s=2.0)
-    assert read_document(folder)["status"] == "ok"
+    folder = measure(tmp_path, policy="alternate", switch_s=2.0, structured_output=True)
+    found = read_document(folder)
+    assert found["status"] == "ok", (found.get("reason"), found.get("log_tail"))
     periods = dataset.load(tmp_path)
     assert sorted(periods.runs["policy"]) == ["freeze", "freeze", "no-freeze", "no-freeze"]
     length_s = (periods.runs["window_end_ns"] - periods.runs["window_start_ns"]) / 1e9
     assert length_s.between(2.0, 3.0).all()
     assert periods.itl.groupby("run", observed=True)["count"].sum().min() > 0
+    # Answers held to a grammar, which cut none of them short.
+    assert set(periods.runs["load"].str.contains("structured=True")) == {True}
+    drawn = dataset.in_window(periods, periods.requests)["output_tokens"]
+    assert drawn.mean() == pytest.approx(40, rel=0.1)
+    assert drawn.max() == 64
 
 
 GROUPS = {"DP2": {"data_parallel_size": 2}, "TP2": {"tensor_parallel_size": 2}}

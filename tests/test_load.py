@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
+from pathlib import Path
 
 import pytest
 
-from repro.experiment.clients.closed_loop import Ledger, Requests
+from repro.experiment.clients.bench import load_tokenizer
+from repro.experiment.clients.closed_loop import STRUCTURE, Ledger, Requests
+from repro.experiment.clients.prompts import write_word_tokenizer
 from repro.experiment.config import Experiment
 from repro.experiment.supervise import environment, shared_out
 
@@ -26,6 +30,25 @@ def test_streams_of_one_name_are_the_same_and_of_others_are_not() -> None:
     assert all(1 <= n <= 20 for n in lengths)
     assert 4 <= length <= 20
     assert len(prompt["prompt_token_ids"]) == 3
+
+
+def test_a_structured_answer_can_always_go_on(tmp_path: Path) -> None:
+    """Of vLLM's own grammar engine: no word ends the answer, and not every word is allowed."""
+    xgrammar = pytest.importorskip("xgrammar", reason="vLLM brings it")
+    end, size = 2, 512  # the end of an answer by the model's config, where it is one more word
+    tokenizer = load_tokenizer(str(write_word_tokenizer(tmp_path / "words", size)))
+    about = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
+    grammar = xgrammar.GrammarCompiler(about).compile_regex(STRUCTURE)
+    answer = xgrammar.GrammarMatcher(grammar, override_stop_tokens=[end])
+    mask = xgrammar.allocate_token_bitmask(1, size)
+    draw = random.Random(0)
+    for _ in range(200):
+        answer.fill_next_token_bitmask(mask, 0)
+        allowed = [word for word in range(size) if mask[0, word // 32] >> (word % 32) & 1]
+        assert 1 < len(allowed) < size - 1
+        assert end not in allowed
+        assert answer.accept_token(draw.choice(allowed))
+    assert not answer.is_terminated()
 
 
 def test_tokens_that_share_a_gap_are_one_row_and_lost_is_none() -> None:

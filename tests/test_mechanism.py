@@ -74,6 +74,21 @@ def test_the_map_names_the_load_from_which_full_collections_come(loads: Campaign
     assert "none up to 512, seen from 1024 on" in said.replace("1,024", "1024")
 
 
+def test_requests_of_another_kind_have_a_mark_of_their_own(tmp_path: Path) -> None:
+    for load in (256, 512, 1024):
+        arm(tmp_path / "c", str(load), every=10**6, experiment__concurrency=load)
+    full = {"experiment__concurrency": 512, "experiment__structured_output": True}
+    arm(tmp_path / "c", "structured", every=100, **full)
+    drawn = FIGURES["trigger_map"](dataset.load(tmp_path / "c"))
+    assert "was seen up to 1,024" in drawn.get_suptitle(), "of the usual requests"
+    said = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert said == ["freeze", "structured=True", "CPython's rule"]
+    usual, structured, *_ = drawn.axes[-1].lines
+    assert (len(usual.get_xdata()), max(usual.get_ydata())) == (3, 0)
+    assert (len(structured.get_xdata()), min(structured.get_ydata()) > 0) == (1, True)
+    assert usual.get_marker() != structured.get_marker()
+
+
 def test_two_loads_are_no_map(tmp_path: Path) -> None:
     for load in (256, 512):
         arm(tmp_path / "c", str(load), experiment__concurrency=load)

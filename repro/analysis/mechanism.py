@@ -21,10 +21,11 @@ def collections_by_load(campaign: Campaign) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row an arm and generation: the columns of `gc_time`, `policy`, `concurrency`.
+        One row an arm and generation: the columns of `gc_time`, `policy`, `concurrency` and
+        `unusual`, see `repro.dataset.Campaign`.
     """
     found = gc_time(campaign)
-    arms = campaign.runs.drop_duplicates("arm")[["arm", "policy", "concurrency"]]
+    arms = campaign.runs.drop_duplicates("arm")[["arm", "policy", "concurrency", "unusual"]]
     return found[found["role"] == "worker"].merge(arms, on="arm")
 
 

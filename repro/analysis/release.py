@@ -16,7 +16,7 @@ from repro.dataset import Campaign, in_window, under_load
 FIRST_FROZEN = (0, 23)
 """The first vLLM release with the pull request in it."""
 
-SETTING = ["machine", "model", "client", "executor", "concurrency", "capture_policy"]
+SETTING = ["machine", "model", "client", "executor", "load", "capture_policy"]
 SETTING += ["tensor_parallel_size", "data_parallel_size"]
 
 

@@ -37,7 +37,7 @@ FIRST, LATER = "first after the freeze", "from one to the next"
 WITHIN, OFF = "within 10%", "off by more than 10%"
 NONE_DUE, TOO_SHORT, UNKNOWN = "none due, none came", "none came in the steps there were", "unknown"
 
-ALIKE = ["comparable", "model", "concurrency", "role"]
+ALIKE = ["comparable", "model", "load", "role"]
 """What processes have in common that hold as much in a step."""
 
 COLUMNS = [
@@ -123,9 +123,9 @@ def trigger_table(campaign: Campaign) -> pd.DataFrame:
 def _heaps(campaign: Campaign) -> pd.DataFrame:
     """One row a process counted before load: what it then held, and its run's parameters."""
     census = campaign.census[campaign.census["point"] == "window-start"]
-    runs = campaign.runs[["run", "arm", "python", "comparable", "model", "concurrency"]]
+    about = ["run", "arm", "python", "comparable", "model", "load", "concurrency"]
     heap = census.assign(old=census["tracked"] + census["frozen"], frozen=is_frozen(census)).merge(
-        runs, on="run"
+        campaign.runs[about], on="run"
     )
     under_load = campaign.census[campaign.census["point"] == "window-end"]
     key = ["run", "role", "rank", "pid"]

@@ -89,6 +89,9 @@ class Experiment:
         Shortest and longest answer; lengths are drawn uniformly between them.
     logprobs : int
         Log probabilities to return with each token; 0: none.
+    structured_output : bool
+        Constrain every answer by a regular expression, one that never ends an answer early; takes
+        client `engine`.
     speculative : str
         `ngram`: propose tokens by looking them up in prompt and answer.
     runner : str
@@ -130,6 +133,7 @@ class Experiment:
     prompt_tokens: int = 16
     output_tokens: tuple[int, int] = (16, 64)
     logprobs: int = 0
+    structured_output: bool = False
     speculative: str = "none"
     runner: str = "auto"
     duration_s: float = 60.0
@@ -151,11 +155,12 @@ class Experiment:
         _within("logprobs", self.logprobs, 0, 20, "20 is what vLLM returns at most by default")
         if policy.ALTERNATE in (self.engine_policy, self.frontend_policy):
             raise ConfigError("policy 'alternate' is one of workers: name another for this process")
-        if self.logprobs and self.client != "engine":
-            raise ConfigError(
-                f"logprobs {self.logprobs} with client {self.client!r}: only client 'engine' asks "
-                "for them"
-            )
+        for name in ("logprobs", "structured_output"):
+            if getattr(self, name) and self.client != "engine":
+                raise ConfigError(
+                    f"{name} {getattr(self, name)} with client {self.client!r}: only client "
+                    "'engine' asks for it"
+                )
         if self.executor == "uni" and not policy.serving(self.policy).only_freezes:
             raise ConfigError(
                 f"policy {self.policy!r} with executor 'uni': the worker lives in the engine core; "

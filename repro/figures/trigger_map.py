@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,6 +23,9 @@ from repro.style import INK, PAGE, POLICY_COLOUR
 LOADS = 3
 """Loads that a map of the trigger needs at least."""
 
+MARKERS = "osD^vP*"
+"""By what is asked of the requests; the usual first."""
+
 VLLM_DEFAULTS = {256: "vLLM's default", 1024: "on a large GPU"}
 """`max_num_seqs` of a server that is told nothing: 1,024 from 70 GiB of GPU memory on."""
 
@@ -29,28 +35,25 @@ def trigger_map(campaign: Campaign) -> Figure:
     """Collections of a worker per 1,000 steps against the requests in flight, by generation.
 
     Measured points, the rule's line for full collections, vLLM's default `max_num_seqs`. Needs
-    one policy measured at three loads or more.
+    one policy measured at three loads or more. Requests of another kind, such as with log
+    probabilities, have marks of their own.
     """
     found = collections_by_load(campaign)
     found = found[found["policy"].isin(["no-freeze", "freeze", "stock"])]
-    loads = found.groupby("policy")["concurrency"].nunique()
+    usual = found[found["unusual"] == ""]
+    loads = usual.groupby("policy")["concurrency"].nunique()
     names = [name for name in POLICY_COLOUR if loads.get(name, 0) >= LOADS]
     if not names:
         raise NotApplicable(f"no policy was measured at {LOADS} loads or more")
+    kinds = ["", *sorted(set(found["unusual"]) - {""})]
     drawn = Figure(figsize=(PAGE, 2.6), layout="constrained")
     panels = drawn.subplots(1, len(GENERATIONS), sharey=True)
     for axes, generation in zip(panels, GENERATIONS, strict=True):
-        for name in names:
-            points = found[(found["policy"] == name) & (found["generation"] == generation)]
-            points = points.sort_values("concurrency")
-            axes.plot(
-                points["concurrency"],
-                points["per_1000_steps"],
-                "o",
-                ms=4.5 if name == "freeze" else 6,
-                mfc="white" if name == "freeze" else POLICY_COLOUR[name],
-                color=POLICY_COLOUR[name],
-            )
+        of_generation = found[found["generation"] == generation]
+        for name, kind in product(names, kinds):
+            alike = (of_generation["policy"] == name) & (of_generation["unusual"] == kind)
+            points = of_generation[alike]
+            axes.plot(points["concurrency"], points["per_1000_steps"], **_mark(name, kinds, kind))
         for load, what in VLLM_DEFAULTS.items():
             axes.axvline(load, color=INK, lw=0.7, ls=":")
             axes.annotate(
@@ -71,20 +74,29 @@ def trigger_map(campaign: Campaign) -> Figure:
     for name in names:
         _draw_rule(panels[-1], campaign, name)
     panels[0].set_ylabel("collections per 1,000 steps")
-    lines = list(panels[0].lines[: len(names)])
-    handles = [
-        Line2D([], [], marker="o", ls="", mfc=line.get_mfc(), mec=line.get_mec(), label=name)
-        for name, line in zip(names, lines, strict=True)
-    ]
+    handles = [Line2D([], [], label=name, **_mark(name, kinds)) for name in names]
+    handles += [Line2D([], [], label=kind, **_mark(names[0], kinds, kind)) for kind in kinds[1:]]
     handles.append(Line2D([], [], color=INK, lw=1, label="CPython's rule"))
     drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    message(drawn, _trigger_message(found, names[0]))
+    message(drawn, _trigger_message(usual, names[0]))
     return drawn
+
+
+def _mark(policy: str, kinds: list[str], kind: str = "") -> dict[str, Any]:
+    """The colour says the policy, the shape what is asked of the requests."""
+    colour = POLICY_COLOUR[policy]
+    return {
+        "marker": MARKERS[kinds.index(kind) % len(MARKERS)],
+        "ls": "",
+        "ms": 4.5 if policy == "freeze" else 6,
+        "mfc": "white" if policy == "freeze" else colour,
+        "color": colour,
+    }
 
 
 def _draw_rule(axes: Axes, campaign: Campaign, name: str) -> None:
     """Full collections as the rule makes them, of the campaign's worker at every load."""
-    runs = campaign.runs[campaign.runs["policy"] == name]
+    runs = campaign.runs[(campaign.runs["policy"] == name) & (campaign.runs["unusual"] == "")]
     setting = setting_of(campaign, str(runs["run"].iloc[0]))
     loads = np.unique(np.geomspace(runs["concurrency"].min(), runs["concurrency"].max(), 200))
     rate = [

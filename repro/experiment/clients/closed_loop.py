@@ -22,6 +22,11 @@ from repro.recording import Columns
 SETTLING_STEPS = 3
 """After a switch: the step in flight, the one delayed by it, and one to spare."""
 
+STRUCTURE = "(w[1-4][0-9]*)*\ue000"
+"""Structured output: most of the words that `repro.experiment.clients.prompts` makes, not all. An
+answer that reached the expression's end would be cut short, or go on free; hence an end in a
+character that no such word has and no real model is likely to choose, one of private use."""
+
 Output = tuple[int, int, bool]
 """Number of a request, tokens it has got just now, and whether it has ended."""
 
@@ -171,10 +176,10 @@ class Requests:
         return {"prompt_token_ids": [self.random.randrange(self.vocabulary) for _ in tokens]}
 
 
-def sampling(length: int, logprobs: int = 0) -> Any:
+def sampling(length: int, logprobs: int = 0, *, structured: bool = False) -> Any:
     """vLLM's sampling parameters for an answer of exactly so many tokens, streamed."""
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     return SamplingParams(
         max_tokens=length,
@@ -183,6 +188,7 @@ def sampling(length: int, logprobs: int = 0) -> Any:
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         logprobs=logprobs or None,
+        structured_outputs=StructuredOutputsParams(regex=STRUCTURE) if structured else None,
     )
 
 
@@ -279,7 +285,8 @@ class ClosedLoop:
 
     def _submit(self, length: int) -> None:
         number = self.ledger.enter()
-        params = sampling(length, self.experiment.logprobs)
+        asked = self.experiment
+        params = sampling(length, asked.logprobs, structured=asked.structured_output)
         self.engine.add_request(str(number), self.requests.prompt(), params)
 
 

@@ -9,14 +9,20 @@ from repro import plugin
 from repro.experiment import verify
 from repro.experiment.clients import Report
 from repro.experiment.clients.closed_loop import ClosedLoop
+from repro.experiment.clients.prompts import tokenizer_for
+from repro.experiment.collect import RAW
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured
 from repro.plugin.patch import CENSUS_RPC
 
 
 def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
-    """See `repro.experiment.clients.Client`; `folder` is not used."""
-    engine = start_engine(experiment)
+    """See `repro.experiment.clients.Client`."""
+    more: dict[str, Any] = {}
+    if experiment.structured_output:  # a grammar is over text, token ids alone do not do
+        tokenizer = tokenizer_for(experiment, folder / RAW)
+        more = {"skip_tokenizer_init": False, "tokenizer": tokenizer}
+    engine = start_engine(experiment, **more)
     report("ready", 0)
     parallel = engine.vllm_config.parallel_config
     verify.executor_is(experiment.executor, parallel.distributed_executor_backend)
@@ -37,11 +43,11 @@ def start_engine(experiment: Experiment, **more: Any) -> Any:
     ----------
     experiment : Experiment
     **more
-        Further engine arguments.
+        Engine arguments besides, or in place of, those of the experiment.
     """
     from vllm import EngineArgs, LLMEngine
 
-    return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(experiment), **more))
+    return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(experiment) | more))
 
 
 def engine_arguments(experiment: Experiment) -> dict[str, Any]:
