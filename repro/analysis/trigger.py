@@ -5,14 +5,15 @@ What decides it, of one process, from what its run recorded:
 - **passes a step**: collections of every generation in the window, over its steps;
 - **promoted**: what one generation-1 pass moves into the oldest generation. That is what the step
   it interrupts holds at that moment, and the survivors of the steps since the pass before: the
-  objects a request keeps in the process (census, before and under load) times the requests
-  finished a step;
-- **long_lived_total**: what the last full collection left alive (census). A freeze makes one over
-  the whole heap first, and only the next one sees how little is left.
+  objects that all requests keep in the process (census, under load and without), over the steps
+  that a request lives;
+- **long_lived_total**: what the last full collection left alive (census): the heap under load. A
+  freeze makes one over the whole heap before load, to which the objects of the simultaneous start
+  are then added, and only the next one sees how little is left.
 
-What a step holds is the recorded `allocations` of generation-1 passes. Older runs lack it: there it
-is the threshold, if the Python is 3.11 (a pass comes at once), else it is inferred from the other
-arms of the campaign, never from the run itself.
+What a step holds is the recorded `allocations` of generation-1 passes, once for each pass that the
+step had made by then. Older runs lack it: there it is the threshold, if the Python is 3.11 (a pass
+comes at once), else it is inferred from the other arms of the campaign, never from the run itself.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ NONE_DUE, TOO_SHORT, UNKNOWN = "none due, none came", "none came in the steps th
 ALIKE = ["comparable", "model", "load", "role"]
 """What processes have in common that hold as much in a step."""
 
+SEEN = ["tracked", "frozen"]
+
 COLUMNS = [
     *("run", "arm", "role", "rank", "event", "held_from", "passes_per_step", "promoted"),
     *("predicted_steps", "observed_steps", "collections", "ratio", "verdict"),
@@ -66,6 +69,10 @@ class Passes:
         Steps of the ramp beyond those that its passes account for: too few requests, no pass.
     held : float
         Containers allocated and not yet freed at a generation-1 pass; NaN where not recorded.
+    place : dict of str to float
+        Which pass of its step a generation-1 pass is, from 1, on average before the first full
+        collection and between full ones: it also meets what those before it moved up. Where a
+        whole number of passes comes a step, it is the same until a full one shifts it.
     """
 
     thresholds: tuple[int, int, int]
@@ -75,6 +82,7 @@ class Passes:
     before_first: int
     quiet: float
     held: float
+    place: dict[str, float]
 
     @property
     def older_per_step(self) -> float:
@@ -101,14 +109,14 @@ def trigger_table(campaign: Campaign) -> pd.DataFrame:
     heap = _heaps(campaign)
     heap["seen"] = [_passes(campaign, row) for row in heap.to_dict("records")]
     heap = heap[heap["seen"].notna()]
-    heap["kept"] = _kept_per_step(campaign, heap)
-    heap["kept_in_all"] = _kept(heap) * heap["concurrency"]
+    lifetimes = heap["run"].astype(object).map(_lifetimes(campaign)).astype(float)
+    heap["kept"] = heap["kept_in_all"] / lifetimes.fillna(math.inf)
     heap["inferred"] = [_inferred(row) for row in heap.to_dict("records")]
     rows = []
     for row in heap.to_dict("records"):
-        held, held_from = _held(row, heap)
-        promoted = held + _kept_between(row) if row["seen"].per_step else 0.0
-        for event in (FIRST, LATER) if row["frozen"] and row["role"] == "worker" else (LATER,):
+        for event in (FIRST, LATER) if row["is_frozen"] and row["role"] == "worker" else (LATER,):
+            held, held_from = _held(row, heap, event)
+            promoted = held + _kept_between(row) if row["seen"].per_step else 0.0
             rows.append(
                 {name: row[name] for name in ("run", "arm", "role", "rank")}
                 | {"event": event, "held_from": held_from, "promoted": promoted}
@@ -121,15 +129,25 @@ def trigger_table(campaign: Campaign) -> pd.DataFrame:
 
 
 def _heaps(campaign: Campaign) -> pd.DataFrame:
-    """One row a process counted before load: what it then held, and its run's parameters."""
+    """One row a process counted before load: what it held then and later, its run's parameters.
+
+    `old` is all of it before load, `kept_in_all` what requests in flight keep.
+    """
     census = campaign.census[campaign.census["point"] == "window-start"]
     about = ["run", "arm", "python", "comparable", "model", "load", "concurrency"]
-    heap = census.assign(old=census["tracked"] + census["frozen"], frozen=is_frozen(census)).merge(
-        campaign.runs[about], on="run"
-    )
-    under_load = campaign.census[campaign.census["point"] == "window-end"]
+    census = census.assign(old=census["tracked"] + census["frozen"], is_frozen=is_frozen(census))
+    heap = census.merge(campaign.runs[about], on="run")
     key = ["run", "role", "rank", "pid"]
-    return heap.merge(under_load[[*key, "tracked"]], on=key, how="left", suffixes=("", "_end"))
+    for point, suffix in (("window-end", "_end"), ("shutdown", "_idle")):
+        counted = campaign.census.loc[campaign.census["point"] == point, [*key, *SEEN]]
+        heap = heap.merge(counted, on=key, how="left", suffixes=("", suffix))
+    # The first steps free lists that warm-up has left, on the CPU backend one for each of
+    # `max_num_seqs`. Before load they are still there, so that the heap without requests is the
+    # one counted at shutdown; where the heap is frozen, they are out of sight.
+    shutdown = heap["tracked_idle"] + heap["frozen_idle"] - heap["frozen"]
+    idle = heap["tracked"].where(heap["is_frozen"] | shutdown.isna(), shutdown)
+    heap["kept_in_all"] = (heap["tracked_end"] - idle).clip(lower=0).fillna(0)
+    return heap
 
 
 def _passes(campaign: Campaign, row: dict[str, Any]) -> Passes | None:
@@ -162,23 +180,38 @@ def _passes(campaign: Campaign, row: dict[str, Any]) -> Passes | None:
         before_first=int((older < full[0]).sum()) if len(full) else 0,
         quiet=max(0.0, float(ramp - passes / per_step)) if per_step else 0.0,
         held=float(inside.loc[inside["generation"] == 1, "allocations"].mean()),
+        place=_places(pauses, entries, full),
     )
 
 
-def _kept_per_step(campaign: Campaign, heap: pd.DataFrame) -> pd.Series:
-    """Objects born a step that stay as long as their requests do."""
-    finished = in_window(campaign, campaign.requests).groupby("run", observed=True).size()
-    steps = in_window(campaign, campaign.steps)
-    taken = steps.groupby("run", observed=True).size()
-    taken /= steps.groupby("run", observed=True)["rank"].nunique()
-    kept: pd.Series = _kept(heap) * heap["run"].map((finished / taken).to_dict()).astype(float)
-    return kept.fillna(0)
+def _places(
+    pauses: pd.DataFrame, entries: npt.NDArray[np.int64], full: npt.NDArray[np.int64]
+) -> dict[str, float]:
+    """See `Passes.place`; 1 where no pass was seen. `full`: starts of the full ones, in ns."""
+    step = np.searchsorted(entries, pauses["start_ns"])
+    place = pauses.sort_values("start_ns").groupby(pd.Series(step, pauses.index)).cumcount() + 1
+    older = pauses.loc[pauses["generation"] == 1, "start_ns"]
+    early = older[older < full[0]] if len(full) else older
+    between = older[older.between(full[0], full[-1])] if len(full) > 1 else older
+    means = {event: place[of.index].mean() for event, of in ((FIRST, early), (LATER, between))}
+    return {event: 1.0 if math.isnan(mean) else float(mean) for event, mean in means.items()}
 
 
-def _kept(heap: pd.DataFrame) -> pd.Series:
-    """Objects a process keeps for each request in flight: its heap under load, less before it."""
-    kept: pd.Series = (heap["tracked_end"] - heap["tracked"]).clip(lower=0) / heap["concurrency"]
-    return kept
+def _lifetimes(campaign: Campaign) -> dict[str, float]:
+    """Steps from a request's first token to its last, both counted, by run: the mean.
+
+    Not its tokens, of which a step may bring several; nor the time it waited to be scheduled, in
+    which no process keeps it as a request in flight.
+    """
+    requests = in_window(campaign, campaign.requests).dropna(subset="tpot_ns")
+    found = {}
+    for run, own in requests.groupby("run", observed=True):
+        steps = campaign.steps[campaign.steps["run"] == run]
+        entries = np.sort(steps["start_ns"])
+        first = own["t_ns"] - own["tpot_ns"] * (own["output_tokens"] - 1)
+        lived = np.searchsorted(entries, own["t_ns"]) - np.searchsorted(entries, first)
+        found[str(run)] = float(lived.mean()) / max(1, steps["rank"].nunique()) + 1
+    return found
 
 
 def kept_a_request(campaign: Campaign) -> float:
@@ -190,23 +223,24 @@ def kept_a_request(campaign: Campaign) -> float:
         NaN where no worker was counted before and under load.
     """
     heap = _heaps(campaign)
-    return float(_kept(heap[heap["role"] == "worker"]).mean())
+    workers = heap[(heap["role"] == "worker") & heap["tracked_end"].notna()]
+    return float((workers["kept_in_all"] / workers["concurrency"]).mean())
 
 
 # --- what a step holds --------------------------------------------------------------------
 
 
-def _held(row: dict[str, Any], heap: pd.DataFrame) -> tuple[float, str]:
+def _held(row: dict[str, Any], heap: pd.DataFrame, event: str) -> tuple[float, str]:
     """Containers in hand at a generation-1 pass, and what tells.
 
-    Where a step makes several passes, a pass also meets what those before it moved up.
+    What the interrupted step has made to stay is among them, and among the survivors again: at
+    most one step's, some hundredths of what is promoted.
     """
     seen: Passes = row["seen"]
-    several = (1 + max(1.0, seen.per_step)) / 2
     if not math.isnan(seen.held):
-        return seen.held * several, "recorded"
+        return seen.held * seen.place[event], "recorded"
     if rule_for(row["python"]).inside_allocation:
-        return (seen.thresholds[0] + 1) * several, "threshold"
+        return (seen.thresholds[0] + 1) * seen.place[event], "threshold"
     alike = (heap[ALIKE] == pd.Series(row)[ALIKE]).all(axis=1) & (heap["arm"] != row["arm"])
     told = float(heap.loc[alike, "inferred"].median())
     return told, "nothing tells" if math.isnan(told) else "other arms"
@@ -215,14 +249,14 @@ def _held(row: dict[str, Any], heap: pd.DataFrame) -> tuple[float, str]:
 def _inferred(row: dict[str, Any]) -> float:
     """What a step must have held for the quarter rule to fire when it did."""
     seen: Passes = row["seen"]
-    if row["frozen"] and row["role"] == "worker" and len(seen.full):
-        older = float(seen.before_first)
-    elif not row["frozen"] and len(seen.full) > 1:
-        older = float(np.diff(seen.full).mean()) * seen.older_per_step
+    if row["is_frozen"] and row["role"] == "worker" and len(seen.full):
+        event, older = FIRST, float(seen.before_first)
+    elif not row["is_frozen"] and len(seen.full) > 1:
+        event, older = LATER, float(np.diff(seen.full).mean()) * seen.older_per_step
     else:
         return math.nan
-    quarter: float = row["old"] / 4 / older if older > seen.thresholds[FULL] + 1 else math.nan
-    return quarter - _kept_between(row)
+    quarter: float = _left(row, event) / 4 / older
+    return quarter - _kept_between(row) if older > seen.thresholds[FULL] + 1 else math.nan
 
 
 def _kept_between(row: dict[str, Any]) -> float:
@@ -236,11 +270,10 @@ def _kept_between(row: dict[str, Any]) -> float:
 def _outcome(row: dict[str, Any], event: str, promoted: float) -> dict[str, Any]:
     seen: Passes = row["seen"]
     observed = seen.full[:1] if event == FIRST else np.diff(seen.full)
-    # After a full collection of a frozen heap only what was made since is left to count.
-    left = row["tracked_end"] if row["frozen"] and event == LATER else row["old"]
     predicted = math.inf
     if seen.per_step:
-        predicted = _due(seen, left, promoted) / seen.per_step + (event == FIRST) * seen.quiet
+        due = _due(seen, _left(row, event), promoted)
+        predicted = due / seen.per_step + (event == FIRST) * seen.quiet
     mean = float(observed.mean()) if len(observed) else math.nan
     return {
         "predicted_steps": predicted,
@@ -249,6 +282,17 @@ def _outcome(row: dict[str, Any], event: str, promoted: float) -> dict[str, Any]
         "ratio": predicted / mean,
         "verdict": _verdict(seen, event, predicted, mean),
     }
+
+
+def _left(row: dict[str, Any], event: str) -> float:
+    """What the last full collection left alive; a quarter of it must be promoted.
+
+    Before the first one the objects of the simultaneous start have been already, so that they need
+    not be: as if four times as many were missing. After it, of a frozen heap only what was made
+    since the freeze is left.
+    """
+    before: float = row["old"] - 4 * row["kept_in_all"]
+    return before if event == FIRST or math.isnan(row["tracked_end"]) else row["tracked_end"]
 
 
 def _due(seen: Passes, left: float, promoted: float) -> float:
