@@ -31,9 +31,10 @@ CENSUS_POINTS = (
 )
 """When heaps are counted. In a worker's life: with its device at hand, with the model loaded, after
 the profiling run (on a GPU it compiles), before each capture of CUDA graphs and after it, at the
-end of warm-up. In every process: before load, after the measured window. In a worker's shutdown:
-after `gc.unfreeze()` where the policy calls it, with the `garbage` made since the freeze; then with
-nothing left frozen, with the `garbage` that the freeze had kept."""
+end of warm-up. In every process: before load, after the measured window. In a worker's shutdown
+(through HTTP just before, with no request left): after `gc.unfreeze()` where the policy calls it,
+with the `garbage` made since the freeze; then with nothing left frozen, with the `garbage` that the
+freeze had kept."""
 
 _PROCESS = [("role", pa.string()), ("rank", pa.int32()), ("pid", pa.int32())]
 

@@ -1,4 +1,4 @@
-"""Tables and sentences of the mechanism: the rule against the runs, policies, garbage, advice."""
+"""Tables and sentences of the mechanism: the rule against the runs, policies, advice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from repro import words
 from repro.advice import advise, setting_of
 from repro.analysis.arms import ordered_arms
 from repro.analysis.collector import UnknownCollector
-from repro.analysis.mechanism import collections_by_load, garbage_left, policies_table
+from repro.analysis.mechanism import collections_by_load, policies_table
 from repro.analysis.trigger import trigger_table
 from repro.dataset import Campaign
 
@@ -49,7 +49,7 @@ def loads(campaign: Campaign) -> pd.DataFrame:
 
 
 def policies(campaign: Campaign) -> pd.DataFrame:
-    """What each arm's policies do: pauses, time lost, tail, throughput, memory."""
+    """What each arm's policies do: pauses, time lost, tail, throughput, memory, garbage."""
     table = policies_table(campaign).reindex(ordered_arms(campaign))
     return pd.DataFrame(
         {
@@ -60,23 +60,8 @@ def policies(campaign: Campaign) -> pd.DataFrame:
             "P99.9 ITL (ms)": table["p999_ms"].map(words.figures),
             "tokens/s": table["tokens_per_s"].map(words.count),
             "RSS gained (MiB)": (table["rss_growth_bytes"] / MIB).map(words.figures),
-        }
-    )
-
-
-def garbage(campaign: Campaign) -> pd.DataFrame:
-    """What lay in abandoned cycles when a worker ended, by arm."""
-    found = garbage_left(campaign)
-    if found.empty:
-        return found
-    return pd.DataFrame(
-        {
-            "arm": found["arm"],
-            "runs": found["runs"].map(words.amount),
-            "made since the freeze (objects)": found["since"].map(words.amount),
-            "(bytes)": found["since_bytes"].map(words.amount),
-            "kept by the freeze (objects)": found["kept"].map(words.amount),
-            "kept (bytes)": found["kept_bytes"].map(words.amount),
+            "worker never reclaimed, from before the freeze": _garbage(table, "kept"),
+            "and made since": _garbage(table, "since"),
         }
     )
 
@@ -92,6 +77,14 @@ def advice(campaign: Campaign) -> str:
             lines = (str(none),)
         said.append(f"**{arm}**: " + " ".join(lines))
     return "\n\n".join(said)
+
+
+def _garbage(table: pd.DataFrame, kind: str) -> list[str]:
+    """Objects in abandoned cycles, and their bytes; a dash where they were not counted."""
+    return [
+        "–" if math.isnan(number) else f"{words.amount(number)} ({words.amount(size)} bytes)"
+        for number, size in zip(table[kind], table[f"{kind}_bytes"], strict=True)
+    ]
 
 
 def _steps(value: float) -> str:

@@ -108,6 +108,11 @@ def test_through_http_the_same_processes_on_the_same_clock(tmp_path: Path) -> No
     measured = dataset.load(tmp_path)
     assert {"frontend", "engine", "worker"} == set(measured.pauses["role"])
     assert {"frontend", "engine", "worker"} == set(measured.census["role"])
+    worker = measured.census[measured.census["role"] == "worker"].set_index("point")
+    assert worker.loc["thawed", "frozen"] == 0 < worker.loc["window-end", "frozen"]
+    assert worker.loc[["shutdown", "thawed"], "garbage"].notna().all()
+    under_load = worker.loc["window-end", ["tracked", "frozen"]].sum()
+    assert under_load - worker.loc["shutdown", "tracked"] > 64 * 8, "no request is left by then"
     (run,) = measured.runs.itertuples()
     in_window = dataset.in_window(measured, measured.steps)
     decoded = in_window["tokens"].sum() - 16 * found["summary"]["requests_finished"]

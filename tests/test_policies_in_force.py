@@ -72,6 +72,28 @@ def test_freeze_again_hides_what_a_full_collection_left_alive() -> None:
     assert gc.get_freeze_count() == 0, "nothing is frozen again after shutdown began"
 
 
+def test_what_was_never_reclaimed_is_counted_once() -> None:
+    """Asked for, or in the shutdown that follows: by when it was made, and with its size."""
+    counted: list[tuple[str, dict[str, int]]] = []
+    recorder: Any = SimpleNamespace(
+        strict=True, census=lambda point, **garbage: counted.append((point, garbage))
+    )
+    worker: Any = SimpleNamespace(shutdown=lambda: counted.append(("down", {})))
+    patch.hold_shutdown(worker, policy.serving("freeze"), recorder)
+    gc.disable()
+    gc.collect()
+    loops(300)
+    gc.freeze()
+    loops(200)
+    getattr(worker, patch.END_RPC)()
+    worker.shutdown()
+    assert [point for point, _ in counted] == ["shutdown", "thawed", "down"]
+    since, kept = (garbage for _, garbage in counted[:2])
+    assert 200 <= since["garbage"] < 300
+    assert kept["garbage"] >= 300
+    assert since["garbage_bytes"] >= 200 * sys.getsizeof(Loop())
+
+
 def test_what_is_due_is_collected_and_nothing_else() -> None:
     gc.disable()
     gc.collect()

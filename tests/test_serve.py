@@ -17,6 +17,7 @@ from builders import MS, SECOND
 from repro.experiment import verify
 from repro.experiment.clients import bench, bench_process, prompts, serve
 from repro.experiment.clients.closed_loop import first_lengths
+from repro.experiment.clients.server import HOST, Server, free_port
 from repro.experiment.config import Experiment
 from repro.experiment.measured import rounded
 from repro.experiment.verify import NotAsRequested
@@ -150,6 +151,13 @@ def test_a_busy_client_and_a_load_that_ended_are_no_data() -> None:
     verify.load_lasted([[1.0, 0.0], [2.0, 0.0]])
     with pytest.raises(NotAsRequested, match="ran out of requests"):
         verify.load_lasted([[1.0, 0.0], [2.0, 3.0]])
+
+
+def test_garbage_that_cannot_be_counted_loses_no_run(caplog: pytest.LogCaptureFixture) -> None:
+    ended = Server.__new__(Server)
+    ended.url = f"http://{HOST}:{free_port()}"
+    ended.end()
+    assert "never reclaimed was not counted" in caplog.text
 
 
 def test_the_executor_is_read_off_where_the_workers_live() -> None:

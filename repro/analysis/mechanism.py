@@ -11,6 +11,7 @@ from repro.analysis.tails import tail_table
 from repro.dataset import Campaign, under_load
 
 POLICIES = ["policy", "engine_policy", "frontend_policy"]
+NEVER_RECLAIMED = ["since", "since_bytes", "kept", "kept_bytes"]
 COMING_INTO_BEING = ("imported", "loaded", "profiled", "captured", "ready")
 """Points of a worker's life before load, in order; the first of each, if there are more."""
 
@@ -101,7 +102,7 @@ def garbage_left(campaign: Campaign) -> pd.DataFrame:
                 "kept_bytes": kept["garbage_bytes"].max(),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["arm", "runs", *NEVER_RECLAIMED])
 
 
 def policies_table(campaign: Campaign) -> pd.DataFrame:
@@ -113,7 +114,7 @@ def policies_table(campaign: Campaign) -> pd.DataFrame:
         Index arm: `policy`, `engine_policy`, `frontend_policy`, `longest_ms` (of any process),
         `ms_per_1000_steps` (all processes), `p99_ms`, `p999_ms` (ITL; NaN where not supported),
         `tokens_per_s` (mean), `rss_growth_bytes` (all processes, over the window, the most of
-        the arm's runs).
+        the arm's runs), and the columns of `garbage_left`, NaN where it was not counted.
     """
     lost = gc_time(campaign).groupby("arm")[["max_ms", "ms_per_1000_steps"]]
     tail = tail_table(campaign)
@@ -127,7 +128,7 @@ def policies_table(campaign: Campaign) -> pd.DataFrame:
         p999_ms=tail.get(0.999, np.nan),
         tokens_per_s=runs.groupby("arm")["tokens_per_s"].mean(),
         rss_growth_bytes=_growth(campaign).groupby(runs.set_index("run")["arm"]).max(),
-    )
+    ).join(garbage_left(campaign).set_index("arm"))
 
 
 def _growth(campaign: Campaign) -> pd.Series:

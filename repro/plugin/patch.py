@@ -29,6 +29,7 @@ from repro.policy import CapturePolicy, ServingPolicy
 CENSUS_RPC = "repro_census"
 SWITCH_RPC = "repro_switch"
 RECAPTURE_RPC = "repro_recapture"
+END_RPC = "repro_end"
 
 
 def apply(serving: ServingPolicy, capture: CapturePolicy, recorder: Recorder | None) -> None:
@@ -480,22 +481,35 @@ def counting(recorder: Recorder, owner: type, name: str) -> None:
 
 
 def hold_shutdown(worker: Any, serving: ServingPolicy, recorder: Recorder | None) -> None:
-    """Lift the policy first thing at shutdown, then count what came back."""
+    """Lift the policy first thing at shutdown, then count what came back.
+
+    Both can be asked for before, by `END_RPC`: vLLM's server kills its workers.
+    """
     original = worker.shutdown
+    ended = False
+
+    def end() -> None:
+        nonlocal ended
+        if ended:
+            return
+        ended = True
+        with stepping_aside("counting the heap at shutdown"):
+            if recorder is not None and recorder.strict:  # an experiment: nobody waits for this
+                count_garbage_of(serving, recorder)
+            else:
+                lift(serving)
+                if recorder is not None:
+                    recorder.census("shutdown")
 
     def shutdown() -> None:
         try:
-            with stepping_aside("counting the heap at shutdown"):
-                if recorder is not None and recorder.strict:  # an experiment: nobody waits for this
-                    count_garbage_of(serving, recorder)
-                else:
-                    lift(serving)
-                    if recorder is not None:
-                        recorder.census("shutdown")
+            end()
         finally:
             original()
 
     worker.shutdown = shutdown
+    if recorder is not None:
+        setattr(worker, END_RPC, end)
 
 
 def count_garbage_of(serving: ServingPolicy, recorder: Recorder) -> None:

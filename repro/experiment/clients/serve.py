@@ -49,7 +49,8 @@ def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
         for client in clients:
             client.send_no_more()
         verify.policy_took_effect(experiment, server.census("window-end"))
-        server.stop()  # what is still in flight ends with it: the window is over
+        server.end()  # and with it all that is still in flight: the window is over
+        server.stop()
         results = [client.result() for client in clients]
     busy = max(demand) / (end_ns - start_ns)
     verify.client_kept_up(busy)

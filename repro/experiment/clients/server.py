@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -18,7 +20,9 @@ import psutil
 from repro.experiment.clients.engine import engine_arguments
 from repro.experiment.config import Experiment
 from repro.experiment.verify import NotAsRequested
-from repro.plugin.patch import CENSUS_RPC
+from repro.plugin.patch import CENSUS_RPC, END_RPC
+
+logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 START = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
@@ -48,7 +52,7 @@ class Server:
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
         command = [*START, *server_arguments(experiment, tokenizer, self.port)]
-        # The workers' census goes through `/collective_rpc`, a route of the development mode.
+        # `/collective_rpc` and `/pause` are routes of the development mode.
         environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1"}
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
 
@@ -98,17 +102,35 @@ class Server:
         repro.experiment.verify.NotAsRequested
             If the workers know of no census.
         """
-        body = json.dumps({"method": CENSUS_RPC, "args": [point]}).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}/collective_rpc", body, headers)
         try:
-            with _direct.open(request, timeout=CENSUS_S) as answer:
-                workers: list[dict[str, Any]] = json.load(answer)["results"]
+            workers: list[dict[str, Any]] = self._ask(CENSUS_RPC, point)["results"]
         except urllib.error.HTTPError as error:
             raise NotAsRequested(
                 f"the server refused a census ({error.code}): pip install this package beside vLLM"
             ) from error
         return workers
+
+    def end(self) -> None:
+        """Abort what is in flight, and have each worker count its garbage as in a shutdown.
+
+        The server kills its workers, which then count nothing. By now all is measured: where this
+        fails, the garbage goes uncounted and nothing else is lost.
+        """
+        try:
+            self._post("pause?mode=abort")
+            self._ask(END_RPC)
+        except (OSError, http.client.HTTPException) as error:
+            logger.warning("what the workers never reclaimed was not counted: %s", error)
+
+    def _ask(self, method: str, *args: str) -> Any:
+        """Call a method of every worker."""
+        return self._post("collective_rpc", {"method": method, "args": args})
+
+    def _post(self, path: str, content: object = None) -> Any:
+        body, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/{path}", body, headers)
+        with _direct.open(request, timeout=CENSUS_S) as answer:
+            return json.load(answer)
 
     def stop(self) -> None:
         """End the server in order; by force if it takes its time."""
