@@ -20,8 +20,8 @@ from repro.analysis.designs import crossover_over_fresh, designs
 from repro.analysis.gc_cost import gc_time
 from repro.analysis.release import likeness, twins
 from repro.analysis.tails import Estimate, Metric, effect, tail_table
-from repro.claim_tests import SAME
-from repro.claim_tests_capture import SAME_MEMORY
+from repro.claims.capture import SAME_MEMORY
+from repro.claims.finding import SAME
 from repro.dataset import Campaign
 
 CLOSING = (0.5, 0.99, 0.999, 1.0)

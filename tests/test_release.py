@@ -9,7 +9,8 @@ from campaigns import story
 
 from repro import dataset
 from repro.analysis.release import likeness, twins
-from repro.claim_tests import Verdict, patch_is_the_release
+from repro.claims import Verdict
+from repro.claims.tail import patch_is_the_release
 from repro.dataset import Campaign
 
 OLD, NEW = "0.22.1", "0.23.0"

@@ -1,4 +1,4 @@
-"""What decides the claims about the mechanism; see `repro.claim_tests` for how tests are made."""
+"""What decides the claims about the mechanism."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from repro.analysis.mechanism import POLICIES, garbage_left
 from repro.analysis.ratios import ratio_of_runs
 from repro.analysis.tails import effect
 from repro.analysis.trigger import OFF, WITHIN, trigger_table
-from repro.claim_tests import Finding, Verdict
+from repro.claims.finding import Finding, Verdict
 from repro.dataset import Campaign, under_load
 
 LITTLE_BYTES = 1 << 20

@@ -1,4 +1,4 @@
-"""What decides the claims about the capture; see `repro.claim_tests` for how tests are made."""
+"""What decides the claims about the capture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from repro.analysis.captures import (
     same_memory_again,
 )
 from repro.analysis.ratios import ratio_of_runs
-from repro.claim_tests import SAME, Finding, Verdict, same, unsupported
+from repro.claims.finding import SAME, Finding, Verdict, same, unsupported
 from repro.dataset import Campaign
 
 SAME_MEMORY = (0.99, 1.01)

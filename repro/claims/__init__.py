@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from repro import claim_tests, claim_tests_capture, claim_tests_mechanism, words
-from repro.claim_tests import Finding, Verdict
+from repro import words
+from repro.claims import capture, heap, mechanism, tail
+from repro.claims.finding import Finding, Verdict
 from repro.dataset import Campaign
 
 __all__ = ["CLAIMS", "Claim", "Finding", "Verdict", "evaluate", "to_markdown"]
@@ -52,7 +53,7 @@ CLAIMS = (
         sentence="The freeze drastically reduces P99 ITL in some cases.",
         criterion="reproduced: the ratio lies below 0.8; contradicted: above 1",
         needs="runs with and without the freeze, the worker in a process of its own (`mp`)",
-        test=claim_tests.p99_falls,
+        test=tail.p99_falls,
         some=True,
     ),
     Claim(
@@ -63,7 +64,7 @@ CLAIMS = (
             "count as a measurement"
         ),
         needs="runs with and without the freeze, several data-parallel ranks in expert parallel",
-        test=claim_tests.p99_falls_wide_ep,
+        test=tail.p99_falls_wide_ep,
         some=True,
     ),
     Claim(
@@ -74,7 +75,7 @@ CLAIMS = (
             "the prediction within their intervals; contradicted: it does not"
         ),
         needs="runs of one rank with and without the freeze (`mp`), and of several to decide it",
-        test=claim_tests.p99_rises_with_width,
+        test=tail.p99_rises_with_width,
         source="follows from lock-step: a group waits for whichever rank is paused",
         some=True,
     ),
@@ -83,14 +84,14 @@ CLAIMS = (
         sentence="Freezing during the CUDA graph capture changes nothing: 56 s against 57 s.",
         criterion="reproduced: the ratio lies within 0.95 to 1.05; contradicted: outside",
         needs="captures on a GPU with capture policies `gc-on` and `frozen`, two of each",
-        test=claim_tests_capture.capture_takes_as_long,
+        test=capture.capture_takes_as_long,
     ),
     Claim(
         id="capture-memory",
         sentence="The capture takes the same memory either way: 6.25 GiB.",
         criterion="reproduced: the ratio lies within 0.99 to 1.01; contradicted: outside",
         needs="first captures of GPU workers with `gc-on` and with `frozen`, two processes of each",
-        test=claim_tests_capture.capture_takes_as_much_memory,
+        test=capture.capture_takes_as_much_memory,
     ),
     Claim(
         id="no-collection-per-graph",
@@ -100,28 +101,28 @@ CLAIMS = (
             "default as where it is told to collect before each graph"
         ),
         needs="captures on a GPU with capture policies `gc-on` and `collect-per-graph`",
-        test=claim_tests_capture.no_collection_per_graph,
+        test=capture.no_collection_per_graph,
     ),
     Claim(
         id="engine-frozen",
         sentence="The engine core's heap was frozen already.",
         criterion="contradicted: an engine core mostly unfrozen beside an unfrozen worker",
         needs="a census of the engine core in runs without the freeze",
-        test=claim_tests.engine_already_frozen,
+        test=heap.engine_already_frozen,
     ),
     Claim(
         id="frontend-frozen",
         sentence="The front end's heap was frozen already.",
         criterion="contradicted: an API server mostly unfrozen beside an unfrozen worker",
         needs="client `serve`: with client `engine` the load driver freezes the front end itself",
-        test=claim_tests.frontend_already_frozen,
+        test=heap.frontend_already_frozen,
     ),
     Claim(
         id="worker-not-frozen",
         sentence="The worker's heap was not frozen.",
         criterion="contradicted: a worker mostly frozen in a vLLM without the pull request",
         needs="a census of workers of vLLM before 0.23, or of its CPU backend",
-        test=claim_tests.worker_not_frozen,
+        test=heap.worker_not_frozen,
     ),
     Claim(
         id="not-scanned",
@@ -131,14 +132,14 @@ CLAIMS = (
             "of its objects in sight; contradicted: as long as before, or over half in sight"
         ),
         needs="full collections of the worker in runs with and without the freeze",
-        test=claim_tests.frozen_objects_not_scanned,
+        test=heap.frozen_objects_not_scanned,
     ),
     Claim(
         id="no-collection",
         sentence="After the freeze, inference triggers no collection any more.",
         criterion="contradicted: a collection of a frozen worker in the measured window",
         needs="runs with the freeze, the worker in a process of its own (`mp`)",
-        test=claim_tests.no_collection_after_freeze,
+        test=heap.no_collection_after_freeze,
     ),
     Claim(
         id="unfreeze-restores",
@@ -148,21 +149,21 @@ CLAIMS = (
             "contradicted: an object stays frozen, or the collector stays off"
         ),
         needs="a census of frozen workers before and in shutdown",
-        test=claim_tests.unfreeze_restores,
+        test=heap.unfreeze_restores,
     ),
     Claim(
         id="memory-minimal",
         sentence="The impact on memory is minimal.",
         criterion="reproduced: the worker's resident memory grows under 5%; contradicted: more",
         needs="a census at the window's end in runs with and without the freeze, two each",
-        test=claim_tests.memory_impact_minimal,
+        test=heap.memory_impact_minimal,
     ),
     Claim(
         id="no-configuration",
         sentence="Nobody need configure anything: the worker freezes by itself.",
         criterion="contradicted: an unfrozen worker of vLLM 0.23 or later with policy `stock`",
         needs="runs with policy `stock` on a GPU and vLLM 0.23 or later",
-        test=claim_tests.no_configuration_needed,
+        test=heap.no_configuration_needed,
     ),
     Claim(
         id="patch-is-release",
@@ -172,7 +173,7 @@ CLAIMS = (
             "unfrozen; contradicted: outside"
         ),
         needs="runs of vLLM before 0.23 and of 0.23 or later, frozen in both or in neither",
-        test=claim_tests.patch_is_the_release,
+        test=tail.patch_is_the_release,
         source="holds the patch of this package against the release",
     ),
     Claim(
@@ -180,7 +181,7 @@ CLAIMS = (
         sentence="Where the worker lives in the engine core (`uni`), nothing changes.",
         criterion="reproduced: P99 ITL's ratio lies within 0.9 to 1.1; contradicted: outside",
         needs="runs with and without the freeze and executor `uni`",
-        test=claim_tests.nothing_changes_with_uni,
+        test=tail.nothing_changes_with_uni,
         source="follows from the heaps above: there the engine core's freeze covers the worker",
     ),
     Claim(
@@ -188,7 +189,7 @@ CLAIMS = (
         sentence="CPython's rule says beforehand when a worker's full collections come.",
         criterion="reproduced: every prediction within 10%; contradicted: one is not",
         needs="a worker with two full collections, or one after a freeze",
-        test=claim_tests_mechanism.rule_predicts,
+        test=mechanism.rule_predicts,
         source="`repro.analysis.collector`, fed with what a run recorded",
     ),
     Claim(
@@ -196,7 +197,7 @@ CLAIMS = (
         sentence="What a frozen or uncollected worker never reclaims is little.",
         criterion="reproduced: under 1 MiB in abandoned cycles at its end; contradicted: more",
         needs="a census with `garbage`, as runs of this version take at a worker's shutdown",
-        test=claim_tests_mechanism.little_is_left,
+        test=mechanism.little_is_left,
         source="the price of every policy here",
     ),
     Claim(
@@ -204,7 +205,7 @@ CLAIMS = (
         sentence="Some policy halves P99 ITL through HTTP and adds a tenth to the tokens/s.",
         criterion="reproduced: both intervals beyond these goals; contradicted: one surely missed",
         needs="client `serve`, 1,024 in flight, `stock` and another policy, two runs each",
-        test=claim_tests_mechanism.a_policy_beats_stock,
+        test=mechanism.a_policy_beats_stock,
         source="the goal set for policies beyond #44363",
         some=True,
     ),
