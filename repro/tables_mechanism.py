@@ -10,7 +10,7 @@ from repro import words
 from repro.advice import advise, setting_of
 from repro.analysis.arms import ordered_arms
 from repro.analysis.collector import UnknownCollector
-from repro.analysis.mechanism import collections_by_load, policies_table
+from repro.analysis.mechanism import collections_by_load, policies_of, policies_table
 from repro.analysis.trigger import trigger_table
 from repro.dataset import Campaign
 
@@ -53,7 +53,9 @@ def policies(campaign: Campaign) -> pd.DataFrame:
     table = policies_table(campaign).reindex(ordered_arms(campaign))
     return pd.DataFrame(
         {
-            "arm": table.index,
+            "worker / engine core / front end": [
+                policies_of(row) for row in table.reset_index().to_dict("records")
+            ],
             "longest pause (ms)": table["longest_ms"].map(words.figures),
             "GC per 1,000 steps (ms)": table["ms_per_1000_steps"].map(words.figures),
             "P99 ITL (ms)": table["p99_ms"].map(words.figures),

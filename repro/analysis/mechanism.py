@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -129,6 +132,21 @@ def policies_table(campaign: Campaign) -> pd.DataFrame:
         tokens_per_s=runs.groupby("arm")["tokens_per_s"].mean(),
         rss_growth_bytes=_growth(campaign).groupby(runs.set_index("run")["arm"]).max(),
     ).join(garbage_left(campaign).set_index("arm"))
+
+
+def policies_of(row: Mapping[str, Any]) -> str:
+    """What else sets an arm apart, then its policies: one word if all processes have the same.
+
+    Parameters
+    ----------
+    row : mapping
+        `arm` and `POLICIES`, as rows of `policies_table` have them.
+    """
+    worker, engine, frontend = (row[name] for name in POLICIES)
+    setting = str(row["arm"]).removesuffix(worker).removesuffix(": ")
+    setting = setting.removesuffix(f"engine {engine}, front end {frontend}").strip()
+    names = "all " + worker if worker == engine == frontend else f"{worker} / {engine} / {frontend}"
+    return f"{setting} {names}".strip()
 
 
 def _growth(campaign: Campaign) -> pd.Series:

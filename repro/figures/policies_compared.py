@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from repro import words
 from repro.analysis.arms import FREEZE_ALONE
-from repro.analysis.mechanism import POLICIES, policies_table
+from repro.analysis.mechanism import POLICIES, policies_of, policies_table
 from repro.dataset import Campaign
 from repro.figures.parts import message
 from repro.figures.registry import NotApplicable, figure
@@ -50,19 +48,10 @@ def policies_compared(campaign: Campaign) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks(rows, [_policies(row) for row in table.reset_index().to_dict("records")])
+    panels[0].set_yticks(rows, [policies_of(row) for row in table.reset_index().to_dict("records")])
     panels[0].set_title("worker / engine core / front end", fontsize=6, x=0, ha="right")
     panels[0].invert_yaxis()
     longest = table["longest_ms"]
-    best = _policies({"arm": longest.idxmin(), **table.loc[longest.idxmin()].to_dict()})
+    best = policies_of({"arm": longest.idxmin(), **table.loc[longest.idxmin()].to_dict()})
     message(drawn, f"The shortest of the longest pauses: {words.ms(longest.min())} ({best})")
     return drawn
-
-
-def _policies(row: dict[str, Any]) -> str:
-    """What else sets an arm apart, then its policies; one word if all processes have the same."""
-    worker, engine, frontend = (row[name] for name in POLICIES)
-    setting = str(row["arm"]).removesuffix(worker).removesuffix(": ")
-    setting = setting.removesuffix(f"engine {engine}, front end {frontend}").strip()
-    names = "all " + worker if worker == engine == frontend else f"{worker} / {engine} / {frontend}"
-    return f"{setting} {names}".strip()
