@@ -166,8 +166,8 @@ def test_the_executor_is_read_off_where_the_workers_live() -> None:
 
 
 def test_a_request_keeps_its_times_to_their_resolution() -> None:
-    asked = {"t_ns": [7], "ttft_ns": [149_999], "tpot_ns": [34_999.0]}
+    asked = {"t_ns": [7], "ttft_ns": [1_499_999], "tpot_ns": [349_999.0]}
     kept = rounded({name: np.array(values) for name, values in asked.items()})
-    assert [kept[name].tolist() for name in asked] == [[7], [100_000], [30_000]]
+    assert [kept[name].tolist() for name in asked] == [[7], [1_000_000], [300_000]]
     assert np.isnan(rounded({"tpot_ns": np.array([np.nan])})["tpot_ns"]).all()
     assert rounded({}) == {}

@@ -14,7 +14,7 @@ from repro.experiment.collect import MEASURED, RAW, write_table
 from repro.experiment.config import Experiment
 from repro.recording import Columns
 
-RESOLUTION_NS = {"ttft_ns": 100_000, "tpot_ns": 10_000}
+RESOLUTION_NS = {"ttft_ns": 1_000_000, "tpot_ns": 100_000}
 """To which a request's times are kept."""
 
 
