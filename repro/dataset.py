@@ -74,6 +74,11 @@ LOAD = {
 }
 """What a rank has to do, whatever the number of ranks."""
 
+OTHERS = "engine {}, front end {}:"
+UNSAID = {OTHERS.format("stock", "stock"), "eager=False", "EP=False", "identical=False"}
+UNSAID |= {"0 logprobs", "structured=False", "speculative none"}
+"""What goes without saying in the label of an arm, though others have it otherwise."""
+
 ARM = {
     **COMPARABLE,
     "experiment.model": "{}",
@@ -84,13 +89,13 @@ ARM = {
     "experiment.enable_expert_parallel": "EP={}",
     "experiment.identical_streams": "identical={}",
     "experiment.enforce_eager": "eager={}",
-    "experiment.max_num_seqs": "of {}",
     **LOAD,
     "experiment.concurrency": "{}",  # the number is enough here
+    "experiment.max_num_seqs": "of {}",
     "experiment.runner": "runner {}",
     "experiment.capture_policy": "{}",
     "experiment.switch_s": "switched every {} s",
-    "experiment.engine_policy, experiment.frontend_policy": "engine {}, front end {}:",
+    "experiment.engine_policy, experiment.frontend_policy": OTHERS,
 }
 """What tells arms apart besides the worker's policy, by keys, and how a label says it, in order."""
 
@@ -109,7 +114,7 @@ class Campaign:
         `runner` (the module of the worker's model runner, empty where not recorded),
         `arm` (the policy, preceded by whatever else differs within the campaign) and
         `comparable` (equal for runs that may be pooled), `load` (equal for the same work) and
-        `unusual` (how the requests differ from those of most runs, whatever their number).
+        `unusual` (how requests or compilation differ from most runs, whatever the number in flight).
     failed : pandas.DataFrame
         One row a failed run: `run_id`, `reason`.
     unfinished : tuple of str
@@ -264,8 +269,9 @@ def _runs(documents: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _unusual(documents: list[dict[str, Any]]) -> list[str]:
-    """What is asked of each run's requests that is not asked in most runs; often empty."""
+    """What is asked of each run, besides requests in flight, but not of most; often empty."""
     kinds = {key: form for key, form in LOAD.items() if key != "experiment.concurrency"}
+    kinds |= {"experiment.enforce_eager": ARM["experiment.enforce_eager"]}
     said = [[_say(document, key, form) for key, form in kinds.items()] for document in documents]
     usual = [Counter(of_all).most_common(1)[0][0] for of_all in zip(*said, strict=True)]
     return [
@@ -291,7 +297,10 @@ def _arms(documents: list[dict[str, Any]]) -> list[str]:
         if len(set(longer)) > len(set(labels)):
             labels = longer
     policies = [document["experiment"]["policy"] for document in documents]
-    return [" ".join((*label, policy)) for label, policy in zip(labels, policies, strict=True)]
+    return [
+        " ".join(part for part in (*label, policy) if part not in UNSAID)
+        for label, policy in zip(labels, policies, strict=True)
+    ]
 
 
 def _say(document: dict[str, Any], keys: str, form: str) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from repro import words
-from repro.analysis.arms import freezes, heaps, is_frozen, pairs
+from repro.analysis.arms import FREEZE_ALONE, freezes, heaps, is_frozen, pairs
 from repro.analysis.gc_cost import FULL, full_collections
 from repro.analysis.ratios import ratio_of_runs
 from repro.analysis.release import FIRST_FROZEN, release
@@ -94,9 +94,10 @@ def frozen_objects_not_scanned(campaign: Campaign) -> list[Finding]:
 
 
 def no_collection_after_freeze(campaign: Campaign) -> list[Finding]:
-    """Collections of frozen workers while they decode."""
-    frozen = [arm for arm in campaign.runs["arm"].unique() if freezes(campaign, arm) == "yes"]
-    runs = campaign.runs[campaign.runs["arm"].isin(frozen) & (campaign.runs["executor"] != "uni")]
+    """Collections of decoding workers whose heap is frozen, and nothing else is done to it."""
+    runs = campaign.runs[campaign.runs["policy"].isin(FREEZE_ALONE)]
+    frozen = [arm for arm in runs["arm"].unique() if freezes(campaign, arm) == "yes"]
+    runs = runs[runs["arm"].isin(frozen) & (runs["executor"] != "uni")]
     if runs.empty:
         return []
     pauses = in_window(campaign, campaign.pauses)
@@ -166,8 +167,9 @@ def memory_impact_minimal(campaign: Campaign) -> list[Finding]:
 
 
 def _process_frozen(campaign: Campaign, role: str, clients: tuple[str, ...]) -> list[Finding]:
-    arms = [arm for arm in campaign.runs["arm"].unique() if freezes(campaign, arm) == "no"]
-    runs = campaign.runs[campaign.runs["arm"].isin(arms) & campaign.runs["client"].isin(clients)]
+    runs = campaign.runs[campaign.runs["client"].isin(clients)]
+    runs = runs[runs[f"{role}_policy"] == "stock"]
+    runs = runs[[freezes(campaign, arm) == "no" for arm in runs["arm"]]]
     rows = heaps(campaign, role, "window-start")
     rows = rows[rows["run"].isin(runs["run"])]
     if rows.empty:
