@@ -114,7 +114,7 @@ class Campaign:
         `runner` (the module of the worker's model runner, empty where not recorded),
         `arm` (the policy, preceded by whatever else differs within the campaign) and
         `comparable` (equal for runs that may be pooled), `load` (equal for the same work) and
-        `unusual` (how requests or compilation differ from most runs, whatever the number in flight).
+        `unusual` (how requests or compilation differ from those of most runs).
     failed : pandas.DataFrame
         One row a failed run: `run_id`, `reason`.
     unfinished : tuple of str

@@ -82,10 +82,15 @@ def test_ranks_without_collections_are_counted_without_a_share(tmp_path: Path) -
 
 
 def both(root: Path, pauses_at: list[list[int]], **changes: Any) -> dataset.Campaign:
-    """One rank alone with both policies, and two ranks without the freeze."""
-    one = {"pauses_at": [every(100)], "experiment__client": "async_engine"}
-    several(root, name="alone", **one)
-    several(root, name="frozen", **one, pause_ms=2.0, experiment__policy="freeze")
+    """One rank alone with both policies, two runs each, and two ranks without the freeze."""
+    for number in range(2):
+        one = {
+            "pauses_at": [every(100)],
+            "experiment__client": "async_engine",
+            "experiment__replicate": number,
+        }
+        several(root, name=f"alone-{number}", **one)
+        several(root, name=f"frozen-{number}", **one, pause_ms=2.0, experiment__policy="freeze")
     return loaded(root, name="two", pauses_at=pauses_at, **changes)
 
 

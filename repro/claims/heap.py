@@ -169,7 +169,8 @@ def memory_impact_minimal(campaign: Campaign) -> list[Finding]:
 def _process_frozen(campaign: Campaign, role: str, clients: tuple[str, ...]) -> list[Finding]:
     runs = campaign.runs[campaign.runs["client"].isin(clients)]
     runs = runs[runs[f"{role}_policy"] == "stock"]
-    runs = runs[[freezes(campaign, arm) == "no" for arm in runs["arm"]]]
+    arms = [arm for arm in runs["arm"].unique() if freezes(campaign, arm) == "no"]
+    runs = runs[runs["arm"].isin(arms)]
     rows = heaps(campaign, role, "window-start")
     rows = rows[rows["run"].isin(runs["run"])]
     if rows.empty:
