@@ -77,7 +77,7 @@ def trigger_map(campaign: Campaign) -> Figure:
     handles = [Line2D([], [], label=name, **_mark(name, kinds)) for name in names]
     handles += [Line2D([], [], label=kind, **_mark(names[0], kinds, kind)) for kind in kinds[1:]]
     handles.append(Line2D([], [], color=INK, lw=1, label="CPython's rule"))
-    drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
     message(drawn, _trigger_message(usual, names[0]))
     return drawn
 
