@@ -38,6 +38,12 @@ WORKER_HEAP = 800_000
 
 QUANTILES = (0.99, 0.999)
 
+OTHERS = (
+    "API server and engine core collect more often than workers: their thresholds are raised by "
+    "REPRO_FRONTEND_POLICY and REPRO_ENGINE_POLICY=freeze-thresholds."
+)
+"""Seen in `data/cpu-http` and `data/cpu-policies`; how often is not predicted here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -269,7 +275,7 @@ def _what_to_set(advice: Advice) -> str:
     if not advice.fires:
         return "Nothing need be set."
     if setting.frozen:
-        return "The workers are frozen already: nothing need be set for them."
+        return f"The workers are frozen already: nothing need be set for them. {OTHERS}"
     if setting.device == "cuda" and release(setting.vllm) < FIRST_FROZEN:
         way = "take vLLM 0.23.0 or later, or set REPRO_POLICY=freeze beside this package's plugin"
     else:
@@ -278,4 +284,4 @@ def _what_to_set(advice: Advice) -> str:
     also = ""
     if setting.concurrency < limit:
         also = f"; gc.set_threshold{policy.RAISED} in the worker would end collections altogether"
-    return f"To be rid of it: {way}{also}."
+    return f"To be rid of it: {way}{also}. {OTHERS}"
