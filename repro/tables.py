@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from repro import words
-from repro.analysis.arms import ordered_arms, pairs
+from repro.analysis.arms import ordered_arms, pairs, repeated
 from repro.analysis.attribution import UNEXPLAINED, attribute, by_arm
 from repro.analysis.captures import (
     BASELINE,
@@ -84,9 +84,8 @@ def effects(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
 def meaning(campaign: Campaign, metric: Metric = "itl") -> str:
     """One paragraph a pair of arms: at which quantiles the freeze lowers the tail."""
     said = []
-    runs = campaign.runs["arm"].value_counts()
     for pair in pairs(campaign):
-        if min(runs[pair.baseline], runs[pair.treated]) < 2:
+        if not repeated(campaign, pair):
             what = "one run of an arm cannot tell the policy's effect from the run's own"
             said.append(f"**{pair.treated}** against **{pair.baseline}**: {what}.")
             continue

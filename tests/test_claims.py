@@ -66,6 +66,13 @@ def test_tail(claim: str, frozen_ms: float, expected: str, tmp_path: Path) -> No
     assert verdict(other, folder) == "not measured here"
 
 
+def test_tail_needs_two_runs_an_arm(tmp_path: Path) -> None:
+    folder = story(tmp_path / "c", full_ms={"freeze": 2.0}, every=30, replicates=1)
+    row = evaluate([dataset.load(folder)]).set_index("id").loc["p99-falls"]
+    assert row["verdict"] == "not measured here"
+    assert "needs 2 runs an arm, there are 1" in row["reason"]
+
+
 def test_tail_needs_steps(tmp_path: Path) -> None:
     folder = story(tmp_path / "c", length_s=4)
     row = evaluate([dataset.load(folder)]).set_index("id").loc["p99-falls"]
@@ -176,6 +183,11 @@ def test_compiling_on_a_cpu_is_no_capture(tmp_path: Path) -> None:
         ("engine-frozen", {"policy": "no-freeze"}, "reproduced"),
         ("engine-frozen", {"policy": "no-freeze", "heap": {"frozen": 0}}, "contradicted"),
         ("engine-frozen", {"policy": "freeze"}, "not measured here"),
+        (
+            "engine-frozen",
+            {"policy": "no-freeze", "heap": {"frozen": 0}, "experiment__engine_policy": "disable"},
+            "not measured here",
+        ),
         ("frontend-frozen", {"policy": "no-freeze"}, "not measured here"),
         (
             "frontend-frozen",
@@ -226,6 +238,8 @@ def test_no_full_collection_decides_nothing_about_scanning(tmp_path: Path) -> No
 def test_collections_after_the_freeze(tmp_path: Path) -> None:
     assert verdict("no-collection", story(tmp_path / "c", length_s=4)) == "contradicted"
     assert verdict("no-collection", counted(tmp_path / "none")) == "reproduced"
+    beyond = counted(tmp_path / "beyond", policy="freeze-again")
+    assert verdict("no-collection", beyond) == "not measured here", "that policy is another claim's"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from repro import policy
+from repro.analysis.ratios import NEEDS_RUNS
 from repro.dataset import Campaign
 
 EXPLICIT = {name: each.freeze for name, each in policy.SERVING.items() if not each.leaves_alone}
@@ -53,6 +54,12 @@ def pairs(campaign: Campaign) -> list[Pair]:
         for baseline in group.loc[group["freezes"] == "no", "arm"]
         for treated in group.loc[group["freezes"] == "yes", "arm"]
     ]
+
+
+def repeated(campaign: Campaign, pair: Pair) -> bool:
+    """Whether both arms have runs enough to tell a policy's effect from one engine's own."""
+    runs = campaign.runs["arm"].value_counts()
+    return bool(min(runs[pair.baseline], runs[pair.treated]) >= NEEDS_RUNS)
 
 
 def ordered_arms(campaign: Campaign) -> list[str]:

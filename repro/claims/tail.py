@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from repro import words
-from repro.analysis.arms import Pair, pairs
+from repro.analysis.arms import Pair, pairs, repeated
 from repro.analysis.one_rank import bases
 from repro.analysis.ranks import against_prediction
+from repro.analysis.ratios import NEEDS_RUNS
 from repro.analysis.release import likeness, twins
 from repro.analysis.tails import Estimate, Metric, effect
 from repro.claims.finding import Finding, Verdict, same, unsupported
@@ -20,9 +21,6 @@ SAME_TAIL = (0.9, 1.1)
 
 DRASTIC = 0.8
 """At least a fifth lower; the one public number for such a change (LightLLM #1382) is 0.82."""
-
-REPEATED = 2
-"""Runs an arm: one cannot tell the policy's effect from the engine's own."""
 
 AS_LONG = (0.5, 2.0)
 """Collections whose ratio lies in here are as long as each other: the freeze changes them by more
@@ -51,7 +49,7 @@ def p99_falls_wide_ep(campaign: Campaign) -> list[Finding]:
 
 def p99_rises_with_width(campaign: Campaign) -> list[Finding]:
     """The width at which one rank's pauses become the group's P99: a prediction until measured."""
-    basis = next((basis for basis in bases(campaign) if _repeated(campaign, basis.pair)), None)
+    basis = next((basis for basis in bases(campaign) if repeated(campaign, basis.pair)), None)
     if basis is None:
         return []
     held = against_prediction(campaign)
@@ -98,8 +96,8 @@ def _tail_falls(campaign: Campaign, pair: Pair) -> Finding:
     runs = _runs(campaign, pair)
     if not ratio.supported:
         return unsupported(ratio, name, runs)
-    if not _repeated(campaign, pair):
-        few = replace(ratio, needs=REPEATED, steps=1)
+    if not repeated(campaign, pair):
+        few = replace(ratio, needs=NEEDS_RUNS, steps=1)
         return unsupported(few, name, runs, "runs an arm")
     if ratio.high < DRASTIC:
         verdict, reason = Verdict.REPRODUCED, f"{name} falls by more than a fifth"
@@ -154,12 +152,6 @@ def patch_is_the_release(campaign: Campaign) -> list[Finding]:
 def _setting(campaign: Campaign, pair: Pair, column: str) -> Any:
     """A parameter that both arms of a pair share."""
     return campaign.runs.loc[campaign.runs["arm"] == pair.treated, column].iloc[0]
-
-
-def _repeated(campaign: Campaign, pair: Pair) -> bool:
-    """Whether both arms have runs enough to tell a policy's effect from one engine's own."""
-    runs = campaign.runs["arm"].value_counts()
-    return bool(min(runs[pair.baseline], runs[pair.treated]) >= REPEATED)
 
 
 def _runs(campaign: Campaign, pair: Pair) -> tuple[str, ...]:
