@@ -102,7 +102,8 @@ def test_itl_and_steps_are_on_one_clock(frozen: Campaign) -> None:
 
 def test_through_http_the_same_processes_on_the_same_clock(tmp_path: Path) -> None:
     """A real API server and `vllm bench serve`: the front end is now a process of vLLM's own."""
-    folder = measure(tmp_path, policy="freeze", client="serve")
+    answers = (128, 192)  # so long that nearly all in flight at the window's end are when counted
+    folder = measure(tmp_path, policy="freeze", client="serve", output_tokens=list(answers))
     found = read_document(folder)
     assert found["status"] == "ok", found
     measured = dataset.load(tmp_path)
@@ -118,7 +119,7 @@ def test_through_http_the_same_processes_on_the_same_clock(tmp_path: Path) -> No
     decoded = in_window["tokens"].sum() - 16 * found["summary"]["requests_finished"]
     assert run.output_tokens == pytest.approx(decoded, rel=0.1)
     requests = dataset.in_window(measured, measured.requests)
-    assert requests["output_tokens"].between(1, 64).all()
+    assert requests["output_tokens"].between(1, answers[1]).all()
 
 
 def test_a_cross_over_switches_the_worker_and_reads_back_as_periods(tmp_path: Path) -> None:

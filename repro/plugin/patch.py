@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import inspect
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from repro import policy
@@ -453,10 +454,11 @@ def count_engine_with_its_workers(recorder: Recorder) -> None:
 
 
 def count_front_end_with_its_workers(recorder: Recorder) -> None:
-    """When this front end asks the workers for a census, count its own heap too.
+    """When this front end has asked the workers for a census, count its own heap too.
 
     `LLMEngine` asks through one of these methods, `AsyncLLM` and so the API server through the
-    other.
+    other. Afterwards, since the engine goes on stepping while a front end counts: counted before,
+    the workers would be asked when many requests have ended and none has followed.
     """
     clients = vllm_module("vllm.v1.engine.core_client")
     require(clients, "SyncMPClient", "AsyncMPClient")
@@ -473,11 +475,23 @@ def counting(recorder: Recorder, owner: type, name: str) -> None:
     def collective_rpc(
         client: Any, method: Any, timeout: Any = None, args: Any = (), *more: Any, **kwargs: Any
     ) -> Any:
-        if method == CENSUS_RPC:
-            recorder.census(*args)
-        return original(client, method, timeout, args, *more, **kwargs)
+        answers = original(client, method, timeout, args, *more, **kwargs)
+        if method != CENSUS_RPC:
+            return answers
+        count = functools.partial(recorder.census, *args)
+        if inspect.isawaitable(answers):
+            return awaited_before(answers, count)
+        count()
+        return answers
 
     setattr(owner, name, collective_rpc)
+
+
+async def awaited_before(answers: Awaitable[Any], count: Callable[[], object]) -> Any:
+    """The answers, and `count` called once they are here."""
+    result = await answers
+    count()
+    return result
 
 
 def hold_shutdown(worker: Any, serving: ServingPolicy, recorder: Recorder | None) -> None:

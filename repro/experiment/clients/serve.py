@@ -46,9 +46,9 @@ def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
         end_ns = time.monotonic_ns()
         demand = [client.demand_ns() - d for client, d in zip(clients, demand, strict=True)]
         report("stop", 0)
+        verify.policy_took_effect(experiment, server.census("window-end"))  # still under load
         for client in clients:
             client.send_no_more()
-        verify.policy_took_effect(experiment, server.census("window-end"))
         server.end()  # and with it all that is still in flight: the window is over
         server.stop()
         results = [client.result() for client in clients]
