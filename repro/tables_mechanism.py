@@ -11,6 +11,7 @@ from repro.advice import advise, setting_of
 from repro.analysis.arms import ordered_arms
 from repro.analysis.collector import UnknownCollector
 from repro.analysis.mechanism import collections_by_load, policies_of, policies_table
+from repro.analysis.memory import resident_by_arm
 from repro.analysis.trigger import trigger_table
 from repro.dataset import Campaign
 
@@ -64,6 +65,24 @@ def policies(campaign: Campaign) -> pd.DataFrame:
             "RSS gained (MiB)": (table["rss_growth_bytes"] / MIB).map(words.figures),
             "worker never reclaimed, from before the freeze": _garbage(table, "kept"),
             "and made since": _garbage(table, "since"),
+        }
+    )
+
+
+def memory(campaign: Campaign) -> pd.DataFrame:
+    """Resident memory by arm and process: before load, and what the load added."""
+    found = resident_by_arm(campaign)
+    arms = found["arm"].map(ordered_arms(campaign).index)
+    roles = found["role"].map(list(words.PROCESS).index)
+    found = found.assign(arms=arms, roles=roles).sort_values(["arms", "roles"])
+    return pd.DataFrame(
+        {
+            "arm": found["arm"],
+            "process": found["role"].map(words.PROCESS),
+            "runs": found["runs"],
+            "steps": found["steps"].map(words.count),
+            "before load (MiB)": (found["start_bytes"] / MIB).map(words.count),
+            "gained (MiB)": (found["growth_bytes"] / MIB).map(words.figures),
         }
     )
 

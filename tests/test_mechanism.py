@@ -11,7 +11,8 @@ from builders import MS, SECOND, START, document, run
 from campaigns import ROLES, census, decode, story
 
 from repro import dataset, style, tables_mechanism
-from repro.analysis.mechanism import garbage_left, objects_from, pause_by_objects, policies_table
+from repro.analysis.mechanism import objects_from, pause_by_objects, policies_table
+from repro.analysis.memory import garbage_left, resident_by_arm
 from repro.claims import Verdict, evaluate
 from repro.dataset import Campaign
 from repro.figures import FIGURES, NotApplicable
@@ -176,6 +177,26 @@ def test_garbage_is_what_was_counted_at_the_end(policies: Campaign, tmp_path: Pa
     told = tables_mechanism.policies(policies)
     assert set(told["and made since"]) == {"30 (4,000 bytes)"}
     assert set(told["worker never reclaimed, from before the freeze"]) == {"7 (900 bytes)"}
+
+
+def test_memory_gained_is_told_by_process_and_for_as_many_steps(
+    policies: Campaign, tmp_path: Path
+) -> None:
+    heap = pd.DataFrame(census("no-freeze"))
+    later = heap["point"] == "window-end"
+    heap.loc[later, "rss_bytes"] = 2_500_000_000
+    heap.loc[later & (heap["role"] == "worker"), "rss_bytes"] = 1_900_000_000
+    tables = decode(400.0, 60, 20, seed=0) | {"census": {k: v.tolist() for k, v in heap.items()}}
+    run(tmp_path / "c", "a", tables, window__end_ns=START + 20 * SECOND)
+    campaign = dataset.load(tmp_path / "c")
+    found = resident_by_arm(campaign).set_index("role")
+    assert found.loc["frontend", "growth_bytes"] == pytest.approx(500_000_000, abs=10)
+    assert found.loc["worker", "growth_bytes"] == pytest.approx(-100_000_000, abs=10)
+    (steps,) = found["steps"].unique()
+    assert steps == len(dataset.in_window(campaign, campaign.steps)) > 500
+    told = tables_mechanism.memory(campaign).set_index("process")
+    assert told.loc["front end", "gained (MiB)"] == "477"
+    assert told.loc["worker", "gained (MiB)"] == "-95.4"
 
 
 def verdict(claim: str, campaign: Campaign) -> str:

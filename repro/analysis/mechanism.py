@@ -10,11 +10,11 @@ import pandas as pd
 
 from repro.analysis.arms import is_frozen
 from repro.analysis.gc_cost import full_collections, gc_time
+from repro.analysis.memory import garbage_left, resident
 from repro.analysis.tails import tail_table
 from repro.dataset import Campaign, under_load
 
 POLICIES = ["policy", "engine_policy", "frontend_policy"]
-NEVER_RECLAIMED = ["since", "since_bytes", "kept", "kept_bytes"]
 COMING_INTO_BEING = ("imported", "loaded", "profiled", "captured", "ready")
 """Points of a worker's life before load, in order; the first of each, if there are more."""
 
@@ -79,35 +79,6 @@ def objects_from(campaign: Campaign) -> pd.DataFrame:
     return heap[points].diff(axis=1).fillna({points[0]: heap[points[0]]})
 
 
-def garbage_left(campaign: Campaign) -> pd.DataFrame:
-    """Objects in abandoned cycles that a worker still held at its end, by arm.
-
-    Returns
-    -------
-    pandas.DataFrame
-        `arm`, `runs`, `since` and `since_bytes` (made since the freeze, or since warm-up),
-        `kept` and `kept_bytes` (what the freeze had kept): the most over the arm's runs.
-    """
-    census = campaign.census[campaign.census["garbage"].notna()]
-    rows = []
-    for arm, runs in campaign.runs.groupby("arm")["run"]:
-        own = census[census["run"].isin(runs)]
-        since, kept = (own[own["point"] == point] for point in ("shutdown", "thawed"))
-        if kept.empty:
-            continue
-        rows.append(
-            {
-                "arm": arm,
-                "runs": kept["run"].nunique(),
-                "since": since["garbage"].max(),
-                "since_bytes": since["garbage_bytes"].max(),
-                "kept": kept["garbage"].max(),
-                "kept_bytes": kept["garbage_bytes"].max(),
-            }
-        )
-    return pd.DataFrame(rows, columns=["arm", "runs", *NEVER_RECLAIMED])
-
-
 def policies_table(campaign: Campaign) -> pd.DataFrame:
     """What each arm's policies do, in one row: pauses, time lost, tail, throughput, memory.
 
@@ -124,13 +95,14 @@ def policies_table(campaign: Campaign) -> pd.DataFrame:
     tail = tail[tail["supported"]].pivot_table("value_ms", "arm", "quantile")
     runs = campaign.runs
     table = runs.drop_duplicates("arm").set_index("arm")[POLICIES]
+    grown = resident(campaign).groupby("run")["growth_bytes"].sum(min_count=1)
     return table.assign(
         longest_ms=lost.max()["max_ms"].fillna(0),
         ms_per_1000_steps=lost.sum()["ms_per_1000_steps"],
         p99_ms=tail.get(0.99, np.nan),
         p999_ms=tail.get(0.999, np.nan),
         tokens_per_s=runs.groupby("arm")["tokens_per_s"].mean(),
-        rss_growth_bytes=_growth(campaign).groupby(runs.set_index("run")["arm"]).max(),
+        rss_growth_bytes=grown.groupby(runs.set_index("run")["arm"]).max(),
     ).join(garbage_left(campaign).set_index("arm"))
 
 
@@ -147,12 +119,3 @@ def policies_of(row: Mapping[str, Any]) -> str:
     setting = setting.removesuffix(f"engine {engine}, front end {frontend}").strip()
     names = "all " + worker if worker == engine == frontend else f"{worker} / {engine} / {frontend}"
     return f"{setting} {names}".strip()
-
-
-def _growth(campaign: Campaign) -> pd.Series:
-    """Resident memory gained over the window, of all processes of a run."""
-    resident = campaign.census.pivot_table(
-        "rss_bytes", "run", "point", "sum", observed=True
-    ).reindex(columns=["window-start", "window-end"])
-    growth: pd.Series = resident["window-end"] - resident["window-start"]
-    return growth

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from repro import words
-from repro.analysis.mechanism import POLICIES, garbage_left
+from repro.analysis.mechanism import POLICIES
+from repro.analysis.memory import garbage_left
 from repro.analysis.ratios import ratio_of_runs
 from repro.analysis.tails import effect
 from repro.analysis.trigger import OFF, WITHIN, trigger_table
