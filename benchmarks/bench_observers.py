@@ -1,6 +1,6 @@
 """What each observer adds to a worker's full collection and to a step, in turn inside one engine.
 
-Run as `python -m benchmarks.bench_observers`; a real engine, some two minutes. Observers take
+Run as `python -m benchmarks.bench_observers`; a real engine, some four minutes. Observers take
 turns in random order, so that drift hits all alike; an effect is the median over the turns of the
 difference to the turn with nothing in the same round.
 """
@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from repro.experiment.clients.engine import start_engine
 from repro.experiment.config import Experiment
 from repro.experiment.supervise import environment
@@ -32,9 +34,9 @@ def main() -> None:
     """Print one line an observer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--concurrency", type=int, default=1024, help="requests in flight")
-    parser.add_argument("--rounds", type=int, default=8, help="turns of each observer")
-    parser.add_argument("--steps", type=int, default=40, help="steps a turn")
-    parser.add_argument("--collections", type=int, default=3, help="full collections a turn")
+    parser.add_argument("--rounds", type=int, default=16, help="turns of each observer")
+    parser.add_argument("--steps", type=int, default=20, help="steps a turn")
+    parser.add_argument("--collections", type=int, default=5, help="full collections a turn")
     asked = parser.parse_args()
     steps = WARM_STEPS + asked.rounds * len(OBSERVERS) * asked.steps
     experiment = Experiment(
@@ -92,17 +94,24 @@ def step_ms(engine: Any) -> float:
 
 
 def report(what: str, rounds: list[dict[str, Turn]]) -> None:
-    """What an observer adds, and the spread of that over the rounds."""
+    """What an observer adds: the median over the rounds, and its interval (95%)."""
     said = []
     for of in ("full collection", "step"):
         own = statistics.median(turns[what][of] for turns in rounds)
-        added = sorted(turns[what][of] - turns["nothing"][of] for turns in rounds)
         line = f"{of} {own:.3f} ms"
         if what != "nothing":
-            middle = statistics.median(added)
-            line += f", {middle:+.3f} ms ({added[0]:+.3f} to {added[-1]:+.3f})"
+            added = [turns[what][of] - turns["nothing"][of] for turns in rounds]
+            low, high = interval(added)
+            line += f", {statistics.median(added):+.3f} ms (95%: {low:+.3f} to {high:+.3f})"
         said.append(line)
     print(f"{what}: {'; '.join(said)}")
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Of the median, from resampled rounds."""
+    drawn = np.random.default_rng(0).choice(values, size=(10_000, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    return float(low), float(high)
 
 
 if __name__ == "__main__":
