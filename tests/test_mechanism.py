@@ -237,6 +237,33 @@ def test_a_better_policy_must_meet_both_goals(
     assert verdict("better-policy", dataset.load(tmp_path / "c")) == expected
 
 
+@pytest.mark.parametrize(
+    ("full_ms", "expected"),
+    [
+        ((100.0, 2.0), Verdict.REPRODUCED),
+        ((2.0, 100.0), Verdict.CONTRADICTED),
+        ((2.0, 2.0), Verdict.NOT_REPRODUCED),
+    ],
+)
+def test_policies_of_every_process_are_held_against_the_freeze(
+    full_ms: tuple[float, float], expected: str, tmp_path: Path
+) -> None:
+    for arm_name, others in (("freeze", "stock"), ("thresholds", "freeze-thresholds")):
+        for replicate in range(2):
+            run(
+                tmp_path / "c",
+                f"{arm_name}-{replicate}",
+                decode(full_ms[arm_name != "freeze"], 30, 120, seed=replicate),
+                window__end_ns=START + 120 * SECOND,
+                experiment__policy=arm_name,
+                experiment__engine_policy=others,
+                experiment__frontend_policy=others,
+                experiment__concurrency=1024,
+                experiment__replicate=replicate,
+            )
+    assert verdict("beyond-freeze", dataset.load(tmp_path / "c")) == expected
+
+
 def test_runs_of_before_have_the_defaults_of_what_was_added(tmp_path: Path) -> None:
     made = document("a")
     assert "engine_policy" not in made["experiment"], "as older runs are"

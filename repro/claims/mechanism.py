@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 
 from repro import words
 from repro.analysis.mechanism import POLICIES
 from repro.analysis.memory import garbage_left
 from repro.analysis.ratios import ratio_of_runs
-from repro.analysis.tails import effect
+from repro.analysis.tails import Estimate, effect
 from repro.analysis.trigger import OFF, WITHIN, trigger_table
 from repro.claims.finding import Finding, Verdict
 from repro.dataset import Campaign, under_load
@@ -64,16 +66,52 @@ def a_policy_beats_stock(campaign: Campaign) -> list[Finding]:
         (campaign.runs["client"] == "serve") & (campaign.runs["concurrency"] == 1024)
     ]
     stock = (runs[POLICIES] == "stock").all(axis=1)
+    return _against(campaign, runs[stock], runs[~stock], _meets_both_goals)
+
+
+def a_policy_beats_the_freeze(campaign: Campaign) -> list[Finding]:
+    """P99 ITL at 1,024 in flight without HTTP, policies of every process against the freeze."""
+    runs = campaign.runs[
+        (campaign.runs["client"] == "engine") & (campaign.runs["concurrency"] == 1024)
+    ]
+    others_stock = (runs[["engine_policy", "frontend_policy"]] == "stock").all(axis=1)
+    frozen = others_stock & (runs["policy"] == "freeze")
+    return _against(campaign, runs[frozen], runs[~others_stock], _is_lower)
+
+
+Judge = Callable[[Estimate, Estimate], tuple[Verdict, str]]
+"""Verdict and reason from the ratios of P99 ITL and of tokens/s."""
+
+
+def _meets_both_goals(tail: Estimate, rate: Estimate) -> tuple[Verdict, str]:
+    if tail.high <= HALF and rate.low >= A_TENTH_MORE:
+        return Verdict.REPRODUCED, "both goals are met"
+    if tail.low > HALF or rate.high < A_TENTH_MORE:
+        return Verdict.CONTRADICTED, "at least one goal is surely missed"
+    return Verdict.NOT_REPRODUCED, "an interval leaves a goal open"
+
+
+def _is_lower(tail: Estimate, _: Estimate) -> tuple[Verdict, str]:
+    if tail.high < 1:
+        return Verdict.REPRODUCED, "P99 is lower yet"
+    if tail.low > 1:
+        return Verdict.CONTRADICTED, "P99 is higher"
+    return Verdict.NOT_REPRODUCED, "the interval leaves both open"
+
+
+def _against(
+    campaign: Campaign, base: pd.DataFrame, others: pd.DataFrame, judge: Judge
+) -> list[Finding]:
+    """One finding for each arm of `others` that has one arm of `base` to compare with."""
     findings = []
-    for arm in runs.loc[~stock, "arm"].unique():
-        other = runs[runs["arm"] == arm]
-        base = runs[stock & (runs["comparable"] == other["comparable"].iloc[0])]
-        if len(base) and base["arm"].nunique() == 1:
-            findings.append(_beats(campaign, base, other))
+    for _, other in others.groupby("arm", sort=False):
+        alike = base[base["comparable"] == other["comparable"].iloc[0]]
+        if alike["arm"].nunique() == 1:
+            findings.append(_compared(campaign, alike, other, judge))
     return findings
 
 
-def _beats(campaign: Campaign, base: pd.DataFrame, other: pd.DataFrame) -> Finding:
+def _compared(campaign: Campaign, base: pd.DataFrame, other: pd.DataFrame, judge: Judge) -> Finding:
     baseline, treated = str(base["arm"].iloc[0]), str(other["arm"].iloc[0])
     tail = effect(campaign, baseline, treated, 0.99)
     rate = ratio_of_runs(base["tokens_per_s"].tolist(), other["tokens_per_s"].tolist())
@@ -82,11 +120,6 @@ def _beats(campaign: Campaign, base: pd.DataFrame, other: pd.DataFrame) -> Findi
         return Finding(
             verdict=Verdict.NOT_MEASURED, number="–", reason="too few runs or steps", runs=runs
         )
-    if tail.high <= HALF and rate.low >= A_TENTH_MORE:
-        verdict, reason = Verdict.REPRODUCED, "both goals are met"
-    elif tail.low > HALF or rate.high < A_TENTH_MORE:
-        verdict, reason = Verdict.CONTRADICTED, "at least one goal is surely missed"
-    else:
-        verdict, reason = Verdict.NOT_REPRODUCED, "an interval leaves a goal open"
+    verdict, reason = judge(tail, rate)
     number = f"P99 ITL {words.ratio(tail)}, tokens/s {words.ratio(rate)}"
     return Finding(verdict=verdict, number=number, reason=f"{reason}; {treated}", runs=runs)
