@@ -15,8 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from repro.plugin.patch import record_steps
 from repro.plugin.recorder import Recorder
+from repro.plugin.steps import record_steps
 
 CALLS, ROUNDS = 2_000, 50
 TARGET_US = 2.0

@@ -19,7 +19,7 @@ from repro.experiment import verify
 from repro.experiment.clients.closed_loop import ClosedLoop
 from repro.experiment.config import ConfigError, Experiment
 from repro.experiment.verify import NotAsRequested
-from repro.plugin import patch
+from repro.plugin import calls, patch
 
 ORDER = ("freeze", "no-freeze", "no-freeze", "freeze")
 
@@ -86,7 +86,7 @@ class Engine:
         self.calls: list[bool] = []
 
     def collective_rpc(self, method: str, args: tuple[bool]) -> list[int]:
-        assert method == patch.SWITCH_RPC
+        assert method == calls.SWITCH_RPC
         self.calls.append(*args)
         return [900_000 if args[0] else 0]
 

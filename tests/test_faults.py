@@ -34,8 +34,8 @@ from repro.experiment import campaign, supervise
 from repro.experiment.clients import server
 from repro.experiment.config import Experiment, grid
 from repro.experiment.verify import NotAsRequested, recording_is_whole
-from repro.plugin import patch
 from repro.plugin import recorder as recorder_module
+from repro.plugin import steps
 from repro.plugin.recorder import PAUSE, STEP, Recorder
 from repro.schema import TABLES
 
@@ -48,7 +48,7 @@ def said(caplog: pytest.LogCaptureFixture, text: str) -> int:
 
 def test_vllms_own_fault_stays_vllms(tmp_path: Path) -> None:
     made: Any = SimpleNamespace(execute_model=lambda scheduler_output: 1 / 0)
-    patch.record_steps(made, Recorder(tmp_path))
+    steps.record_steps(made, Recorder(tmp_path))
     with pytest.raises(ZeroDivisionError):
         made.execute_model(SimpleNamespace(total_num_scheduled_tokens=1))
     ((step,),) = [r.of_kind(STEP) for r in recording.read_all(tmp_path)]

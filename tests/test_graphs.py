@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 import pytest
 
 from repro import policy
-from repro.plugin import graphs, patch
+from repro.plugin import graphs
+from repro.plugin.calls import RECAPTURE_RPC
+from repro.plugin.capture import hold_capture
 from repro.plugin.layout import UnknownLayout
 
 SIZES = (4, 2, 1)
@@ -191,7 +193,7 @@ def worker(runner: Any) -> Any:
 def started(request: pytest.FixtureRequest, stubs: SimpleNamespace) -> tuple[Any, Notes]:
     """A worker after its start-up capture under `gc-on`, and its recorder."""
     made, notes = worker(request.param(stubs.usual)), Notes()
-    patch.hold_capture(made, policy.capture("gc-on"), notes)  # type: ignore[arg-type]
+    hold_capture(made, policy.capture("gc-on"), notes)  # type: ignore[arg-type]
     made.model_runner.capture_model()
     calls.clear()
     return made, notes
@@ -200,7 +202,7 @@ def started(request: pytest.FixtureRequest, stubs: SimpleNamespace) -> tuple[Any
 def test_every_capture_takes_all_graphs_under_its_own_policy(started: tuple[Any, Notes]) -> None:
     made, notes = started
     asked = ["frozen", "gc-on", "collect-per-graph", "frozen-disabled", "gc-on"]
-    found = [getattr(made, patch.RECAPTURE_RPC)(name) for name in asked]
+    found = [getattr(made, RECAPTURE_RPC)(name) for name in asked]
     assert [row["capture_policy"] for row in notes.rows] == ["gc-on", *asked]
     assert {row["graphs"] for row in notes.rows} == {FULL_AND_PIECES}
     assert {row["memory_bytes"] for row in notes.rows} == {5}
@@ -214,7 +216,7 @@ def test_every_capture_takes_all_graphs_under_its_own_policy(started: tuple[Any,
 
 def test_all_is_given_back_before_the_clock_starts(started: tuple[Any, Notes]) -> None:
     made, _ = started
-    getattr(made, patch.RECAPTURE_RPC)("frozen")
+    getattr(made, RECAPTURE_RPC)("frozen")
     at = calls.index("census capture")
     back = ["synchronize", "unfreeze", "collect", "workspaces", "empty cache", "synchronize"]
     assert calls[:at] == back
@@ -234,25 +236,25 @@ def test_no_graph_of_before_is_left(started: tuple[Any, Notes]) -> None:
 def test_buffers_of_full_graphs_are_made_anew(stubs: SimpleNamespace) -> None:
     """Else the first capture alone would pay for them."""
     made, notes = worker(V2Runner(stubs.usual)), Notes()
-    patch.hold_capture(made, policy.capture("gc-on"), notes)  # type: ignore[arg-type]
+    hold_capture(made, policy.capture("gc-on"), notes)  # type: ignore[arg-type]
     made.model_runner.capture_model()
-    getattr(made, patch.RECAPTURE_RPC)("gc-on")
+    getattr(made, RECAPTURE_RPC)("gc-on")
     assert calls.count("allocate hidden states") == 2
     assert made.model_runner.cudagraph_manager._graphs_captured
 
 
 def test_breakable_graphs_are_discarded_too(stubs: SimpleNamespace) -> None:
     made, notes = worker(V2Runner(stubs.breakable)), Notes()
-    patch.hold_capture(made, policy.capture("gc-on"), notes)  # type: ignore[arg-type]
+    hold_capture(made, policy.capture("gc-on"), notes)  # type: ignore[arg-type]
     made.model_runner.capture_model()
-    getattr(made, patch.RECAPTURE_RPC)("gc-on")
+    getattr(made, RECAPTURE_RPC)("gc-on")
     assert {row["graphs"] for row in notes.rows} == {FULL_AND_PIECES}
 
 
 def test_an_unknown_policy_leaves_the_graphs(started: tuple[Any, Notes]) -> None:
     made, _ = started
     with pytest.raises(policy.UnknownPolicy, match="gc-off"):
-        getattr(made, patch.RECAPTURE_RPC)("gc-off")
+        getattr(made, RECAPTURE_RPC)("gc-off")
     assert calls == []
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from repro import policy
-from repro.plugin import patch
-from repro.plugin.patch import UnknownLayout, fit_out
+from repro.plugin import capture, layout, patch, steps
+from repro.plugin.layout import UnknownLayout
+from repro.plugin.patch import fit_out
 
 calls: list[str] = []
 
@@ -144,7 +145,7 @@ def test_an_unknown_layout_names_the_version(missing: str) -> None:
 
 
 def test_ranks_are_counted_over_all_engines() -> None:
-    assert patch.global_rank(worker(BEFORE)) == 8
+    assert layout.global_rank(worker(BEFORE)) == 8
 
 
 def test_a_vllm_without_the_hooks_module_is_named() -> None:
@@ -242,7 +243,7 @@ def test_each_capture_policy_on_each_runner(
 ) -> None:
     made = worker(BEFORE)
     made.model_runner = runner()
-    patch.hold_capture(made, policy.capture(name), None)
+    capture.hold_capture(made, policy.capture(name), None)
     assert made.model_runner.capture_model() == 5
     at = calls.index("capture")
     own = 1 if runner is V2Runner else 0  # its own collection comes between
@@ -269,7 +270,7 @@ def test_only_collect_per_graph_tells_pytorch_to_collect(
 
     made = worker(BEFORE)
     made.model_runner = Runner()
-    patch.hold_capture(made, policy.capture(name), None)
+    capture.hold_capture(made, policy.capture(name), None)
     made.model_runner.capture_model()
     assert seen == [during(found)]
     assert torch_stub.force_cudagraph_gc is found, "left as it was found"
@@ -305,7 +306,7 @@ class Notes:
 
 def test_a_capture_for_profiling_is_passed_on_and_not_recorded(counter: SimpleNamespace) -> None:
     notes: Any = Notes()
-    timed = patch.span(notes, "capture", "stock", lambda **how: 5 if how else 7)
+    timed = capture.span(notes, "capture", "stock", lambda **how: 5 if how else 7)
     assert timed(profile_only=True) == 5
     assert (notes.rows, calls) == ([], [])
     assert timed() == 7
@@ -317,14 +318,14 @@ def test_a_capture_for_profiling_is_passed_on_and_not_recorded(counter: SimpleNa
 def test_a_capture_policy_on_the_cpu_is_refused() -> None:
     made = worker(BEFORE, device="cpu")
     with pytest.raises(UnknownLayout, match="needs CUDA graphs"):
-        patch.hold_capture(made, policy.capture("frozen"), None)
+        capture.hold_capture(made, policy.capture("frozen"), None)
 
 
 def test_steps_are_recorded_with_their_tokens() -> None:
     rows: list[tuple[int, ...]] = []
     made = worker(BEFORE)
     recorder: Any = SimpleNamespace(write=lambda *row: rows.append(row))
-    patch.record_steps(made, recorder)
+    steps.record_steps(made, recorder)
     for tokens in (7, 9):
         made.execute_model(SimpleNamespace(total_num_scheduled_tokens=tokens))
     assert [(row[3], row[4]) for row in rows] == [(7, 0), (9, 1)]

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from repro import policy
-from repro.plugin import collector, patch, processes
+from repro.plugin import collector, patch, processes, steps
+from repro.plugin.calls import END_RPC
 from repro.plugin.observers import OBSERVERS, observe
 from repro.policy import RAISED, SERVING
 
@@ -85,7 +86,7 @@ def test_what_was_never_reclaimed_is_counted_once() -> None:
     loops(300)
     gc.freeze()
     loops(200)
-    getattr(worker, patch.END_RPC)()
+    getattr(worker, END_RPC)()
     worker.shutdown()
     assert [point for point, _ in counted] == ["shutdown", "thawed", "down"]
     since, kept = (garbage for _, garbage in counted[:2])
@@ -131,7 +132,7 @@ def test_idleness_makes_one_full_collection_not_one_a_look() -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     for name in ("collect_due", "collect_all"):
-        for module in (processes, patch):
+        for module in (processes, steps):
             monkeypatch.setattr(module, name, lambda name=name: made.append(name))
     monkeypatch.setattr(processes, "put_in_force", lambda serving: made.append(serving.name))
     return made
@@ -284,7 +285,7 @@ def test_the_front_end_collects_before_it_waits(
 
 def test_a_worker_collects_behind_the_launch_of_a_step(calls: list[str]) -> None:
     worker = SimpleNamespace(execute_model=lambda output: calls.append("launch"))
-    patch.collect_after_launch(worker)
+    steps.collect_after_launch(worker)
     worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=7))
     worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=0))
     assert calls == ["launch", "collect_due", "launch", "collect_all"]

@@ -17,7 +17,8 @@ import pytest
 from test_patch import AFTER, BEFORE, vllm_stub, worker
 
 from repro import plugin, policy
-from repro.plugin import faults, patch
+from repro.plugin import faults, patch, steps
+from repro.plugin.capture import span
 
 __all__ = ["vllm_stub"]  # a fixture that every test here uses
 
@@ -60,14 +61,14 @@ def shut_down(made: Any, broken: Any) -> None:
 
 def take_steps(made: Any, broken: Any) -> None:
     made.execute_model = lambda scheduler_output: "output"
-    patch.record_steps(made, broken)
+    steps.record_steps(made, broken)
     for _ in range(3):
         assert made.execute_model(SimpleNamespace(total_num_scheduled_tokens=1)) == "output"
 
 
 def take_a_step_of_another_shape(made: Any, broken: Any) -> None:
     made.execute_model = lambda scheduler_output, more=None: "output"
-    patch.record_steps(made, broken)
+    steps.record_steps(made, broken)
     assert made.execute_model(object(), more=1) == made.execute_model(object()) == "output"
 
 
@@ -77,7 +78,7 @@ def capture(made: Any, broken: Any) -> None:
     )
     sys.modules["vllm.compilation.counter"] = counter  # type: ignore[assignment]
     try:
-        timed = patch.span(broken, "capture", "stock", lambda: 5)
+        timed = span(broken, "capture", "stock", lambda: 5)
     finally:
         del sys.modules["vllm.compilation.counter"]
     assert timed() == 5

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 KNOWN_VLLM = ("0.22.1", "0.32.0")
@@ -36,3 +38,24 @@ def unknown(what: str) -> UnknownLayout:
         f"vLLM {vllm.__version__}: {what}; this patch knows {KNOWN_VLLM[0]} to {KNOWN_VLLM[1]}: "
         "install one of these, or unset the REPRO_ variables"
     )
+
+
+def global_rank(worker: Any) -> int:
+    """Rank over all data-parallel engines: each engine counts its own workers from 0."""
+    parallel = worker.vllm_config.parallel_config
+    # The index: vLLM resets the rank of a dense model's engines, which know nothing of each other.
+    return int(parallel.data_parallel_index) * int(parallel.world_size) + int(worker.rank)
+
+
+@contextlib.contextmanager
+def replaced(place: dict[str, Any], name: str, replacement: Any) -> Iterator[None]:
+    """Set a name in a module's or an object's dictionary, and put back what was there."""
+    there, upstream = name in place, place.get(name)
+    place[name] = replacement
+    try:
+        yield
+    finally:
+        if there:
+            place[name] = upstream
+        else:
+            del place[name]

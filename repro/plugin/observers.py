@@ -15,7 +15,6 @@ from typing import Any
 from repro.plugin.faults import step_aside
 from repro.plugin.recorder import Recorder, pause_callback
 
-OBSERVE_RPC = "repro_observe"
 OBSERVERS = ("nothing", "recorder", "VLLM_GC_DEBUG")
 
 Step = Callable[[Any], Any]

@@ -12,10 +12,10 @@ import functools
 import sys
 from typing import Any
 
+from repro.plugin.census import followed_by
 from repro.plugin.collector import collect_all, collect_due, put_in_force
 from repro.plugin.faults import step_aside, stepping_aside
 from repro.plugin.layout import require, vllm_module
-from repro.plugin.patch import followed_by
 from repro.policy import ServingPolicy
 
 

@@ -16,7 +16,7 @@ from repro.experiment import verify
 from repro.experiment.clients import Report
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured, time_per_output_token
-from repro.plugin.patch import SWITCH_RPC
+from repro.plugin.calls import SWITCH_RPC
 from repro.recording import Columns
 
 SETTLING_STEPS = 3

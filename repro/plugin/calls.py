@@ -1,0 +1,16 @@
+"""What an experiment can ask of a running worker: names for vLLM's `collective_rpc`."""
+
+CENSUS_RPC = "repro_census"
+"""Count the heap; with it the engine core and the front end count theirs."""
+
+SWITCH_RPC = "repro_switch"
+"""Freeze the heap or thaw it: a cross-over."""
+
+RECAPTURE_RPC = "repro_recapture"
+"""Discard the CUDA graphs and capture them again under a policy."""
+
+END_RPC = "repro_end"
+"""Lift the policy and count what is left, as at shutdown: vLLM's server kills its workers."""
+
+OBSERVE_RPC = "repro_observe"
+"""Exchange what watches the collector, for `benchmarks/bench_observers.py`."""

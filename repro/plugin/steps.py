@@ -1,0 +1,52 @@
+"""Around each step of a worker: the record of it, and a policy that collects after it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+from repro.plugin.collector import collect_all, collect_due
+from repro.plugin.faults import step_aside
+from repro.plugin.recorder import STEP, Recorder
+
+
+def record_steps(worker: Any, recorder: Recorder) -> None:
+    """Record each `execute_model` call from now on."""
+    original, write, now = worker.execute_model, recorder.write, time.monotonic_ns
+    steps = itertools.count()
+
+    def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        began = now()
+        try:
+            return original(scheduler_output, *args, **kwargs)
+        finally:
+            try:
+                tokens = scheduler_output.total_num_scheduled_tokens
+                write(STEP, began, now() - began, tokens, next(steps))
+            except Exception as error:
+                worker.execute_model = original
+                step_aside("recording steps", error)
+
+    worker.execute_model = execute_model
+
+
+def collect_after_launch(worker: Any) -> None:
+    """Collect what is due once a step's kernels are launched: a GPU computes meanwhile.
+
+    A step without tokens only takes finished requests away: nobody waits for anything then.
+    """
+    original = worker.execute_model
+
+    def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(scheduler_output, *args, **kwargs)
+        try:
+            if scheduler_output.total_num_scheduled_tokens:
+                collect_due()
+            else:
+                collect_all()
+        except Exception as error:
+            step_aside("collecting between steps", error)
+        return output
+
+    worker.execute_model = execute_model
