@@ -25,8 +25,8 @@ LOG = "engine.log"
 MEASURED = "measured.json"
 LOG_TAIL_LINES = 30
 
-EVENTS = ("pauses", "steps", "itl", "requests")
-"""The tables with many rows."""
+EVENTS = ("pauses", "steps", "itl", "requests", "captures")
+"""Tables whose times are stored to the tick: those with many rows, and what holds their events."""
 
 TICK_NS = 1 << 10
 """To which the times of events are stored. A microsecond is a thousandth of the shortest gap, and
@@ -53,12 +53,15 @@ def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
         field.name: pa.array(columns[field.name] if columns else [], field.type, from_pandas=True)
         for field in schema
     }
+    if name in EVENTS:
+        points = [column for column in arrays if column in ("t_ns", "start_ns")]
+        arrays |= {column: in_ticks(arrays[column]) for column in points}
     # What takes few values is smallest as numbers of a dictionary, times byte by byte, and what
     # else there is counts up: its differences are small.
     few = [column for column, array in arrays.items() if takes_few_values(array)]
     whole = [f.name for f in schema if f.type == pa.int64() and f.name not in few]
     times = [column for column in whole if name in EVENTS and column.endswith("_ns")]
-    arrays |= {column: to_the_tick(arrays[column]) for column in times}
+    arrays |= {column: in_ticks(pc.add(arrays[column], TICK_NS // 2)) for column in times}
     path = folder / f"{name}.parquet"
     temporary = path.with_suffix(".partial")
     pq.write_table(
@@ -74,10 +77,12 @@ def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
     return path
 
 
-def to_the_tick(times: pa.Array) -> pa.Array:
-    """Times in ns, each rounded to `TICK_NS`; what is missing stays missing."""
-    half = pc.add(times, TICK_NS // 2)
-    return pc.bit_wise_and(half, -TICK_NS)
+def in_ticks(times: pa.Array) -> pa.Array:
+    """Each time as that of the tick it lies in; what is missing stays missing.
+
+    So what began in a capture, however soon, still does. Lengths get half a tick before.
+    """
+    return pc.bit_wise_and(times, -TICK_NS)
 
 
 def takes_few_values(column: pa.Array) -> bool:
