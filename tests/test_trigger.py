@@ -123,6 +123,16 @@ def test_what_requests_keep_is_told_from_what_warm_up_left(
     assert (FIRST in table.index) == frozen
 
 
+def test_collections_after_the_window_are_none_of_the_rules(tmp_path: Path) -> None:
+    """There they are asked for, to count garbage, while a server still takes empty steps."""
+    modelled(tmp_path / "c", frozen=False)
+    campaign = dataset.load(tmp_path / "c")
+    whole = trigger_table(campaign).set_index("event").loc[LATER, "collections"]
+    campaign.runs["window_end_ns"] = START + STEPS // 2 * STEP
+    half = trigger_table(campaign).set_index("event").loc[LATER, "collections"]
+    assert half == pytest.approx(whole / 2, abs=1)
+
+
 def test_a_step_below_the_threshold_makes_none(tmp_path: Path) -> None:
     modelled(tmp_path / "c", frozen=False, per_step=600)
     (row,) = trigger_table(dataset.load(tmp_path / "c")).to_dict("records")

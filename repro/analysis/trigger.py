@@ -162,14 +162,16 @@ def _passes(campaign: Campaign, row: dict[str, Any]) -> Passes | None:
     taken = len(in_window(campaign, steps))
     if not taken:
         return None
-    entries = np.sort(steps["start_ns"].to_numpy("int64"))
+    window = campaign.runs.set_index("run").loc[row["run"]]
+    start, end = int(window["window_start_ns"]), int(window["window_end_ns"])
+    # Collections after the window are asked for, to count what was never reclaimed.
+    entries = np.sort(steps.loc[steps["start_ns"] < end, "start_ns"].to_numpy("int64"))
     pauses = campaign.pauses
     pauses = pauses[(pauses["run"] == row["run"]) & (pauses["pid"] == row["pid"])]
     pauses = pauses[pauses["start_ns"].between(entries[0], entries[-1])]
     inside = in_window(campaign, pauses)
     full = np.sort(pauses.loc[pauses["generation"] == FULL, "start_ns"].to_numpy("int64"))
     older = pauses.loc[pauses["generation"] == 1, "start_ns"]
-    start = int(campaign.runs.set_index("run").loc[row["run"], "window_start_ns"])
     ramp, passes = (entries < start).sum(), (pauses["start_ns"] < start).sum()
     per_step = len(inside) / taken if row["enabled"] else 0.0
     return Passes(
@@ -255,8 +257,10 @@ def _inferred(row: dict[str, Any]) -> float:
         event, older = LATER, float(np.diff(seen.full).mean()) * seen.older_per_step
     else:
         return math.nan
+    if older <= seen.thresholds[FULL] + 1:  # then it was not the quarter that it waited for
+        return math.nan
     quarter: float = _left(row, event) / 4 / older
-    return quarter - _kept_between(row) if older > seen.thresholds[FULL] + 1 else math.nan
+    return quarter - _kept_between(row)
 
 
 def _kept_between(row: dict[str, Any]) -> float:

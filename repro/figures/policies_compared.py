@@ -35,8 +35,8 @@ def policies_compared(campaign: Campaign) -> Figure:
     if plain.all():
         raise NotApplicable("no policy beyond the freeze was measured")
     shown = {name: title for name, title in MEASURES.items() if table[name].notna().any()}
-    # What sets the arms apart: the workers' policy, or where that is one and the same, the others'.
-    shown_by = "policy" if table["policy"].nunique() > 1 else "frontend_policy"
+    # Order and colour are those of the process whose policies set most arms apart.
+    shown_by = table[POLICIES].nunique().idxmax()
     table = table.assign(colour=table[shown_by].map(POLICY_COLOUR))
     table["place"] = table[shown_by].map(list(POLICY_COLOUR).index)
     table = table.sort_values(["place", *POLICIES])
@@ -52,8 +52,8 @@ def policies_compared(campaign: Campaign) -> Figure:
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(rows, [policies_of(row) for row in table.reset_index().to_dict("records")])
-    panels[0].set_title("worker / engine core / front end", fontsize=6, x=0, ha="right")
-    panels[0].invert_yaxis()
+    panels[0].set_title("worker /\nengine core / front end", fontsize=6, x=0, ha="right")
+    panels[0].set_ylim(len(table) - 0.5, -0.5)
     message(drawn, _message(table.reset_index(), plain))
     return drawn
 
