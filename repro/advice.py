@@ -180,7 +180,6 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
     if census.empty:
         raise ValueError(f"run {run}: no worker's heap was counted; take a run with executor 'mp'")
     heap = census[["tracked", "frozen"]].sum(axis=1).max()
-    tokens = in_window(one, one.requests)["output_tokens"]
     steps = step_intervals(in_window(one, one.steps))
     return Setting(
         concurrency=row["concurrency"],
@@ -190,7 +189,7 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
         vllm=row["vllm"],
         device="cpu" if row["gpu_name"] is None else "cuda",
         policy=row["policy"] if row["policy"] != "stock" else _in_effect(one, row["arm"]),
-        output_tokens=max(1.0, float(tokens.mean())) if len(tokens) else 256.0,
+        output_tokens=sum(row["answer_tokens"]) / 2,  # no answer ends before its length asked for
         kept=kept_a_request(one),
         step_ms=float(steps["interval_ns"].median()) / 1e6,
     )

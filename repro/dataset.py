@@ -47,6 +47,7 @@ RUN_COLUMNS = {
     "cpu_model": "machine.cpu_model",
     "window_start_ns": "window.start_ns",
     "window_end_ns": "window.end_ns",
+    "answer_tokens": "experiment.output_tokens",
     "output_tokens": "summary.output_tokens",
     "tokens_per_s": "summary.tokens_per_s",
 }

@@ -28,6 +28,7 @@ OK_KEYS: dict[str, Types] = {
     "experiment.concurrency": (int,),
     "experiment.tensor_parallel_size": (int,),
     "experiment.data_parallel_size": (int,),
+    "experiment.output_tokens": (list,),
     "experiment.model": (str,),
     "experiment.seed": (int,),
     "experiment.replicate": (int,),

@@ -176,6 +176,18 @@ def test_a_run_without_load_needs_no_time_for_it(tmp_path: Path, child: Child) -
         assert shown.total == campaign.START_S
 
 
+def test_a_log_gets_a_line_a_phase_not_one_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = grid(replicates=1, duration_s=60)[0]
+    with campaign.bar([alone], True) as shown:
+        shown.begin(alone, "this-run")
+        for second in range(60):
+            shown.report("measure", second)
+        shown.report("stop", 0)
+    said = capsys.readouterr().err
+    assert said.count("this-run: measure") == 1
+    assert said.count("this-run: stop") >= 1
+
+
 def test_too_little_memory_is_refused_before_the_engine(
     tmp_path: Path, child: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,6 +241,9 @@ def stopping_on_sigterm() -> Iterator[None]:
 START_S = 60.0
 """A guess at an engine's start, ramp and end; the first run corrects it."""
 
+REDRAWN_S = 30.0
+"""How often the bar is drawn within a phase where no terminal redraws its line, as in a log."""
+
 
 class Bar:
     """A tqdm bar in seconds of engine time: what is measured, what is left."""
@@ -248,6 +251,8 @@ class Bar:
     def __init__(self, experiments: Sequence[Experiment], shown: bool) -> None:
         self.runs, self.done = len(experiments), 0
         self.longest_overhead_s = START_S
+        self.redrawn_s = 0.0 if sys.stderr.isatty() else REDRAWN_S
+        self.drawn = ("", 0.0)  # phase and time
         self.total = sum(START_S + e.load_s for e in experiments)
         self.tqdm = tqdm(
             total=round(self.total),
@@ -274,7 +279,10 @@ class Bar:
         self.tqdm.set_description(f"run {self.done + 1}/{self.runs} {self.name}: {phase}", False)
         if phase == "measure":
             self.tqdm.n = min(self.at + START_S + seconds, self.until)
-        self.tqdm.refresh()
+        before, at = self.drawn
+        if phase != before or time.monotonic() - at >= self.redrawn_s:
+            self.drawn = phase, time.monotonic()
+            self.tqdm.refresh()
 
     def end(self) -> None:
         """Count the run in hand as over."""
