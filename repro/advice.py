@@ -170,12 +170,15 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
     repro.dataset.DatasetError, repro.analysis.collector.UnknownCollector
         If there is no such run, or its Python has no rule.
     ValueError
-        If the run drove no load, or none of its workers was counted, as with executor `uni`.
+        If the run drove no load, was a period of a cross-over, or none of its workers was
+        counted, as with executor `uni`.
     """
     one = subset(campaign, run=run)
     (row,) = one.runs.to_dict("records")
     if not row["output_tokens"]:
         raise ValueError(f"run {run}: drove no load; take a run with a client that does")
+    if row["switch_s"]:
+        raise ValueError(f"run {run}: a cross-over's heap has two policies; take a run of one")
     census = one.census[(one.census["role"] == "worker") & (one.census["point"] == "window-start")]
     if census.empty:
         raise ValueError(f"run {run}: no worker's heap was counted; take a run with executor 'mp'")

@@ -182,8 +182,15 @@ def advise(parsed: argparse.Namespace) -> int:
     single = (parsed.run / "run.json").exists()
     campaign = dataset.load(parsed.run.parent if single else parsed.run)
     for run in campaign.runs["run"]:
-        if not single or run == parsed.run.name:
+        if single and run.partition("/")[0] != parsed.run.name:
+            continue
+        try:
             found = advice.advise(advice.setting_of(campaign, run))
+        except ValueError as none:  # of a campaign, the other runs may still have some
+            if single:
+                raise
+            print(none)
+        else:
             print("\n  ".join((f"{run}:", *found.lines)))
     return 0
 

@@ -77,7 +77,7 @@ LOAD = {
 
 OTHERS = "engine {}, front end {}:"
 UNSAID = {OTHERS.format("stock", "stock"), "eager=False", "EP=False", "identical=False"}
-UNSAID |= {"0 logprobs", "structured=False", "speculative none"}
+UNSAID |= {"0 logprobs", "structured=False", "speculative none", "every 0 s"}
 """What goes without saying in the label of an arm, though others have it otherwise."""
 
 ARM = {
@@ -95,7 +95,7 @@ ARM = {
     "experiment.max_num_seqs": "of {}",
     "experiment.runner": "runner {}",
     "experiment.capture_policy": "{}",
-    "experiment.switch_s": "switched every {} s",
+    "experiment.switch_s": "every {:g} s",
     "experiment.engine_policy, experiment.frontend_policy": OTHERS,
 }
 """What tells arms apart besides the worker's policy, by keys, and how a label says it, in order."""

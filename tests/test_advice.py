@@ -139,6 +139,19 @@ def test_what_is_not_allowed_is_one_line(fields: dict[str, Any], named: str) -> 
         Setting(**fields)
 
 
+def test_a_crossover_gets_no_advice_the_engines_beside_it_do(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = DATA / "cpu-crossover"
+    assert main(["advise", "--run", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("a cross-over's heap has two policies; take a run of one") == 16
+    assert said.count("no-freeze-c1024-r") == 3
+    alternate = next(path.glob("*-alternate-*"))
+    assert main(["advise", "--run", str(alternate)]) == 1
+    assert "take a run of one" in capsys.readouterr().err
+
+
 def test_the_incremental_collector_is_refused() -> None:
     with pytest.raises(UnknownCollector, match=r"3\.14\.0 to 3\.14\.4"):
         Setting(python="3.14.2")
@@ -147,11 +160,11 @@ def test_the_incremental_collector_is_refused() -> None:
 def test_the_command_advises_on_numbers_and_on_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", "--concurrency", "256", "--policy", "no-freeze"]) == 0
     assert "will not fire" in capsys.readouterr().out
-    for path in CAMPAIGNS[:1]:
-        assert main(["advise", "--run", str(path)]) == 0
-        both = capsys.readouterr().out
-        one = next(child for child in path.iterdir() if child.is_dir())
-        assert main(["advise", "--run", str(one)]) == 0
-        alone = capsys.readouterr().out
-        assert alone.startswith(one.name)
-        assert alone in both
+    path = DATA / "cpu-policies"
+    assert main(["advise", "--run", str(path)]) == 0
+    both = capsys.readouterr().out
+    one = next(child for child in path.iterdir() if child.is_dir())
+    assert main(["advise", "--run", str(one)]) == 0
+    alone = capsys.readouterr().out
+    assert alone.startswith(one.name)
+    assert alone in both

@@ -203,10 +203,14 @@ def _lifetimes(campaign: Campaign) -> dict[str, float]:
     """Steps from a request's first token to its last, both counted, by run: the mean.
 
     Not its tokens, of which a step may bring several; nor the time it waited to be scheduled, in
-    which no process keeps it as a request in flight.
+    which no process keeps it as a request in flight. A run whose requests were left out is taken
+    to have brought one token a step.
     """
     requests = in_window(campaign, campaign.requests).dropna(subset="tpot_ns")
-    found = {}
+    answers = campaign.runs.loc[campaign.runs["output_tokens"] > 0].set_index("run")[
+        "answer_tokens"
+    ]
+    found = {str(run): sum(tokens) / 2 for run, tokens in answers.items()}
     for run, own in requests.groupby("run", observed=True):
         steps = campaign.steps[campaign.steps["run"] == run]
         entries = np.sort(steps["start_ns"])

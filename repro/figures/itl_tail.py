@@ -51,7 +51,7 @@ def itl_tail(campaign: Campaign) -> Figure:
     if len(curves) == 2:
         _name_on_curves(axes, curves, campaign)
     else:
-        axes.legend(loc="upper right", handlelength=1.6)
+        axes.legend(loc="lower left", handlelength=1.6)
     plain_numbers(axes.xaxis)
     message(drawn, _tail_message(campaign))
     return drawn
