@@ -192,7 +192,7 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
         vllm=row["vllm"],
         device="cpu" if row["gpu_name"] is None else "cuda",
         policy=row["policy"] if row["policy"] != "stock" else _in_effect(one, row["arm"]),
-        output_tokens=sum(row["answer_tokens"]) / 2,  # no answer ends before its length asked for
+        output_tokens=row["answer_tokens"],  # no answer ends before its length asked for
         kept=kept_a_request(one),
         step_ms=float(steps["interval_ns"].median()) / 1e6,
     )

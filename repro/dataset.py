@@ -110,7 +110,8 @@ class Campaign:
     path : Path
         The campaign's directory.
     runs : pandas.DataFrame
-        One row a run that is ok: `RUN_COLUMNS` (`wall_s` is NaN where older runs lack it), and
+        One row a run that is ok: `RUN_COLUMNS` (`wall_s` is NaN where older runs lack it,
+        `answer_tokens` the mean of the lengths asked for), and
         `machine` (GPU or, without one, CPU),
         `runner` (the module of the worker's model runner, empty where not recorded),
         `arm` (the policy, preceded by whatever else differs within the campaign) and
@@ -258,6 +259,7 @@ def _runs(documents: list[dict[str, Any]]) -> pd.DataFrame:
     names = [document["machine"]["gpu_name"] for document in documents]
     runs["gpu_name"] = pd.Series(names, dtype=object)  # as text, None would become NaN
     runs["machine"] = [name or cpu for name, cpu in zip(names, runs["cpu_model"], strict=True)]
+    runs["answer_tokens"] = [sum(asked) / 2 for asked in runs["answer_tokens"]]  # shortest, longest
     runs["runner"] = [_runner(document) for document in documents]
     runs["arm"] = _arms(documents)
     for column, keys in (("comparable", COMPARABLE), ("load", LOAD)):

@@ -207,10 +207,8 @@ def _lifetimes(campaign: Campaign) -> dict[str, float]:
     to have brought one token a step.
     """
     requests = in_window(campaign, campaign.requests).dropna(subset="tpot_ns")
-    answers = campaign.runs.loc[campaign.runs["output_tokens"] > 0].set_index("run")[
-        "answer_tokens"
-    ]
-    found = {str(run): sum(tokens) / 2 for run, tokens in answers.items()}
+    loaded = campaign.runs[campaign.runs["output_tokens"] > 0]
+    found = dict(zip(loaded["run"].astype(str), loaded["answer_tokens"], strict=True))
     for run, own in requests.groupby("run", observed=True):
         steps = campaign.steps[campaign.steps["run"] == run]
         entries = np.sort(steps["start_ns"])
