@@ -42,7 +42,7 @@ OTHERS = (
     "API server and engine core collect more often than workers: their thresholds are raised by "
     "REPRO_FRONTEND_POLICY and REPRO_ENGINE_POLICY=freeze-thresholds."
 )
-"""Seen in `data/cpu-http` and `data/cpu-policies`; how often is not predicted here."""
+"""Seen in `data/h100-http`, `cpu-http` and `cpu-policies`; how often is not predicted here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Setting:
     Attributes
     ----------
     concurrency : int
-        Requests in flight on one data-parallel rank.
+        Requests in flight on one data-parallel rank, as many as a step holds.
     ranks : int
         Workers that wait for one another each step.
     heap_objects : int
@@ -183,9 +183,11 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
     if census.empty:
         raise ValueError(f"run {run}: no worker's heap was counted; take a run with executor 'mp'")
     heap = census[["tracked", "frozen"]].sum(axis=1).max()
-    steps = step_intervals(in_window(one, one.steps))
+    window = in_window(one, one.steps)
+    steps = step_intervals(window)
     return Setting(
-        concurrency=row["concurrency"],
+        # An API server that has more than it can do keeps requests back from the engine.
+        concurrency=max(1, min(row["concurrency"], round(window["tokens"].median()))),
         ranks=row["tensor_parallel_size"] * row["data_parallel_size"],
         heap_objects=int(heap),
         python=row["python"],
@@ -275,7 +277,7 @@ def _tail(advice: Advice) -> str:
 def _what_to_set(advice: Advice) -> str:
     setting = advice.setting
     if not advice.fires:
-        return "Nothing need be set."
+        return f"Nothing need be set for the workers. {OTHERS}"
     if setting.frozen:
         return f"The workers are frozen already: nothing need be set for them. {OTHERS}"
     if setting.device == "cuda" and release(setting.vllm) < FIRST_FROZEN:

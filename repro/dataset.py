@@ -301,7 +301,11 @@ def _arms(documents: list[dict[str, Any]]) -> list[str]:
             labels = longer
     policies = [document["experiment"]["policy"] for document in documents]
     return [
-        " ".join(part for part in (*label, policy) if part not in UNSAID)
+        " ".join(
+            "all" if part == OTHERS.format(policy, policy) else part
+            for part in (*label, policy)
+            if part not in UNSAID
+        )
         for label, policy in zip(labels, policies, strict=True)
     ]
 

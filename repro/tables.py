@@ -22,7 +22,7 @@ from repro.analysis.release import likeness, twins
 from repro.analysis.tails import Estimate, Metric, effect, tail_table
 from repro.claims.capture import SAME_MEMORY
 from repro.claims.finding import SAME
-from repro.dataset import Campaign
+from repro.dataset import Campaign, in_window
 
 CLOSING = (0.5, 0.99, 0.999, 1.0)
 """The quantiles of the closing table."""
@@ -35,8 +35,12 @@ GIB = 2**30
 
 
 def basis(campaign: Campaign) -> pd.DataFrame:
-    """The runs a campaign rests on: what ran where, how long, how fast."""
+    """The runs a campaign rests on: what ran where, how long, how fast.
+
+    Fewer tokens in a step than requests in flight: the rest wait outside the engine.
+    """
     runs = campaign.runs.sort_values("started_at")
+    held = in_window(campaign, campaign.steps).groupby("run", observed=True)["tokens"].median()
     window_s = (runs["window_end_ns"] - runs["window_start_ns"]) / 1e9
     idle = runs["output_tokens"] == 0
     return (
@@ -46,6 +50,7 @@ def basis(campaign: Campaign) -> pd.DataFrame:
             run=runs["run"].map("`{}`".format),
             **{"window (s)": window_s.map("{:.0f}".format)},
             **{"in flight": runs["concurrency"].map("{:,}".format).mask(idle, "–")},
+            **{"tokens a step": runs["run"].map(held).map("{:,.0f}".format).mask(idle, "–")},
             **{"tokens/s": runs["tokens_per_s"].map(words.count).mask(idle, "–")},
         )
     )

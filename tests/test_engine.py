@@ -117,7 +117,9 @@ def test_through_http_the_same_processes_on_the_same_clock(tmp_path: Path) -> No
     (run,) = measured.runs.itertuples()
     in_window = dataset.in_window(measured, measured.steps)
     decoded = in_window["tokens"].sum() - 16 * found["summary"]["requests_finished"]
-    assert run.output_tokens == pytest.approx(decoded, rel=0.1)
+    on_the_way = 64 * (16 + answers[1])  # decoded and not yet delivered, where the server is slow
+    assert run.output_tokens == pytest.approx(decoded, abs=on_the_way)
+    assert decoded > 2 * on_the_way, "else this says nothing"
     requests = dataset.in_window(measured, measured.requests)
     assert requests["output_tokens"].between(1, answers[1]).all()
 

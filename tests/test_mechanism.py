@@ -135,7 +135,7 @@ def test_nothing_is_cut_off_and_bytes_are_the_same(
 def test_an_arm_is_named_by_the_policies_of_all_its_processes(policies: Campaign) -> None:
     assert set(policies.runs["arm"]) == {
         "stock",
-        "engine freeze-again, front end freeze-again: freeze-again",
+        "all freeze-again",
         "engine freeze-thresholds, front end stock: thresholds",
     }
     labels = [

@@ -116,6 +116,7 @@ def policies_of(row: Mapping[str, Any]) -> str:
     """
     worker, engine, frontend = (row[name] for name in POLICIES)
     setting = str(row["arm"]).removesuffix(worker).removesuffix(": ")
-    setting = setting.removesuffix(f"engine {engine}, front end {frontend}").strip()
+    for others in ("all", f"engine {engine}, front end {frontend}"):
+        setting = setting.strip().removesuffix(others).strip()
     names = "all " + worker if worker == engine == frontend else f"{worker} / {engine} / {frontend}"
     return f"{setting} {names}".strip()

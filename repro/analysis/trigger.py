@@ -203,11 +203,14 @@ def _lifetimes(campaign: Campaign) -> dict[str, float]:
     """Steps from a request's first token to its last, both counted, by run: the mean.
 
     Not its tokens, of which a step may bring several; nor the time it waited to be scheduled, in
-    which no process keeps it as a request in flight. A run whose requests were left out is taken
-    to have brought one token a step.
+    which no process keeps it as a request in flight. A run through HTTP, whose client sees tokens
+    when the API server gets round to them, is taken to have brought one token a step, and so is
+    one whose requests were left out.
     """
-    requests = in_window(campaign, campaign.requests).dropna(subset="tpot_ns")
     loaded = campaign.runs[campaign.runs["output_tokens"] > 0]
+    direct = loaded.loc[loaded["client"] != "serve", "run"]
+    requests = in_window(campaign, campaign.requests).dropna(subset="tpot_ns")
+    requests = requests[requests["run"].isin(direct)]
     found = dict(zip(loaded["run"].astype(str), loaded["answer_tokens"], strict=True))
     for run, own in requests.groupby("run", observed=True):
         steps = campaign.steps[campaign.steps["run"] == run]
@@ -286,7 +289,7 @@ def _outcome(row: dict[str, Any], event: str, promoted: float) -> dict[str, Any]
         "observed_steps": mean,
         "collections": len(observed),
         "ratio": predicted / mean,
-        "verdict": _verdict(seen, event, predicted, mean),
+        "verdict": _verdict(predicted, mean, _waited(row, event)),
     }
 
 
@@ -310,12 +313,21 @@ def _due(seen: Passes, left: float, promoted: float) -> float:
     return due if due == soonest or not math.isnan(promoted) else math.nan
 
 
-def _verdict(seen: Passes, event: str, predicted: float, observed: float) -> str:
+def _waited(row: dict[str, Any], event: str) -> int:
+    """Steps at the end of the run in which the event could have come, and did not."""
+    seen: Passes = row["seen"]
+    if event == FIRST:
+        return seen.steps
+    if len(seen.full):
+        return seen.steps - int(seen.full[-1])
+    return 0 if row["is_frozen"] and row["role"] == "worker" else seen.steps
+
+
+def _verdict(predicted: float, observed: float, waited: int) -> str:
     if math.isnan(predicted):
         return UNKNOWN
     if not math.isnan(observed):
         return WITHIN if abs(predicted / observed - 1) <= TOLERANCE else OFF
-    since = seen.steps if event == FIRST or not len(seen.full) else seen.steps - int(seen.full[-1])
     if math.isinf(predicted):
         return NONE_DUE
-    return TOO_SHORT if predicted * (1 + TOLERANCE) > since else OFF
+    return TOO_SHORT if predicted * (1 + TOLERANCE) > waited else OFF
