@@ -100,7 +100,7 @@ def census(policy: str, executor: str = "mp") -> dict[str, Any]:
     frozen = [
         800_000
         if role == "engine" or (role == "worker" and policy == "freeze" and point != "shutdown")
-        else 375 * (point != "shutdown")  # as CPython 3.12 starts; a thaw takes these along
+        else 375 * (point != "shutdown")  # as CPython 3.12 starts
         for role, point in rows
     ]
     tracked = [20_000 if count == 800_000 else 820_000 for count in frozen]

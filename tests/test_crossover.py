@@ -85,10 +85,10 @@ class Engine:
     def __init__(self) -> None:
         self.calls: list[bool] = []
 
-    def collective_rpc(self, method: str, args: tuple[bool]) -> list[int]:
+    def collective_rpc(self, method: str, args: tuple[bool]) -> list[tuple[int, int]]:
         assert method == calls.SWITCH_RPC
         self.calls.append(*args)
-        return [900_000 if args[0] else 0]
+        return [(900_000, 0) if args[0] else (375, 899_625)]
 
     def step(self) -> list[Any]:
         return []
@@ -111,20 +111,23 @@ def test_both_policies_come_equally_often_and_the_heap_is_left_thawed() -> None:
 
 
 def test_a_switch_that_did_not_reach_the_heap_is_no_data() -> None:
-    verify.switched(True, [800_000])
-    verify.switched(False, [0])
-    for freeze, counts in ((True, [0]), (False, [5]), (True, []), (True, [800_000, 0])):
-        with pytest.raises(NotAsRequested, match="frozen objects"):
-            verify.switched(freeze, counts)
+    frozen, thawed, thawed_312 = (800_000, 9), (0, 800_009), (375, 799_634)
+    verify.switched(True, [frozen])
+    verify.switched(False, [thawed, thawed_312])
+    wrong = [(True, [thawed]), (True, [frozen, thawed_312]), (False, [frozen]), (True, [])]
+    for freeze, heaps in wrong:
+        with pytest.raises(NotAsRequested, match="objects frozen"):
+            verify.switched(freeze, heaps)
 
 
 def test_a_switch_collects_everything_and_then_freezes_or_does_not() -> None:
     try:
-        assert patch.switch(True) > 10_000
-        assert len(gc.get_objects()) < 10_000
-        assert patch.switch(True) > 10_000
+        for _ in range(2):
+            frozen, tracked = patch.switch(True)
+            assert frozen > 10_000 > tracked
         before = gc.get_stats()[2]["collections"]
-        assert patch.switch(False) == 0
+        frozen, tracked = patch.switch(False)
+        assert frozen < 1_000 and tracked > 10_000
         assert gc.get_stats()[2]["collections"] == before + 1
     finally:
         gc.unfreeze()

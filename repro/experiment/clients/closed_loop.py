@@ -255,8 +255,7 @@ class ClosedLoop:
     def _switch(self, serving: str) -> None:
         """Switch every worker, and let the gap that this makes pass."""
         freeze = serving == "freeze"
-        counts = self.engine.collective_rpc(SWITCH_RPC, args=(freeze,))
-        verify.switched(freeze, counts)
+        verify.switched(freeze, self.engine.collective_rpc(SWITCH_RPC, args=(freeze,)))
         for _ in range(SETTLING_STEPS):
             self._note(self.engine.step(), time.monotonic_ns())
 
