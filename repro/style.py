@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,11 @@ STYLE = {
     "svg.hashsalt": "repro",  # else the ids in an SVG are drawn at random
 }
 
+_FINE = re.compile(rb"(?<!scale\()-?\b\d+\.\d{4,}")
+"""A coordinate of an SVG with more than three decimals; what scales a glyph is left alone."""
+
+_ID = re.compile(rb"(?<=[\"#])[a-z][0-9a-f]{10}(?=[\")])")
+
 
 def lighter(colour: str, degree: int) -> str:
     """A colour mixed with white: degree 0 is the colour itself."""
@@ -89,8 +95,15 @@ def png(drawn: Figure) -> bytes:
 
 
 def svg(drawn: Figure) -> bytes:
-    """The figure as an SVG file, with no date and no version in it."""
-    return _rendered(drawn, "svg", {"Date": None, "Creator": None})
+    """The figure as an SVG file, with no date and no version in it, to a thousandth of a point.
+
+    Finer digits differ from one CPU to the next: NumPy's logarithms do, in their last bit. So do
+    Matplotlib's ids, which are hashes of them; they are counted instead.
+    """
+    text = _rendered(drawn, "svg", {"Date": None, "Creator": None})
+    text = _FINE.sub(lambda number: b"%.3f" % float(number[0]), text)
+    counted = {name: b"i%d" % at for at, name in enumerate(dict.fromkeys(_ID.findall(text)))}
+    return _ID.sub(lambda name: counted[name[0]], text)
 
 
 def save(drawn: Figure, stem: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import matplotlib
@@ -63,6 +64,10 @@ def test_same_bytes_every_time(name: str, suited: dataset.Campaign, tmp_path: Pa
         again = [path.read_bytes() for path in save(FIGURES[name](suited), tmp_path / "b" / name)]
     assert first == again
     assert first[0].startswith(b"\x89PNG") and b"<svg" in first[1]
+    coordinates = re.sub(rb"scale\(.*?\)", b"", first[1])
+    assert not re.search(rb"\d\.\d{4}", coordinates), "finer than every CPU agrees on"
+    used = set(re.findall(rb"(?:href=\"|url\()#([^\")]+)", first[1]))
+    assert used <= set(re.findall(rb"id=\"([^\"]+)\"", first[1])), "a reference to nothing"
 
 
 @pytest.mark.parametrize("name", NAMES)

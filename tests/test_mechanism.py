@@ -238,6 +238,37 @@ def test_a_better_policy_must_meet_both_goals(
 
 
 @pytest.mark.parametrize(
+    ("gpu", "vllm", "expected"),
+    [
+        ("H100", "0.23.0", Verdict.REPRODUCED),
+        ("H100", "0.22.1", Verdict.NOT_MEASURED),
+        (None, "0.32.0", Verdict.NOT_MEASURED),
+    ],
+)
+def test_a_freeze_counts_as_stock_only_where_the_release_freezes(
+    gpu: str | None, vllm: str, expected: str, tmp_path: Path
+) -> None:
+    full_ms = {"no-freeze": 400.0, "freeze": 400.0, "freeze-thresholds": 2.0}
+    rate = {"no-freeze": 99.0, "freeze": 100.0, "freeze-thresholds": 120.0}
+    for policy, length in full_ms.items():
+        for replicate in range(3):
+            run(
+                tmp_path / "c",
+                f"{policy}-{replicate}",
+                decode(length, 30, 120, seed=replicate),
+                window__end_ns=START + 120 * SECOND,
+                experiment__policy=policy,
+                experiment__client="serve",
+                experiment__concurrency=1024,
+                experiment__replicate=replicate,
+                summary__tokens_per_s=rate[policy] + replicate / 10,
+                machine__gpu_name=gpu,
+                versions__vllm=vllm,
+            )
+    assert verdict("better-policy", dataset.load(tmp_path / "c")) == expected
+
+
+@pytest.mark.parametrize(
     ("full_ms", "expected"),
     [
         ((100.0, 2.0), Verdict.REPRODUCED),

@@ -10,6 +10,7 @@ from repro import words
 from repro.analysis.mechanism import POLICIES
 from repro.analysis.memory import garbage_left
 from repro.analysis.ratios import ratio_of_runs
+from repro.analysis.release import FIRST_FROZEN, release
 from repro.analysis.tails import Estimate, effect
 from repro.analysis.trigger import OFF, WITHIN, trigger_table
 from repro.claims.finding import Finding, Verdict
@@ -66,7 +67,8 @@ def a_policy_beats_stock(campaign: Campaign) -> list[Finding]:
         (campaign.runs["client"] == "serve") & (campaign.runs["concurrency"] == 1024)
     ]
     stock = (runs[POLICIES] == "stock").all(axis=1)
-    return _against(campaign, runs[stock], runs[~stock], _meets_both_goals)
+    base = stock if stock.any() else _as_released(runs)
+    return _against(campaign, runs[base], runs[~base], _meets_both_goals)
 
 
 def a_policy_beats_the_freeze(campaign: Campaign) -> list[Finding]:
@@ -74,9 +76,21 @@ def a_policy_beats_the_freeze(campaign: Campaign) -> list[Finding]:
     runs = campaign.runs[
         (campaign.runs["client"] == "engine") & (campaign.runs["concurrency"] == 1024)
     ]
-    others_stock = (runs[["engine_policy", "frontend_policy"]] == "stock").all(axis=1)
-    frozen = others_stock & (runs["policy"] == "freeze")
-    return _against(campaign, runs[frozen], runs[~others_stock], _is_lower)
+    return _against(campaign, runs[_only_frozen(runs)], runs[~_others_stock(runs)], _is_lower)
+
+
+def _others_stock(runs: pd.DataFrame) -> pd.Series:
+    return (runs[["engine_policy", "frontend_policy"]] == "stock").all(axis=1)
+
+
+def _only_frozen(runs: pd.DataFrame) -> pd.Series:
+    return _others_stock(runs) & (runs["policy"] == "freeze")
+
+
+def _as_released(runs: pd.DataFrame) -> pd.Series:
+    """Runs in which policy `freeze` does what this vLLM does by itself on a GPU."""
+    frozen = runs["vllm"].map(lambda version: release(version) >= FIRST_FROZEN).astype(bool)
+    return _only_frozen(runs) & runs["gpu_name"].notna() & frozen
 
 
 Judge = Callable[[Estimate, Estimate], tuple[Verdict, str]]
