@@ -210,6 +210,23 @@ def test_little_garbage_is_little_and_much_is_not(policies: Campaign) -> None:
     policies.census["garbage_bytes"] //= 10_000
 
 
+def served(root: Path, policy: str, full_ms: float, tokens_per_s: float, **changes: Any) -> None:
+    """Three runs of a policy through HTTP."""
+    for replicate in range(3):
+        run(
+            root,
+            f"{policy}-{replicate}",
+            decode(full_ms, 30, 120, seed=replicate),
+            window__end_ns=START + 120 * SECOND,
+            experiment__policy=policy,
+            experiment__client="serve",
+            experiment__concurrency=1024,
+            experiment__replicate=replicate,
+            summary__tokens_per_s=tokens_per_s + replicate / 10,
+            **changes,
+        )
+
+
 @pytest.mark.parametrize(
     ("full_ms", "rate", "expected"),
     [
@@ -222,18 +239,7 @@ def test_a_better_policy_must_meet_both_goals(
     full_ms: tuple[float, float], rate: tuple[float, float], expected: str, tmp_path: Path
 ) -> None:
     for name, length, tokens in zip(("stock", "freeze-again"), full_ms, rate, strict=True):
-        for replicate in range(3):
-            run(
-                tmp_path / "c",
-                f"{name}-{replicate}",
-                decode(length, 30, 120, seed=replicate),
-                window__end_ns=START + 120 * SECOND,
-                experiment__policy=name,
-                experiment__client="serve",
-                experiment__concurrency=1024,
-                experiment__replicate=replicate,
-                summary__tokens_per_s=tokens + replicate / 10,
-            )
+        served(tmp_path / "c", name, length, tokens)
     assert verdict("better-policy", dataset.load(tmp_path / "c")) == expected
 
 
@@ -248,23 +254,10 @@ def test_a_better_policy_must_meet_both_goals(
 def test_a_freeze_counts_as_stock_only_where_the_release_freezes(
     gpu: str | None, vllm: str, expected: str, tmp_path: Path
 ) -> None:
-    full_ms = {"no-freeze": 400.0, "freeze": 400.0, "freeze-thresholds": 2.0}
-    rate = {"no-freeze": 99.0, "freeze": 100.0, "freeze-thresholds": 120.0}
-    for policy, length in full_ms.items():
-        for replicate in range(3):
-            run(
-                tmp_path / "c",
-                f"{policy}-{replicate}",
-                decode(length, 30, 120, seed=replicate),
-                window__end_ns=START + 120 * SECOND,
-                experiment__policy=policy,
-                experiment__client="serve",
-                experiment__concurrency=1024,
-                experiment__replicate=replicate,
-                summary__tokens_per_s=rate[policy] + replicate / 10,
-                machine__gpu_name=gpu,
-                versions__vllm=vllm,
-            )
+    machine = {"machine__gpu_name": gpu, "versions__vllm": vllm}
+    served(tmp_path / "c", "no-freeze", 400.0, 99.0, **machine)
+    served(tmp_path / "c", "freeze", 400.0, 100.0, **machine)
+    served(tmp_path / "c", "freeze-thresholds", 2.0, 120.0, **machine)
     assert verdict("better-policy", dataset.load(tmp_path / "c")) == expected
 
 
