@@ -66,6 +66,7 @@ def test_same_bytes_every_time(name: str, suited: dataset.Campaign, tmp_path: Pa
     assert first[0].startswith(b"\x89PNG") and b"<svg" in first[1]
     coordinates = re.sub(rb"scale\(.*?\)", b"", first[1])
     assert not re.search(rb"\d\.\d{4}", coordinates), "finer than every CPU agrees on"
+    assert not re.search(rb"id=\"[a-z][0-9a-f]{10}\"", first[1]), "a hash of finer digits"
     used = set(re.findall(rb"(?:href=\"|url\()#([^\")]+)", first[1]))
     assert used <= set(re.findall(rb"id=\"([^\"]+)\"", first[1])), "a reference to nothing"
 

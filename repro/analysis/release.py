@@ -89,6 +89,18 @@ def steps_between(campaign: Campaign, full: pd.DataFrame) -> pd.Series:
     return pd.Series(steps.reindex(runs).to_numpy() / number.to_numpy(), index=number.index)
 
 
+def freezes_itself(runs: pd.DataFrame) -> pd.Series:
+    """Whether each run's vLLM freezes its workers unasked: from 0.23 on, and on a GPU alone.
+
+    Parameters
+    ----------
+    runs : pandas.DataFrame
+        `Campaign.runs`, or rows of it.
+    """
+    after = [release(version) >= FIRST_FROZEN for version in runs["vllm"]]
+    return runs["gpu_name"].notna() & pd.Series(after, index=runs.index, dtype=bool)
+
+
 def release(version: str) -> tuple[int, ...]:
     """Major and minor of a version such as 0.22.1 or 0.23.0rc1.
 

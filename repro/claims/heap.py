@@ -9,7 +9,7 @@ from repro import words
 from repro.analysis.arms import FREEZE_ALONE, freezes, heaps, is_frozen, pairs
 from repro.analysis.gc_cost import FULL, full_collections
 from repro.analysis.ratios import ratio_of_runs
-from repro.analysis.release import FIRST_FROZEN, release
+from repro.analysis.release import freezes_itself
 from repro.claims.finding import SAME, Finding, Verdict, unsupported
 from repro.dataset import Campaign, in_window
 
@@ -39,9 +39,7 @@ def worker_not_frozen(campaign: Campaign) -> list[Finding]:
     `no-freeze` would not do where vLLM freezes by itself: there the policy makes it true.
     """
     runs = campaign.runs
-    # The CPU worker is without the freeze in every release.
-    without = runs["gpu_name"].isna() | (runs["vllm"].map(release) < FIRST_FROZEN)
-    upstream = runs[without & runs["policy"].isin(["stock", "no-freeze"])]
+    upstream = runs[~freezes_itself(runs) & runs["policy"].isin(["stock", "no-freeze"])]
     rows = heaps(campaign, "worker", "window-start")
     rows = rows[rows["run"].isin(upstream["run"])]
     if rows.empty:
@@ -52,9 +50,8 @@ def worker_not_frozen(campaign: Campaign) -> list[Finding]:
 def no_configuration_needed(campaign: Campaign) -> list[Finding]:
     """Frozen objects of GPU workers of an untouched vLLM that has the pull request."""
     runs = campaign.runs
-    has_it = runs["gpu_name"].notna() & (runs["vllm"].map(release) >= FIRST_FROZEN)
     rows = heaps(campaign, "worker", "window-start")
-    rows = rows[rows["run"].isin(runs.loc[has_it & (runs["policy"] == "stock"), "run"])]
+    rows = rows[rows["run"].isin(runs.loc[freezes_itself(runs) & (runs["policy"] == "stock"), "run"])]
     if rows.empty:
         return []
     every = "every stock worker was frozen"

@@ -10,7 +10,7 @@ from repro import words
 from repro.analysis.mechanism import POLICIES
 from repro.analysis.memory import garbage_left
 from repro.analysis.ratios import ratio_of_runs
-from repro.analysis.release import FIRST_FROZEN, release
+from repro.analysis.release import freezes_itself
 from repro.analysis.tails import Estimate, effect
 from repro.analysis.trigger import OFF, WITHIN, trigger_table
 from repro.claims.finding import Finding, Verdict
@@ -67,7 +67,7 @@ def a_policy_beats_stock(campaign: Campaign) -> list[Finding]:
         (campaign.runs["client"] == "serve") & (campaign.runs["concurrency"] == 1024)
     ]
     stock = (runs[POLICIES] == "stock").all(axis=1)
-    base = stock if stock.any() else _as_released(runs)
+    base = stock if stock.any() else _only_frozen(runs) & freezes_itself(runs)
     return _against(campaign, runs[base], runs[~base], _meets_both_goals)
 
 
@@ -85,12 +85,6 @@ def _others_stock(runs: pd.DataFrame) -> pd.Series:
 
 def _only_frozen(runs: pd.DataFrame) -> pd.Series:
     return _others_stock(runs) & (runs["policy"] == "freeze")
-
-
-def _as_released(runs: pd.DataFrame) -> pd.Series:
-    """Runs in which policy `freeze` does what this vLLM does by itself on a GPU."""
-    frozen = runs["vllm"].map(lambda version: release(version) >= FIRST_FROZEN).astype(bool)
-    return _only_frozen(runs) & runs["gpu_name"].notna() & frozen
 
 
 Judge = Callable[[Estimate, Estimate], tuple[Verdict, str]]
