@@ -51,7 +51,8 @@ def no_configuration_needed(campaign: Campaign) -> list[Finding]:
     """Frozen objects of GPU workers of an untouched vLLM that has the pull request."""
     runs = campaign.runs
     rows = heaps(campaign, "worker", "window-start")
-    rows = rows[rows["run"].isin(runs.loc[freezes_itself(runs) & (runs["policy"] == "stock"), "run"])]
+    untouched = runs[freezes_itself(runs) & (runs["policy"] == "stock")]
+    rows = rows[rows["run"].isin(untouched["run"])]
     if rows.empty:
         return []
     every = "every stock worker was frozen"
