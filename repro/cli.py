@@ -113,6 +113,7 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     add("--structured-output", action="store_true", help="answers held to a regular expression")
     add("--speculative", default="none", help="none or ngram: tokens proposed by look-up")
     add("--runner", default="auto", help="vLLM's model runner: auto, v1, v2")
+    add("--output-chunk", type=int, default=0, help="outputs a turn of the API server (0: vLLM's)")
     add("--executor", default="mp", help="mp: worker in its own process; uni: in the engine core")
     add("--client", default="engine", help="what drives the load: " + ", ".join(CLIENTS))
     add("--tensor-parallel-size", type=int, default=1, help="ranks that share each request")
@@ -158,7 +159,7 @@ def run(parsed: argparse.Namespace) -> int:
     shared = ["replicates", "first_replicate", "duration_s", "switch_s", "prompt_tokens"]
     shared += ["logprobs", "speculative", "runner", "recaptures", "max_cudagraph_capture_size"]
     shared += ["tensor_parallel_size", "data_parallel_size", "enable_expert_parallel"]
-    shared += ["identical_streams", "structured_output"]
+    shared += ["identical_streams", "structured_output", "output_chunk"]
     shared += ["max_num_seqs", "enforce_eager", "executor", "client", "model", "device", "seed"]
     experiments = grid(
         policies=names(parsed.policies) if parsed.policies else None,

@@ -77,7 +77,7 @@ LOAD = {
 
 OTHERS = "engine {}, front end {}:"
 UNSAID = {OTHERS.format("stock", "stock"), "eager=False", "EP=False", "identical=False"}
-UNSAID |= {"0 logprobs", "structured=False", "speculative none", "every 0 s"}
+UNSAID |= {"0 logprobs", "structured=False", "speculative none", "every 0 s", "chunk 0"}
 """What goes without saying in the label of an arm, though others have it otherwise."""
 
 ARM = {
@@ -96,6 +96,7 @@ ARM = {
     "experiment.runner": "runner {}",
     "experiment.capture_policy": "{}",
     "experiment.switch_s": "every {:g} s",
+    "experiment.output_chunk": "chunk {}",
     "experiment.engine_policy, experiment.frontend_policy": OTHERS,
 }
 """What tells arms apart besides the worker's policy, by keys, and how a label says it, in order."""
@@ -121,7 +122,7 @@ class Campaign:
         One row a failed run: `run_id`, `reason`.
     unfinished : tuple of str
         Directories without `run.json`.
-    pauses, steps, itl, requests, captures, census, periods : pandas.DataFrame
+    pauses, steps, holds, itl, requests, captures, census, periods : pandas.DataFrame
         The tables of `schema.TABLES` over all ok runs, preceded by `run` (categorical).
     """
 
@@ -131,6 +132,7 @@ class Campaign:
     unfinished: tuple[str, ...]
     pauses: pd.DataFrame
     steps: pd.DataFrame
+    holds: pd.DataFrame
     itl: pd.DataFrame
     requests: pd.DataFrame
     captures: pd.DataFrame

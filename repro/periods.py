@@ -17,7 +17,8 @@ from repro.policy import ALTERNATE
 Document = dict[str, Any]
 Tables = dict[str, pa.Table]
 
-TIMED = {"pauses": "start_ns", "steps": "start_ns", "itl": "t_ns", "requests": "t_ns"}
+TIMED = {"pauses": "start_ns", "steps": "start_ns", "holds": "start_ns"}
+TIMED |= {"itl": "t_ns", "requests": "t_ns"}
 """The tables whose rows belong to a period, and the column that says to which."""
 
 

@@ -68,7 +68,7 @@ def read_all(folder: Path) -> list[Recording]:
 
 
 def tables(folder: Path, recorded: Sequence[Recording]) -> dict[str, Columns]:
-    """The tables `pauses`, `steps`, `captures` and `census` of a recorded folder.
+    """The tables `pauses`, `steps`, `holds`, `captures` and `census` of a recorded folder.
 
     Helper processes, which no token waits for, are left out.
 
@@ -87,6 +87,7 @@ def tables(folder: Path, recorded: Sequence[Recording]) -> dict[str, Columns]:
     return {
         "pauses": _pauses(chosen),
         "steps": _steps(chosen),
+        "holds": _holds(chosen),
         "captures": _lines(folder, "captures", chosen),
         "census": _lines(folder, "census", chosen),
     }
@@ -120,6 +121,19 @@ def _steps(recorded: list[Recording]) -> Columns:
             "tokens": events["a"],
         }
         for r, events in parts
+    )
+
+
+def _holds(recorded: list[Recording]) -> Columns:
+    parts = [r.of_kind(recorder.HOLD) for r in recorded if r.role == "frontend"]
+    return _stack(
+        {
+            "start_ns": events["start_ns"],
+            "duration_ns": events["duration_ns"],
+            "outputs": events["a"],
+            "calls": events["b"],
+        }
+        for events in parts
     )
 
 

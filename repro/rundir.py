@@ -53,6 +53,7 @@ OK_KEYS: dict[str, Types] = {
 ADDED: dict[str, Any] = {"engine_policy": "stock", "frontend_policy": "stock"}
 ADDED |= {"logprobs": 0, "structured_output": False, "speculative": "none", "runner": "auto"}
 ADDED |= {"enable_expert_parallel": False, "identical_streams": False, "switch_s": 0.0}
+ADDED |= {"output_chunk": 0}
 """Parameters of an experiment that older runs lack, and what they ran with."""
 
 FAILED_KEYS: dict[str, Types] = {"reason": (str,), "log_tail": (list,)}

@@ -5,6 +5,7 @@ A run directory is `data/<campaign>/<run>/` (or `runs/<campaign>/<run>/` on a us
     run.json           written last; a directory without it is an unfinished run
     pauses.parquet     every collection of every process
     steps.parquet      every `execute_model` call of every rank
+    holds.parquet      how long an API server's output handler kept its event loop waiting
     itl.parquet        gaps between tokens, as the client saw them
     requests.parquet   one row a finished request: TTFT and TPOT
     captures.parquet   CUDA graph capture (GPU) or compile (CPU) spans
@@ -56,6 +57,14 @@ TABLES: dict[str, pa.Schema] = {
             ("start_ns", pa.int64()),  # entry of execute_model
             ("duration_ns", pa.int64()),  # until it returned to the executor
             ("tokens", pa.int64()),  # tokens the scheduler put into the step
+        ]
+    ),
+    "holds": pa.schema(
+        [
+            ("start_ns", pa.int64()),  # of the first call of one turn of the event loop
+            ("duration_ns", pa.int64()),  # until the last call returned
+            ("outputs", pa.int64()),  # of the engine, processed meanwhile
+            ("calls", pa.int64()),  # of `OutputProcessor.process_outputs`
         ]
     ),
     "itl": pa.schema(

@@ -6,7 +6,7 @@ import pandas as pd
 
 from repro import words
 from repro.analysis.arms import ordered_arms, pairs, repeated
-from repro.analysis.attribution import UNEXPLAINED, attribute, by_arm
+from repro.analysis.attribution import HANDLER, UNEXPLAINED, attribute, by_arm
 from repro.analysis.captures import (
     BASELINE,
     SETTING,
@@ -145,7 +145,10 @@ def causes(campaign: Campaign, factor: float) -> pd.DataFrame:
                 "no recorded pause" if role == UNEXPLAINED else f"{words.PROCESS[role]} {rank}"
                 for role, rank in zip(found["role"], found["rank"], strict=True)
             ],
-            "generation": found["generation"].map("{:.0f}".format).where(~_unexplained(found), "–"),
+            "generation": [
+                "–" if role == UNEXPLAINED else "output handler" if number == HANDLER else number
+                for role, number in zip(found["role"], found["generation"], strict=True)
+            ],
             "steps with a long gap": [
                 f"{words.amount(steps)} of {words.amount(total)}"
                 for steps, total in zip(found["steps"], found["tail_steps"], strict=True)
@@ -165,12 +168,14 @@ def explanation(campaign: Campaign, factor: float) -> str:
         if of_arm.empty or of_arm["tail_steps"].iloc[0] == 0:
             said.append(f"**{arm}**: no gap exceeds {factor:g} times the median.")
             continue
-        known = of_arm[~_unexplained(of_arm)].groupby("role")[["share", "chance"]].sum()
+        known = of_arm[~_unexplained(of_arm)]
+        known = known.assign(held=known["generation"] == HANDLER)
+        known = known.groupby(["role", "held"])[["share", "chance"]].sum().reset_index()
         known = known[known["share"] > 0].sort_values("share", ascending=False)
         parts = [
-            f"the {words.PROCESS[str(role)]} explains {words.percent(row['share'])} "
-            f"(by chance: {words.percent(row['chance'])})"
-            for role, row in known.iterrows()
+            f"{_stop_of(row.role, row.held)} explains {words.percent(row.share)} "
+            f"(by chance: {words.percent(row.chance)})"
+            for row in known.itertuples()
         ]
         rest = of_arm.loc[_unexplained(of_arm), "share"].sum()
         parts.append(f"{words.percent(rest)} coincide with no recorded pause")
@@ -329,6 +334,11 @@ def _setting_cells(times: pd.DataFrame) -> dict[str, str]:
 
 def _ratio_cell(effect: pd.Series | None, column: str) -> str:
     return words.ratio(effect[column]) if effect is not None and effect[column].supported else "–"
+
+
+def _stop_of(role: str, held: bool) -> str:
+    name = words.PROCESS[role]
+    return f"the {name}'s output handler" if held else f"the {name}"
 
 
 def _unexplained(found: pd.DataFrame) -> pd.Series:

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from builders import END, MS, SECOND, START, gaps_between, run, stalled, steady
 
-from repro.analysis.attribution import attribute, by_arm
+from repro.analysis.attribution import HANDLER, attribute, by_arm
 from repro.analysis.gc_cost import full_collections, gc_time
 from repro.analysis.tails import tail_table
 from repro.dataset import Campaign, load
+from repro.tables import causes, explanation
 
 GAP = 10 * MS
 STALL = 200 * MS
@@ -73,6 +74,42 @@ def test_stalls_without_a_pause_stay_unexplained(tmp_path: Path) -> None:
     pauses = {"start_ns": at, "duration_ns": STALL, "generation": 2}
     found = shares(attribute(planted(tmp_path, pauses, stalls)))
     assert found == pytest.approx({("worker", 0, 2): 0.4, ("unexplained", -1, -1): 0.6})
+
+
+def held(tmp_path: Path, collecting: float) -> Campaign:
+    """Four stalls under holds of the event loop, the front end collecting for a part of each."""
+    at = happened(begin(4))
+    made = {
+        "itl": gaps_between(stalled(list(begin(4)), STALL, GAP)),
+        "holds": {"start_ns": at, "duration_ns": STALL, "outputs": 5000, "calls": 90},
+        "pauses": {
+            "start_ns": at + MS,
+            "duration_ns": int(collecting * STALL),
+            "role": "frontend",
+            "generation": 2,
+        },
+    }
+    run(tmp_path / "c", "a", made)
+    return load(tmp_path / "c")
+
+
+def test_a_hold_of_the_event_loop_is_a_cause_of_its_own(tmp_path: Path) -> None:
+    campaign = held(tmp_path, collecting=0.4)
+    found = shares(attribute(campaign))
+    assert found == {
+        ("frontend", 0, HANDLER): 1.0,
+        ("frontend", 0, 2): 0.0,
+        ("unexplained", -1, -1): 0.0,
+    }
+    assert "the front end's output handler explains 100%" in explanation(campaign, 5.0)
+    assert "output handler" in causes(campaign, 5.0)["generation"].tolist()
+
+
+def test_a_hold_spent_collecting_is_the_collections(tmp_path: Path) -> None:
+    campaign = held(tmp_path, collecting=0.6)
+    found = shares(attribute(campaign))
+    assert found == {("frontend", 0, 2): 1.0, ("unexplained", -1, -1): 0.0}
+    assert "the front end explains 100%" in explanation(campaign, 5.0)
 
 
 def test_run_without_pauses_is_all_unexplained(tmp_path: Path) -> None:

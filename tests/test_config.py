@@ -28,6 +28,8 @@ DATA = Path(__file__).parent.parent / "data"
             r"structured_output True with client 'async_engine': only client 'engine' asks",
         ),
         ({"speculative": "medusa"}, r"speculative 'medusa': choose one of none, ngram"),
+        ({"output_chunk": 64}, r"output_chunk 64: allowed is 0 to 0; only client 'serve' has"),
+        ({"output_chunk": -1, "client": "serve"}, r"output_chunk -1: allowed is 0 or more"),
         ({"runner": "v3"}, r"runner 'v3': choose one of auto, v1, v2"),
         ({"executor": "ray"}, r"executor 'ray': choose one of mp, uni"),
         ({"client": "curl"}, r"client 'curl'"),

@@ -284,6 +284,32 @@ def test_a_client_that_waits_for_a_dead_engine_core_is_ended(
     assert not psutil.Process().children(recursive=True)
 
 
+AT_ONCE = """
+import json, subprocess, sys, time
+core = subprocess.Popen(["VLLM::EngineCore", "1000"], executable="/bin/sleep")
+time.sleep(1)
+phase = lambda name: json.dumps({"event": "phase", "phase": name, "seconds": 0}) + "\\n"
+print(phase("ramp"), end="", flush=True)
+time.sleep(1)
+print(phase("measure") + phase("stop"), end="", flush=True)  # one write
+core.kill()
+core.wait()
+time.sleep(6)  # as a client that works its result out
+print(json.dumps({"event": "done"}), flush=True)
+"""
+
+
+def test_events_that_come_at_once_are_all_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine may be gone after `stop`: that must not wait for the next event to be read."""
+    monkeypatch.setattr(supervise, "CHILD", (sys.executable, "-c", AT_ONCE))
+    monkeypatch.setattr(supervise, "DEATH_S", 3.0)
+    heard: list[str] = []
+    supervise.run_child(Experiment(), tmp_path, lambda phase, seconds: heard.append(phase))
+    assert heard == ["ramp", "measure", "stop"]
+
+
 SECOND_CAMPAIGN = """
 import sys
 from pathlib import Path

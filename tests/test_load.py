@@ -76,6 +76,16 @@ def test_cores_are_shared_out_among_ranks(
     assert shared_out(ranks) == expected
 
 
+def test_the_output_chunk_is_the_experiments_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_V1_OUTPUT_PROC_CHUNK_SIZE", "7")
+    asked = environment(Experiment(client="serve", output_chunk=4096), tmp_path)
+    assert asked["VLLM_V1_OUTPUT_PROC_CHUNK_SIZE"] == "4096"
+    left = environment(Experiment(client="serve"), tmp_path)
+    assert "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE" not in left, "vLLM's own"
+
+
 def test_one_rank_is_left_to_vllms_own_binding(tmp_path) -> None:
     several = Experiment(client="async_engine", data_parallel_size=2)
     assert "VLLM_CPU_OMP_THREADS_BIND" in environment(several, tmp_path)

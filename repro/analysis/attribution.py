@@ -1,5 +1,8 @@
 """Which pauses explain the tail: each long gap is laid over the pauses of every process.
 
+Through HTTP the API server has stops of another kind too: its output handler holds the event loop
+(`repro.plugin.event_loop`). They stand beside the collections as a cause of their own.
+
 Coincidence is measured beside it: the same pauses, shifted round the window by a random time,
 explain what they explain by chance alone.
 """
@@ -22,6 +25,9 @@ SHIFTS = 100
 UNEXPLAINED = "unexplained"
 NOBODY = -1
 """Rank and generation of the row that counts the unexplained gaps."""
+
+HANDLER = -2
+"""In place of a generation: no collection, but the front end's output handler."""
 
 CAUSE = ["role", "rank", "generation"]
 _COLUMNS = [
@@ -54,6 +60,9 @@ def attribute(
     seed: int = 0,
 ) -> pd.DataFrame:
     """The share of each run's tail that pauses explain, by process and generation.
+
+    A hold of the event loop counts as a pause, of generation `HANDLER`, unless the front end
+    spent most of it collecting.
 
     A gap belongs to the tail if it is longer than `factor` times the run's median ITL. It is
     explained by the pause that overlaps it most, if that overlap is at least `min_share` of what
@@ -89,7 +98,7 @@ def attribute(
     tables = []
     for run in campaign.runs.to_dict("records"):
         median, gaps = _tail(itl[itl["run"] == run["run"]], factor, min_share)
-        pauses = campaign.pauses[campaign.pauses["run"] == run["run"]]
+        pauses = _stops(campaign, run["run"])
         window = run["window_start_ns"], run["window_end_ns"]
         explained = _explained(gaps, pauses, window, rng.integers(*window, size=shifts))
         tables.append(explained.assign(run=run["run"], arm=run["arm"], median_ns=median))
@@ -121,6 +130,21 @@ def by_arm(attribution: pd.DataFrame) -> pd.DataFrame:
     pooled = pooled.assign(last=pooled["role"] == UNEXPLAINED).sort_values(["arm", "last", *CAUSE])
     columns = [column for column in _COLUMNS if column not in ("run", "median_ns")]
     return pooled[columns].reset_index(drop=True)
+
+
+def _stops(campaign: Campaign, run: str) -> pd.DataFrame:
+    """The pauses of one run, and the holds of its front end's event loop that are none."""
+    pauses = campaign.pauses[campaign.pauses["run"] == run]
+    holds = campaign.holds[campaign.holds["run"] == run]
+    if holds.empty:
+        return pauses
+    own = pauses[pauses["role"] == "frontend"].sort_values("start_ns")
+    before = np.concatenate([[0], own["duration_ns"].cumsum()])
+    ends = holds["start_ns"] + holds["duration_ns"]
+    first, last = (np.searchsorted(own["start_ns"], at) for at in (holds["start_ns"], ends))
+    holds = holds[before[last] - before[first] <= holds["duration_ns"] / 2]
+    holds = holds[["run", "start_ns", "duration_ns"]]
+    return pd.concat([pauses, holds.assign(role="frontend", rank=0, generation=HANDLER)])
 
 
 def _check(factor: float, min_share: float, shifts: int) -> None:

@@ -25,7 +25,7 @@ LOG = "engine.log"
 MEASURED = "measured.json"
 LOG_TAIL_LINES = 30
 
-EVENTS = ("pauses", "steps", "itl", "requests", "captures")
+EVENTS = ("pauses", "steps", "holds", "itl", "requests", "captures")
 """Tables whose times are stored to the tick: those with many rows, and what holds their events."""
 
 TICK_NS = 1 << 10

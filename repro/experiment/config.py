@@ -96,6 +96,9 @@ class Experiment:
         `ngram`: propose tokens by looking them up in prompt and answer.
     runner : str
         vLLM's model runner, `v1` or `v2`; `auto` leaves the choice to vLLM.
+    output_chunk : int
+        With client `serve`: outputs of one step that the API server's output handler processes
+        before it lets its event loop go on; 0 is vLLM's own choice, 128.
     duration_s : float
         Length of the measured window, after the ramp.
     switch_s : float
@@ -136,6 +139,7 @@ class Experiment:
     structured_output: bool = False
     speculative: str = "none"
     runner: str = "auto"
+    output_chunk: int = 0
     duration_s: float = 60.0
     switch_s: float = 0.0
     recaptures: int = 0
@@ -178,6 +182,8 @@ class Experiment:
         )
         _within("duration_s", self.duration_s, 1, None, "measure for at least a second")
         _within("replicate", self.replicate, 0, None, "count replicates from 0")
+        most = None if self.client == "serve" else 0
+        _within("output_chunk", self.output_chunk, 0, most, "only client 'serve' has the handler")
         self._check_switch()
         self._check_ranks()
         if self.max_cudagraph_capture_size is not None:

@@ -45,8 +45,14 @@ KILL_S = 30.0
 GPU_SLACK_MIB = 200
 """GPU memory that may differ after a run: other users of the host, the driver's own."""
 
-MEDDLING = ("VLLM_GC_DEBUG", "VLLM_ENABLE_CUDAGRAPH_GC", "VLLM_PLUGINS")
-"""Variables that change the collector, its cost, or whether the plugin is loaded: not passed on."""
+MEDDLING = (
+    "VLLM_GC_DEBUG",
+    "VLLM_ENABLE_CUDAGRAPH_GC",
+    "VLLM_PLUGINS",
+    "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE",
+)
+"""Variables that change the collector, its cost, whether the plugin is loaded, or what a parameter
+of the experiment sets: not passed on."""
 
 Report = Callable[[str, float], None]
 
@@ -117,6 +123,8 @@ def environment(experiment: Experiment, folder: Path) -> dict[str, str]:
         variables |= {"HF_HUB_OFFLINE": "1"}
     if experiment.runner != "auto":
         variables |= {"VLLM_USE_V2_MODEL_RUNNER": str(int(experiment.runner == "v2"))}
+    if experiment.output_chunk:
+        variables |= {"VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": str(experiment.output_chunk)}
     if experiment.ranks > 1:
         variables |= {"VLLM_CPU_OMP_THREADS_BIND": shared_out(experiment.ranks)}
     if experiment.device == "cpu":
@@ -141,7 +149,7 @@ def follow(child: subprocess.Popen[bytes], report: Report) -> str | None:
     assert child.stdout is not None
     reason: str | None = "the measuring process ended without a result"
     engine: dict[str, psutil.Process] = {}
-    heard = time.monotonic()
+    heard, begun = time.monotonic(), b""
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         while (silent := time.monotonic() - heard) < SILENCE_S:
@@ -151,19 +159,22 @@ def follow(child: subprocess.Popen[bytes], report: Report) -> str | None:
                     return f"{', '.join(ended)} ended in the middle of the run"
                 continue
             heard = time.monotonic()
-            line = child.stdout.readline()
-            if not line:
+            # Not by `readline`: of two events at once it would keep the second where `select`
+            # does not see it.
+            came = os.read(child.stdout.fileno(), 1 << 16)
+            if not came:
                 return reason
-            event: dict[str, Any] = json.loads(line)
-            match event["event"]:
-                case "phase":
-                    loaded = event["phase"] in LOADED
-                    engine = (engine or engine_processes(child.pid)) if loaded else {}
-                    report(event["phase"], event["seconds"])
-                case "failed":
-                    reason = str(event["reason"])
-                case "done":
-                    reason = None
+            *lines, begun = (begun + came).split(b"\n")
+            for event in map(json.loads, lines):
+                match event["event"]:
+                    case "phase":
+                        loaded = event["phase"] in LOADED
+                        engine = (engine or engine_processes(child.pid)) if loaded else {}
+                        report(event["phase"], event["seconds"])
+                    case "failed":
+                        reason = str(event["reason"])
+                    case "done":
+                        reason = None
     return f"no sign of life for {SILENCE_S:.0f} s"
 
 

@@ -70,7 +70,7 @@ def _install() -> None:
     )
     capture = policy.capture(os.environ.get(CAPTURE_POLICY) or "stock")
     # Only now: they import vLLM and what vLLM brings along.
-    from repro.plugin import metrics, patch, processes
+    from repro.plugin import event_loop, metrics, patch, processes
 
     if directory := os.environ.get(RECORD_DIR):
         with faults.stepping_aside("recording"):
@@ -78,6 +78,7 @@ def _install() -> None:
             own_recorder.watch_collector()
             if own_recorder.role == "frontend":
                 metrics.expose(own_recorder.directory, own_recorder.launch_ns)
+                event_loop.record_holds(own_recorder)
     patch.apply(worker, capture, own_recorder)
     role, _ = identity_from_name(multiprocessing.current_process().name)
     processes.apply(engine, frontend, role=role)

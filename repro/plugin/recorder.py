@@ -34,6 +34,7 @@ SEGMENT_BYTES = SEGMENT_EVENTS * EVENT.size
 
 PAUSE = 1  # a = objects collected, b = generation + 4 * containers allocated before it
 STEP = 2  # a = tokens scheduled, b = step
+HOLD = 3  # a = outputs processed, b = calls that did so
 
 LAUNCH = "REPRO_LAUNCH_NS"
 """Set by the first process of a launch, inherited by those it starts."""

@@ -1,0 +1,127 @@
+"""Holds of an API server's event loop, on an output handler that yields only where it must wait."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repro import recording
+from repro.plugin import event_loop, faults
+from repro.plugin.layout import UnknownLayout
+from repro.plugin.recorder import Recorder
+
+CALL_S = 0.012
+
+
+class OutputProcessor:
+    """Takes so long for each call, as vLLM's does for a chunk of outputs."""
+
+    def process_outputs(self, outputs: list[int], timestamp: float = 0.0) -> str:
+        time.sleep(CALL_S)
+        return f"{len(outputs)} at {timestamp}"
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A fresh processor class in the place where vLLM has its own."""
+    fresh = type("OutputProcessor", (OutputProcessor,), {})
+    module = types.ModuleType("vllm.v1.engine.output_processor")
+    module.OutputProcessor = fresh  # type: ignore[attr-defined]
+    monkeypatch.setattr(event_loop, "vllm_module", lambda name: {module.__name__: module}[name])
+    return fresh()
+
+
+def holds(folder: Path) -> recording.Columns:
+    """The table, as an API server's recording gives it."""
+    return recording.tables(folder, recording.read_all(folder))["holds"]
+
+
+def recorder(folder: Path) -> Recorder:
+    made = Recorder(folder)
+    made.declare("frontend", 0)
+    return made
+
+
+async def handle(processor: Any, messages: int, *, yields: bool) -> None:
+    for number in range(messages):
+        assert processor.process_outputs([0] * 3, timestamp=number) == f"3 at {number}"
+        if yields:
+            await asyncio.sleep(0)
+
+
+async def turns(processor: Any, messages: int, *, yields: bool) -> None:
+    await handle(processor, messages, yields=yields)
+    await asyncio.sleep(0)  # whatever was to follow the turn follows it
+
+
+def test_a_backlog_taken_off_in_one_turn_is_one_hold(tmp_path: Path, processor: Any) -> None:
+    event_loop.record_holds(recorder(tmp_path))
+    began = time.monotonic_ns()
+    asyncio.run(turns(processor, 5, yields=False))
+    found = holds(tmp_path)
+    assert found["outputs"].tolist() == [15]
+    assert found["calls"].tolist() == [5]
+    assert 5 * CALL_S * 1e9 <= found["duration_ns"][0] <= time.monotonic_ns() - began
+    assert found["start_ns"][0] >= began
+
+
+def test_a_handler_that_lets_others_run_holds_nothing(tmp_path: Path, processor: Any) -> None:
+    event_loop.record_holds(recorder(tmp_path))
+    asyncio.run(turns(processor, 5, yields=True))
+    assert holds(tmp_path) == {} or len(holds(tmp_path)["calls"]) == 0
+
+
+def test_without_an_event_loop_nobody_is_kept(tmp_path: Path, processor: Any) -> None:
+    made = recorder(tmp_path)
+    event_loop.record_holds(made)
+    for _ in range(5):
+        processor.process_outputs([1])
+    asyncio.run(turns(processor, 2, yields=False))
+    assert holds(tmp_path)["calls"].tolist() == [2], "those before the loop are not counted in"
+
+
+def test_a_fault_of_ours_leaves_the_handler_alone(
+    processor: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(faults, "_said", set())
+    monkeypatch.delenv(faults.STRICT, raising=False)
+
+    def broken(*event: int) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    event_loop.record_holds(types.SimpleNamespace(write=broken))  # type: ignore[arg-type]
+    asyncio.run(turns(processor, 3, yields=False))
+    asyncio.run(turns(processor, 3, yields=False))
+    assert [event_loop.WHAT in record.message for record in caplog.records] == [True]
+
+
+def test_a_vllm_without_an_output_processor_is_named(
+    processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(OutputProcessor, "process_outputs")
+    vllm = types.ModuleType("vllm")
+    vllm.__version__ = "9.9.9"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    with pytest.raises(UnknownLayout, match=r"OutputProcessor has no process_outputs"):
+        event_loop.record_holds(types.SimpleNamespace(write=print))  # type: ignore[arg-type]
+
+
+def test_holds_are_the_front_ends_alone(tmp_path: Path) -> None:
+    for role in ("frontend", "engine"):
+        made = Recorder(tmp_path)
+        made.declare(role, 0)
+        made.write(event_loop.HOLD, 1, 2, 3, 4)
+    found = holds(tmp_path)
+    assert {name: np.asarray(column).tolist() for name, column in found.items()} == {
+        "start_ns": [1],
+        "duration_ns": [2],
+        "outputs": [3],
+        "calls": [4],
+    }
