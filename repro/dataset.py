@@ -39,6 +39,7 @@ RUN_COLUMNS = {
     "seed": "experiment.seed",
     "replicate": "experiment.replicate",
     "switch_s": "experiment.switch_s",
+    "output_chunk": "experiment.output_chunk",
     "wall_s": "wall_s",
     "vllm": "versions.vllm",
     "torch": "versions.torch",

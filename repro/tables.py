@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from repro import words
@@ -19,6 +20,7 @@ from repro.analysis.captures import (
 from repro.analysis.designs import crossover_over_fresh, designs
 from repro.analysis.gc_cost import gc_time
 from repro.analysis.release import likeness, twins
+from repro.analysis.silences import silences
 from repro.analysis.tails import Estimate, Metric, effect, tail_table
 from repro.claims.capture import SAME_MEMORY
 from repro.claims.finding import SAME
@@ -32,6 +34,13 @@ BASIS |= {"python": "Python", "client": "client", "executor": "executor", "model
 BASIS |= {"concurrency": "in flight", "replicate": "replicate"}
 
 GIB = 2**30
+
+WAYS = {
+    "held": "of it the output handler holds the event loop",
+    "collecting": "the front end collects",
+    "waiting": "the engine has nothing to do",
+}
+"""Column of `silences` -> heading."""
 
 
 def basis(campaign: Campaign) -> pd.DataFrame:
@@ -157,6 +166,28 @@ def causes(campaign: Campaign, factor: float) -> pd.DataFrame:
             "by chance": found["chance"].map(words.percent),
         }
     )
+
+
+def silent(campaign: Campaign) -> pd.DataFrame:
+    """Silences of a second and more through HTTP, by arm, and who was in the way."""
+    found = silences(campaign)
+    found = found.assign(length_s=(found["end_ns"] - found["start_ns"]) / 1e9)
+    rows = []
+    for arm in ordered_arms(campaign):
+        own = found[found["arm"] == arm]
+        if own.empty:
+            continue
+        share = {name: np.average(own[name], weights=own["length_s"]) for name in WAYS}
+        rows.append(
+            {
+                "arm": arm,
+                "silences": words.amount(len(own)),
+                "longest (s)": words.figures(own["length_s"].max()),
+                "together (s)": words.figures(own["length_s"].sum()),
+                **{WAYS[name]: words.percent(value) for name, value in share.items()},
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def explanation(campaign: Campaign, factor: float) -> str:

@@ -219,6 +219,27 @@ CLAIMS = (
         source="the goal set for policies beyond #44363",
         some=True,
     ),
+    Claim(
+        id="handler-holds",
+        sentence="Through HTTP the longest gaps are no collection: vLLM's output handler holds "
+        "its event loop.",
+        criterion="reproduced: over half of the silences' time lies under holds, over twice as "
+        "much as under collections; contradicted: over half lies under collections",
+        needs="client `serve`, 1,024 in flight, a silence of a second, and `holds` recorded",
+        test=mechanism.the_handler_holds_the_loop,
+        source="what is left of the tail through HTTP",
+        some=True,
+    ),
+    Claim(
+        id="whole-steps",
+        sentence="An output handler that takes whole steps ends the silences and brings tokens/s.",
+        criterion="reproduced: no silence is left and the ratio of tokens/s lies above 1; "
+        "contradicted: more silences, or a ratio below 1",
+        needs="client `serve` with `output_chunk` and without, two runs each",
+        test=mechanism.whole_steps_end_silences,
+        source="what upstream could change beside the freeze",
+        some=True,
+    ),
 )
 """In the report's order: effect, capture, heaps, costs; then what goes beyond it."""
 

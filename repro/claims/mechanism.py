@@ -11,6 +11,7 @@ from repro.analysis.mechanism import POLICIES
 from repro.analysis.memory import garbage_left
 from repro.analysis.ratios import ratio_of_runs
 from repro.analysis.release import freezes_itself
+from repro.analysis.silences import silences
 from repro.analysis.tails import Estimate, effect
 from repro.analysis.trigger import OFF, WITHIN, trigger_table
 from repro.claims.finding import Finding, Verdict
@@ -63,12 +64,72 @@ def little_is_left(campaign: Campaign) -> list[Finding]:
 
 def a_policy_beats_stock(campaign: Campaign) -> list[Finding]:
     """P99 ITL and tokens/s through HTTP at 1,024 in flight, each policy against untouched vLLM."""
-    runs = campaign.runs[
-        (campaign.runs["client"] == "serve") & (campaign.runs["concurrency"] == 1024)
-    ]
+    runs = _through_http(campaign)
     stock = (runs[POLICIES] == "stock").all(axis=1)
     base = stock if stock.any() else _only_frozen(runs) & freezes_itself(runs)
     return _against(campaign, runs[base], runs[~base], _meets_both_goals)
+
+
+def the_handler_holds_the_loop(campaign: Campaign) -> list[Finding]:
+    """Silences through HTTP at vLLM's own chunk: under holds of its event loop, or collections."""
+    found = silences(campaign)
+    found = found[found["arm"].isin(_through_http(campaign)["arm"])]
+    if found.empty:
+        return []
+    length_s = (found["end_ns"] - found["start_ns"]) / 1e9
+    held, collecting = (
+        float((found[name] * length_s).sum() / length_s.sum()) for name in ("held", "collecting")
+    )
+    verdict = Verdict.NOT_REPRODUCED
+    if held > HALF and held > 2 * collecting:
+        verdict = Verdict.REPRODUCED
+    elif collecting > HALF:
+        verdict = Verdict.CONTRADICTED
+    return [
+        Finding(
+            verdict=verdict,
+            number=f"{len(found)} silences of {words.figures(length_s.sum())} s together, "
+            f"{words.percent(held)} of it under a hold",
+            reason=f"{words.percent(collecting)} of it under a collection of the API server",
+            runs=tuple(found["run"].unique()),
+        )
+    ]
+
+
+def whole_steps_end_silences(campaign: Campaign) -> list[Finding]:
+    """Tokens/s and silences of a handler that takes whole steps, against vLLM's own chunk."""
+    runs = campaign.runs[campaign.runs["client"] == "serve"]
+    usual, whole = (runs[(runs["output_chunk"] > 0) == large] for large in (False, True))
+    silent = silences(campaign)["run"].value_counts()
+    findings = []
+    same = [*POLICIES, "comparable", "load"]
+    for _, other in whole.groupby(same):
+        base = usual[(usual[same] == other[same].iloc[0]).all(axis=1)]
+        if base.empty:
+            continue
+        rate = ratio_of_runs(base["tokens_per_s"].tolist(), other["tokens_per_s"].tolist())
+        if not rate.supported:
+            continue
+        before, after = (int(silent.reindex(part["run"]).sum()) for part in (base, other))
+        ended = before > 0 and after == 0
+        more = rate.low > 1
+        verdict = Verdict.REPRODUCED if ended and more else Verdict.NOT_REPRODUCED
+        findings.append(
+            Finding(
+                verdict=Verdict.CONTRADICTED if rate.high < 1 or after > before else verdict,
+                number=f"tokens/s {words.ratio(rate)}, silences {before} before, {after} after",
+                reason=str(other["arm"].iloc[0]),
+                runs=(*base["run"], *other["run"]),
+            )
+        )
+    return findings
+
+
+def _through_http(campaign: Campaign) -> pd.DataFrame:
+    """Runs through HTTP at 1,024 in flight whose output handler is as vLLM has it."""
+    runs = campaign.runs
+    asked = (runs["client"] == "serve") & (runs["concurrency"] == 1024)
+    return runs[asked & (runs["output_chunk"] == 0)]
 
 
 def a_policy_beats_the_freeze(campaign: Campaign) -> list[Finding]:

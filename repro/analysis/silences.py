@@ -1,0 +1,89 @@
+"""Silences: times in which no client got a token, and who was in the way.
+
+Through HTTP one event loop passes on every token. A collection stops it, and so does an output
+handler that works off its backlog (`repro.plugin.event_loop`); the engine decodes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from repro.analysis.bootstrap import Floats, Integers
+from repro.dataset import Campaign, in_window
+
+LEAST_NS = 1_000_000_000
+
+COLUMNS = ["run", "arm", "start_ns", "end_ns", "held", "collecting", "waiting"]
+
+
+def silences(campaign: Campaign, least_ns: int = LEAST_NS) -> pd.DataFrame:
+    """Every silence of a run through HTTP.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    least_ns : int
+        Shorter ones are left out.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a silence: `run`, `arm`, `start_ns`, `end_ns` (the tokens before and after it), and
+        the shares of it for which the output handler held the event loop (`held`, collections in
+        it included), the front end collected (`collecting`), and the engine had nothing to do
+        (`waiting`: from the end of its last step with tokens). Runs that recorded no hold at all
+        are left out: older ones did not look.
+    """
+    rows = []
+    itl = in_window(campaign, campaign.itl)
+    for run in campaign.runs[campaign.runs["client"] == "serve"].itertuples():
+        holds = campaign.holds[campaign.holds["run"] == run.run]
+        if holds.empty:
+            continue
+        pauses = campaign.pauses[campaign.pauses["run"] == run.run]
+        steps = campaign.steps[campaign.steps["run"] == run.run]
+        arrivals = np.unique(itl.loc[itl["run"] == run.run, "t_ns"])
+        quiet = np.flatnonzero(np.diff(arrivals) >= least_ns)
+        start, end = arrivals[quiet], arrivals[quiet + 1]
+        length = end - start
+        rows.append(
+            pd.DataFrame(
+                {
+                    "run": run.run,
+                    "arm": run.arm,
+                    "start_ns": start,
+                    "end_ns": end,
+                    "held": covered(holds, start, end) / length,
+                    "collecting": covered(pauses[pauses["role"] == "frontend"], start, end)
+                    / length,
+                    "waiting": 1 - covered(_busy(steps), start, end) / length,
+                }
+            )
+        )
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS)
+
+
+def covered(spans: pd.DataFrame, start: Integers, end: Integers) -> Floats:
+    """How much of each time from `start` to `end` the spans cover, in ns, shape (n,).
+
+    Parameters
+    ----------
+    spans : pandas.DataFrame
+        `start_ns`, `duration_ns`; none overlaps another.
+    start, end : ndarray, shape (n,)
+    """
+    first, length = (spans[name].to_numpy("int64") for name in ("start_ns", "duration_ns"))
+    shared = np.minimum.outer(end, first + length) - np.maximum.outer(start, first)
+    total: Floats = np.clip(shared, 0, None).sum(axis=1).astype(np.float64)
+    return total
+
+
+def _busy(steps: pd.DataFrame) -> pd.DataFrame:
+    """From each step with tokens to the next one, or its own length where none follows soon."""
+    loaded = steps[steps["tokens"] > 0].sort_values("start_ns")
+    start = loaded["start_ns"].to_numpy("int64")
+    until_next = np.append(np.diff(start), np.iinfo(np.int64).max)
+    usual = 3 * np.median(until_next) if len(start) else 0
+    length = np.where(until_next <= usual, until_next, loaded["duration_ns"].to_numpy("int64"))
+    return pd.DataFrame({"start_ns": start, "duration_ns": length})
