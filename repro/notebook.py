@@ -192,7 +192,7 @@ def text(allowed: str) -> Parameter:
 
 
 PARAMETERS: Mapping[str, Parameter] = {
-    "source": text(f"'{MEASURE}', the folder of a campaign, or '' for the newest in data/"),
+    "source": text(f"'{MEASURE}', the folder of a campaign, or '' for what is in data/"),
     "policies": some_of(*policy.SERVING),
     "capture_policies": some_of(*policy.CAPTURE),
     "concurrency": number(1, 65_536, "requests in flight on a rank", whole=True),
@@ -234,7 +234,7 @@ def campaigns(
     suits: Callable[[Campaign], bool],
     root: Path | None = None,
 ) -> list[Campaign]:
-    """The campaigns that `use.source` means, newest first.
+    """The campaigns that `use.source` means: of GPUs first, of most runs, of equals the newest.
 
     Parameters
     ----------
@@ -307,7 +307,12 @@ def _recorded(data: Path) -> list[Campaign]:
     folders = sorted(data.iterdir()) if data.is_dir() else []
     found = [dataset.load(folder) for folder in folders if dataset.is_campaign(folder)]
     found = [campaign for campaign in found if len(campaign.runs)]
-    return sorted(found, key=lambda campaign: max(campaign.runs["started_at"]), reverse=True)
+    return sorted(found, key=_weight, reverse=True)
+
+
+def _weight(campaign: Campaign) -> tuple[bool, int, str]:
+    runs = campaign.runs
+    return bool(runs["gpu_name"].notna().any()), len(runs), str(max(runs["started_at"]))
 
 
 # --- what a notebook shows ----------------------------------------------------------------

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from repro.plugin.recorder import LAUNCH, PAUSE, STEP, Recorder
+from repro.plugin.recorder import HOLD, LAUNCH, PAUSE, STEP, Recorder
 
 MS = 1_000_000
 STEP_MS, STALL_MS = 20, 400
@@ -30,6 +30,7 @@ def serving(
     tokens: int = 8,
     ranks: int = 1,
     frozen: bool = False,
+    hold_ms: int = 30,
 ) -> Path:
     """One launch of steps of `STEP_MS` on every rank of one engine.
 
@@ -41,6 +42,8 @@ def serving(
         Steps after which nobody asks for a minute.
     frozen : bool
         What the workers' heaps say when they are warm.
+    hold_ms : int
+        For how long the front end's output handler holds the event loop, once.
     """
     os.environ[LAUNCH] = str(launch)
     frontend, engine = recorder(folder, "frontend"), recorder(folder, "engine")
@@ -48,6 +51,7 @@ def serving(
     now = frontend._opened_ns + 10_000 * MS
     for made in (frontend, engine, *workers):
         made.write(PAUSE, now, 300 * MS, 0, 2)  # while starting
+    frontend.write(HOLD, now, hold_ms * MS, 4000, 90)
     now += 5000 * MS
     for number in range(steps):
         stall = STALL_MS if number in stalls else 0

@@ -94,6 +94,12 @@ def test_the_advice_follows_the_recording(tmp_path: Path) -> None:
     assert "nothing left to freeze" in advised(serving(tmp_path / "c", frozen=True))
 
 
+def test_a_long_hold_of_the_event_loop_is_told(tmp_path: Path) -> None:
+    assert "output handler" not in advised(serving(tmp_path / "a"))
+    held = serving(tmp_path / "b", hold_ms=3200)
+    assert "For up to 3.20 s the API server's output handler" in advised(held)
+
+
 def test_launches_are_kept_apart_the_newest_first(tmp_path: Path) -> None:
     serving(tmp_path, launch=10**18, steps=10)
     serving(tmp_path, launch=2 * 10**18, steps=20)

@@ -211,13 +211,21 @@ def test_source_of_which_every_run_failed(tmp_path: Path) -> None:
         notebook.campaigns(asked(tmp_path / "c"), suits=bool, root=tmp_path)
 
 
-def test_default_is_the_newest_that_suits(tmp_path: Path) -> None:
-    for name, day, policy in (("old", 1, "freeze"), ("new", 2, "freeze"), ("other", 3, "stock")):
-        started = f"2026-06-0{day}T00:00:00+00:00"
-        run(tmp_path / "data" / name, "a", started_at=started, experiment__policy=policy)
+def test_default_is_what_suits_of_gpus_of_most_runs_the_newest(tmp_path: Path) -> None:
+    for name, runs, day, gpu, policy in (
+        ("old", 1, 2, None, "freeze"),
+        ("new", 1, 3, None, "freeze"),
+        ("long", 2, 2, None, "freeze"),
+        ("gpu", 1, 1, "H100", "freeze"),
+        ("other", 3, 4, "H100", "stock"),
+    ):
+        for number in range(runs):
+            changes = {"experiment__policy": policy, "machine__gpu_name": gpu}
+            started = f"2026-06-0{day}T00:00:00+00:00"
+            run(tmp_path / "data" / name, f"{number}", started_at=started, **changes)
     use = asked(concurrency=256)
     found = notebook.campaigns(use, suits=lambda c: notebook.holds(c, use), root=tmp_path)
-    assert [campaign.path.name for campaign in found] == ["new", "old"]
+    assert [campaign.path.name for campaign in found] == ["gpu", "long", "new", "old"]
 
 
 @pytest.mark.parametrize("source", ["", "measure"])

@@ -11,6 +11,9 @@ from repro.diagnosis.numbers import worker_full
 P99 = 0.01
 """A share of the steps from which P99 moves."""
 
+LONG_HOLD_NS = 1_000_000_000
+"""From this length on a client takes a hold of the event loop for a server that has hung."""
+
 
 def advice(launch: Launch, shares: pd.DataFrame) -> list[str]:
     """Sentences, the most important first.
@@ -29,6 +32,13 @@ def advice(launch: Launch, shares: pd.DataFrame) -> list[str]:
         said.append(
             f"Pauses of the {words.PROCESS[str(role)]} fall into {words.percent(share)} of the "
             "steps, more than those of the worker: no freeze of the worker changes that."
+        )
+    if launch.longest_hold_ns >= LONG_HOLD_NS:
+        said.append(
+            f"For up to {words.figures(launch.longest_hold_ns / 1e9)} s the API server's output "
+            "handler worked off its backlog without letting a token out, which is no collection. "
+            "It is the bottleneck: set VLLM_V1_OUTPUT_PROC_CHUNK_SIZE to max_num_seqs or more, or "
+            "start more API servers; then record again."
         )
     if not launch.processes["complete"].all():
         said.append("The recording stopped early: free disk space and record again.")

@@ -44,6 +44,8 @@ class Launch:
     processes : pandas.DataFrame
         One row a process: `role`, `rank`, `pid`, `seconds` (from its first event to its last),
         `pauses`, `steps`, `complete`.
+    longest_hold_ns : int
+        For how long at most the API server's output handler held its event loop.
     campaign : Campaign
         One run an engine: `pauses` of all processes its tokens pass through, start-up included;
         `steps` that had tokens; `itl`: the intervals between them, `count` 1, with `tokens`;
@@ -53,6 +55,7 @@ class Launch:
     began: datetime
     origin_ns: int
     processes: pd.DataFrame
+    longest_hold_ns: int
     campaign: Campaign
 
     @property
@@ -101,6 +104,7 @@ def launch(folder: Path, recorded: list[Recording]) -> Launch:
         began=datetime.fromtimestamp(recorded[0].launch_ns / 1e9, UTC),
         origin_ns=min(r.opened_ns for r in recorded),
         processes=pd.DataFrame([describe(r) for r in in_order(recorded)]),
+        longest_hold_ns=int(tables["holds"]["duration_ns"].max()) if len(tables["holds"]) else 0,
         campaign=as_campaign(folder, runs),
     )
 

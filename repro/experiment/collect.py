@@ -29,11 +29,20 @@ EVENTS = ("pauses", "steps", "holds", "itl", "requests", "captures")
 """Tables whose times are stored to the tick: those with many rows, and what holds their events."""
 
 TICK_NS = 1 << 10
-"""To which the times of events are stored. A microsecond is a thousandth of the shortest gap, and
+"""To which the times of events are stored. A microsecond is a hundredth of the shortest step, and
 as a power of two it leaves whole bytes to be zero: half the size of the same times in full."""
 
-DICTIONARY_SHARE = 0.25
-"""Distinct values a row, below which a column is stored with a dictionary."""
+CLIENT_TICK_NS = {"itl": 1 << 14, "requests": 1 << 14}
+"""The same for what a client saw: a gap is of milliseconds."""
+
+WRITING: dict[str, Any] = {"compression": "zstd", "compression_level": 19}
+# Of a small table most would be what Arrow and Parquet write about it.
+WRITING |= {"store_schema": False, "write_statistics": False}
+
+DICTIONARY = "dictionary"
+ENCODINGS = ("BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED")
+"""Times are mostly smallest byte by byte; where what comes next is a little more, as differences;
+what takes few values, as numbers of a dictionary."""
 
 
 def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
@@ -54,40 +63,42 @@ def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
         for field in schema
     }
     if name in EVENTS:
-        points = [column for column in arrays if column in ("t_ns", "start_ns")]
-        arrays |= {column: in_ticks(arrays[column]) for column in points}
-    # What takes few values is smallest as numbers of a dictionary, times byte by byte, and what
-    # else there is counts up: its differences are small.
-    few = [column for column, array in arrays.items() if takes_few_values(array)]
-    whole = [f.name for f in schema if f.type == pa.int64() and f.name not in few]
-    times = [column for column in whole if name in EVENTS and column.endswith("_ns")]
-    arrays |= {column: in_ticks(pc.add(arrays[column], TICK_NS // 2)) for column in times}
+        arrays = to_the_tick(arrays, CLIENT_TICK_NS.get(name, TICK_NS))
+    encodings = {column: smallest_encoding(array) for column, array in arrays.items()}
     path = folder / f"{name}.parquet"
     temporary = path.with_suffix(".partial")
-    pq.write_table(
-        pa.table(arrays, schema=schema),
-        temporary,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=few,
-        column_encoding=dict.fromkeys(whole, "DELTA_BINARY_PACKED")
-        | dict.fromkeys(times, "BYTE_STREAM_SPLIT"),
-    )
+    temporary.write_bytes(parquet(pa.table(arrays, schema=schema), encodings))
     temporary.replace(path)
     return path
 
 
-def in_ticks(times: pa.Array) -> pa.Array:
-    """Each time as that of the tick it lies in; what is missing stays missing.
+def to_the_tick(arrays: Mapping[str, pa.Array], tick_ns: int) -> dict[str, pa.Array]:
+    """A point in time becomes that of the tick it lies in, a length the nearest; again is as once.
 
-    So what began in a capture, however soon, still does. Lengths get half a tick before.
+    So what began in a capture, however soon, still does. What is missing stays missing.
     """
-    return pc.bit_wise_and(times, -TICK_NS)
+    made = dict(arrays)
+    for column, array in arrays.items():
+        if column.endswith("_ns") and array.type == pa.int64():
+            half = 0 if column in ("t_ns", "start_ns") else tick_ns // 2
+            made[column] = pc.bit_wise_and(pc.add(array, half), -tick_ns)
+    return made
 
 
-def takes_few_values(column: pa.Array) -> bool:
-    """Whether a dictionary of its values pays for a column."""
-    return len(column.unique()) < DICTIONARY_SHARE * max(len(column), 1)
+def smallest_encoding(column: pa.Array) -> str:
+    """The encoding that makes this column the smallest."""
+    tried = (DICTIONARY, *(ENCODINGS if column.type == pa.int64() else ()))
+    table = pa.table({"": column})
+    return min(tried, key=lambda encoding: len(parquet(table, {"": encoding})))
+
+
+def parquet(table: pa.Table, encodings: Mapping[str, str]) -> bytes:
+    """The table as a parquet file, each column in its encoding."""
+    stream = pa.BufferOutputStream()
+    others = {column: name for column, name in encodings.items() if name != DICTIONARY}
+    few = [column for column in encodings if column not in others]
+    pq.write_table(table, stream, use_dictionary=few, column_encoding=others, **WRITING)
+    return bytes(stream.getvalue())
 
 
 def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:

@@ -33,9 +33,10 @@ START_S = 60.0
 
 POOL_T_NS = 10_000_000
 POOL_ITL_NS = 1_000_000
+POOL_SHARE = 0.02
 """Every token has a gap of its own through HTTP. Those that end within one 10 ms (see
-`repro.analysis.tails.SCATTER_NS`) and are the same to the millisecond become one row, with the
-latest time and the mean gap: a tenth of the rows, and no quantile moved by as much as 1 ms."""
+`repro.analysis.tails.SCATTER_NS`) and are the same to 1 ms, above 50 ms to 2%, become one row,
+with the latest time and the mean gap: a twentieth of the rows, and no quantile moved by more."""
 
 
 class BenchDied(RuntimeError):
@@ -247,7 +248,10 @@ def requests_table(first: Integers, last: Integers, ttft: Integers, tokens: Inte
 
 def pooled(t_ns: Integers, itl_ns: Integers) -> Columns:
     """The table `itl`, of one entry a token; see `POOL_T_NS`."""
-    keys = np.stack([t_ns // POOL_T_NS, itl_ns // POOL_ITL_NS])
+    turn = POOL_ITL_NS / POOL_SHARE  # from here on the share is the wider of the two
+    longer = np.log(np.maximum(itl_ns, turn) / turn) / np.log1p(POOL_SHARE)
+    alike = np.where(itl_ns < turn, itl_ns // POOL_ITL_NS, turn // POOL_ITL_NS + longer)
+    keys = np.stack([t_ns // POOL_T_NS, alike.astype(np.int64)])
     _, group, count = np.unique(keys, axis=1, return_inverse=True, return_counts=True)
     group = group.reshape(-1)
     latest = np.zeros(len(count), dtype=np.int64)
