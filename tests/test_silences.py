@@ -155,7 +155,7 @@ def test_the_figure_says_what_held_the_loop(tmp_path: Path) -> None:
     drawn = FIGURES["silence"](dataset.load(served(tmp_path / "c", collecting_ns=SECOND // 2)))
     said = drawn.get_suptitle().replace("\n", " ")
     assert "for 3.00 s no token leaves the API server" in said
-    assert "holds the event loop for 66.7% of them, it collects for 16.7%" in said
+    assert "holds the event loop for 66.7% of that time (collecting: 16.7%)" in said
     engine, clients = (patch.get_data() for patch in drawn.axes[0].patches[:2])
     quiet = (clients.edges[:-1] > 0.1) & (clients.edges[1:] < 2.9)
     assert not clients.values[quiet].any()

@@ -14,6 +14,9 @@ What decides it, of one process, from what its run recorded:
 What a step holds is the recorded `allocations` of generation-1 passes, once for each pass that the
 step had made by then. Older runs lack it: there it is the threshold, if the Python is 3.11 (a pass
 comes at once), else it is inferred from the other arms of the campaign, never from the run itself.
+CPython's counter is no count of the young: it goes down with whatever is freed, but not below zero.
+What a step makes before the containers of the last one go can be young and not counted, so that
+the recorded number is the least a step can have held, and a prediction from it the latest.
 """
 
 from __future__ import annotations

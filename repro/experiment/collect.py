@@ -29,11 +29,14 @@ EVENTS = ("pauses", "steps", "holds", "itl", "requests", "captures")
 """Tables whose times are stored to the tick: those with many rows, and what holds their events."""
 
 TICK_NS = 1 << 10
-"""To which the times of events are stored. A microsecond is a hundredth of the shortest step, and
-as a power of two it leaves whole bytes to be zero: half the size of the same times in full."""
+"""To which the lengths of events are stored. A microsecond is a thousandth of the shortest step,
+and as a power of two it leaves whole bytes to be zero: half the size of the times in full."""
 
 CLIENT_TICK_NS = {"itl": 1 << 14, "requests": 1 << 14}
 """The same for what a client saw: a gap is of milliseconds."""
+
+POINT_TICKS = 4
+"""Points in time are stored to so many ticks: they order events and lay one over another."""
 
 WRITING: dict[str, Any] = {"compression": "zstd", "compression_level": 19}
 # Of a small table most would be what Arrow and Parquet write about it.
@@ -80,8 +83,9 @@ def to_the_tick(arrays: Mapping[str, pa.Array], tick_ns: int) -> dict[str, pa.Ar
     made = dict(arrays)
     for column, array in arrays.items():
         if column.endswith("_ns") and array.type == pa.int64():
-            half = 0 if column in ("t_ns", "start_ns") else tick_ns // 2
-            made[column] = pc.bit_wise_and(pc.add(array, half), -tick_ns)
+            point = column in ("t_ns", "start_ns")
+            shift, unit = (0, POINT_TICKS * tick_ns) if point else (tick_ns // 2, tick_ns)
+            made[column] = pc.bit_wise_and(pc.add(array, shift), -unit)
     return made
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from repro import words
-from repro.analysis.arms import FREEZE_ALONE
+from repro.analysis.arms import FREEZE_ALONE, ordered_arms
 from repro.analysis.mechanism import POLICIES, policies_of, policies_table
 from repro.dataset import Campaign
 from repro.figures.parts import message
@@ -30,7 +30,7 @@ def policies_compared(campaign: Campaign) -> Figure:
 
     Needs a policy beyond the pull request's, of any process.
     """
-    table = policies_table(campaign)
+    table = policies_table(campaign).reindex(ordered_arms(campaign))
     plain = table["policy"].isin(FREEZE_ALONE) & (table[POLICIES[1:]] == "stock").all(axis=1)
     if plain.all():
         raise NotApplicable("no policy beyond the freeze was measured")
@@ -39,7 +39,7 @@ def policies_compared(campaign: Campaign) -> Figure:
     shown_by = table[POLICIES].nunique().idxmax()
     table = table.assign(colour=table[shown_by].map(POLICY_COLOUR))
     table["place"] = table[shown_by].map(list(POLICY_COLOUR).index)
-    table = table.sort_values(["place", *POLICIES])
+    table = table.sort_values(["place", *POLICIES], kind="stable")
     rows = np.arange(len(table))
     drawn = Figure(figsize=(PAGE, 1.0 + 0.22 * len(table)), layout="constrained")
     panels = drawn.subplots(1, len(shown), sharey=True, squeeze=False)[0]

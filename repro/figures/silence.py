@@ -54,7 +54,7 @@ def silence(campaign: Campaign) -> Figure:
     for table, time, tokens, colour in lines.values():
         at = (table[time] - begun) / NS_PER_S
         rate, _ = np.histogram(at, edges, weights=table[tokens])
-        axes.stairs(rate / BIN_S, edges, color=colour, lw=1.2)
+        axes.stairs(rate / BIN_S, edges, baseline=None, color=colour, lw=1.2)
     _shade(axes, tables["holds"], begun, PROCESS_COLOUR["frontend"])
     _shade(axes, tables["pauses"], begun, COLLECTION)
     axes.set(
@@ -70,11 +70,12 @@ def silence(campaign: Campaign) -> Figure:
     handles.append(_patch(PROCESS_COLOUR["frontend"], "output handler holds the event loop"))
     handles.append(_patch(COLLECTION, "API server collects"))
     drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    held, collecting = (words.percent(longest[name]) for name in ("held", "collecting"))
     message(
         drawn,
         f"{longest['arm']}: for {words.figures(length_s)} s no token leaves the API server. "
-        f"Its output handler holds the event loop for {words.percent(longest['held'])} of them, "
-        f"it collects for {words.percent(longest['collecting'])}; the engine runs out of requests",
+        f"Its output handler holds the event loop for {held} of that time (collecting: "
+        f"{collecting}), and the engine runs out of requests",
     )
     return drawn
 
