@@ -93,7 +93,8 @@ def smallest_encoding(column: pa.Array) -> str:
     """The encoding that makes this column the smallest."""
     tried = (DICTIONARY, *(ENCODINGS if column.type == pa.int64() else ()))
     table = pa.table({"": column})
-    return min(tried, key=lambda encoding: len(parquet(table, {"": encoding})))
+    sizes: dict[str, int] = {way: len(parquet(table, {"": way})) for way in tried}
+    return min(sizes, key=lambda way: sizes[way])
 
 
 def parquet(table: pa.Table, encodings: Mapping[str, str]) -> bytes:

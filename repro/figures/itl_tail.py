@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -19,6 +21,10 @@ from repro.figures.registry import NotApplicable, figure
 from repro.style import COLUMN
 
 Floats = npt.NDArray[np.float64]
+
+
+FITTING = 4
+"""Arms whose names fit into the corner that the curves leave free."""
 
 
 @figure
@@ -50,8 +56,13 @@ def itl_tail(campaign: Campaign) -> Figure:
     axes.yaxis.set_minor_locator(NullLocator())
     if len(curves) == 2:
         _name_on_curves(axes, curves, campaign)
-    else:
+    elif len(curves) <= FITTING:
         axes.legend(loc="lower left", handlelength=1.6)
+    else:
+        drawn.set_figheight(drawn.get_figheight() + 0.15 * len(curves))
+        lines, names = axes.get_legend_handles_labels()
+        shown = [fill(name, 42) for name in names]
+        drawn.legend(lines, shown, loc="outside lower left", handlelength=1.6)
     plain_numbers(axes.xaxis)
     message(drawn, _tail_message(campaign))
     return drawn

@@ -26,7 +26,7 @@ COLLECTION = PROCESS_COLOUR["worker"]
 
 @figure
 def silence(campaign: Campaign) -> Figure:
-    """Tokens/s of the engine and at the clients around the longest silence, on one clock.
+    """Tokens of the engine and what clients get around the longest silence, on one clock.
 
     Needs a run through HTTP that recorded holds of the event loop, and a silence of a second.
     """
@@ -48,8 +48,13 @@ def silence(campaign: Campaign) -> Figure:
     drawn = Figure(figsize=(PAGE, 2.3), layout="constrained")
     axes = drawn.subplots()
     lines = {
-        "decoded by the engine": (tables["steps"], "start_ns", "tokens", PROCESS_COLOUR["engine"]),
-        "arriving at the clients": (tables["itl"], "t_ns", "count", INK),
+        "tokens decoded by the engine": (
+            tables["steps"],
+            "start_ns",
+            "tokens",
+            PROCESS_COLOUR["engine"],
+        ),
+        "chunks arriving at the clients": (tables["itl"], "t_ns", "count", INK),
     }
     for table, time, tokens, colour in lines.values():
         at = (table[time] - begun) / NS_PER_S
@@ -61,7 +66,7 @@ def silence(campaign: Campaign) -> Figure:
         xlim=(edges[0], edges[-1]),
         ylim=(0, None),
         xlabel="time from the last token before the silence (s)",
-        ylabel="tokens/s",
+        ylabel="per second",
     )
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     handles: list[Line2D | Patch] = [
