@@ -11,7 +11,16 @@ from builders import MS, SECOND, START, run
 
 from repro import dataset
 from repro.analysis.collector import FULL, Collector, rule_for
-from repro.analysis.trigger import FIRST, LATER, NONE_DUE, OFF, UNKNOWN, WITHIN, trigger_table
+from repro.analysis.trigger import (
+    FIRST,
+    LATER,
+    NONE_DUE,
+    OFF,
+    UNKNOWN,
+    UNLIKE,
+    WITHIN,
+    trigger_table,
+)
 
 DATA = Path(__file__).parent.parent / "data"
 CAMPAIGNS = sorted(path for path in DATA.iterdir() if dataset.is_campaign(path))
@@ -144,6 +153,12 @@ def test_a_step_below_the_threshold_makes_none(tmp_path: Path) -> None:
     (row,) = trigger_table(dataset.load(tmp_path / "c")).to_dict("records")
     assert row["predicted_steps"] == np.inf
     assert row["verdict"] == NONE_DUE
+
+
+def test_where_no_step_is_the_average_one_nothing_is_judged(tmp_path: Path) -> None:
+    campaign = dataset.load(modelled(tmp_path / "c", frozen=False).parent)
+    campaign.steps["tokens"] = np.where(np.arange(len(campaign.steps)) % 5, 40, 1000)
+    assert set(trigger_table(campaign)["verdict"]) == {UNLIKE}
 
 
 def test_a_prediction_that_misses_says_so(tmp_path: Path) -> None:

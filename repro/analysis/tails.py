@@ -166,7 +166,8 @@ def tail_table(campaign: Campaign, metric: Metric = "itl", *, seed: int = 0) -> 
     rows = sample(campaign, metric)
     table = []
     for arm, runs in campaign.runs.groupby("arm")["run"]:
-        estimates = step_quantiles(rows[rows["run"].isin(runs)], seed=seed)
+        own = rows[rows["run"].isin(runs)]
+        estimates = step_quantiles(own, seed=seed)
         for quantile, found in zip(QUANTILES, estimates, strict=True):
             table.append(
                 {
@@ -178,7 +179,7 @@ def tail_table(campaign: Campaign, metric: Metric = "itl", *, seed: int = 0) -> 
                     "supported": found.supported,
                     "needs": found.needs,
                     "steps": found.steps,
-                    "runs": len(runs),
+                    "runs": own["run"].nunique(),
                 }
             )
     return pd.DataFrame(table, columns=_TABLE_COLUMNS)

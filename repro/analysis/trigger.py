@@ -40,6 +40,11 @@ FIRST, LATER = "first after the freeze", "from one to the next"
 
 WITHIN, OFF = "within 10%", "off by more than 10%"
 NONE_DUE, TOO_SHORT, UNKNOWN = "none due, none came", "none came in the steps there were", "unknown"
+UNLIKE = "no step is the average one"
+"""Where an API server hands the engine its requests in bursts."""
+
+BURST = 3.0
+"""Of unlike steps every tenth holds more than so many times the tokens of the median one."""
 
 ALIKE = ["comparable", "model", "load", "role"]
 """What processes have in common that hold as much in a step."""
@@ -76,6 +81,8 @@ class Passes:
         Which pass of its step a generation-1 pass is, from 1, on average before the first full
         collection and between full ones: it also meets what those before it moved up. Where a
         whole number of passes comes a step, it is the same until a full one shifts it.
+    alike : bool
+        Whether steps of the window hold about as much as one another.
     """
 
     thresholds: tuple[int, int, int]
@@ -86,6 +93,7 @@ class Passes:
     quiet: float
     held: float
     place: dict[str, float]
+    alike: bool
 
     @property
     def older_per_step(self) -> float:
@@ -162,7 +170,8 @@ def _passes(campaign: Campaign, row: dict[str, Any]) -> Passes | None:
     steps = campaign.steps[campaign.steps["run"] == row["run"]]
     of_rank = steps[steps["rank"] == row["rank"]]
     steps = steps if of_rank.empty else of_rank
-    taken = len(in_window(campaign, steps))
+    tokens = in_window(campaign, steps)["tokens"]
+    taken = len(tokens)
     if not taken:
         return None
     window = campaign.runs.set_index("run").loc[row["run"]]
@@ -186,6 +195,7 @@ def _passes(campaign: Campaign, row: dict[str, Any]) -> Passes | None:
         quiet=max(0.0, float(ramp - passes / per_step)) if per_step else 0.0,
         held=float(inside.loc[inside["generation"] == 1, "allocations"].mean()),
         place=_places(pauses, entries, full),
+        alike=bool(tokens.quantile(0.9) <= BURST * tokens.median()),
     )
 
 
@@ -292,7 +302,7 @@ def _outcome(row: dict[str, Any], event: str, promoted: float) -> dict[str, Any]
         "observed_steps": mean,
         "collections": len(observed),
         "ratio": predicted / mean,
-        "verdict": _verdict(predicted, mean, _waited(row, event)),
+        "verdict": _verdict(predicted, mean, _waited(row, event)) if seen.alike else UNLIKE,
     }
 
 
