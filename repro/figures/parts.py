@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from textwrap import fill
 from typing import Any
 
@@ -60,12 +61,20 @@ def style_of(campaign: Campaign, arm: str) -> dict[str, Any]:
 def legend_of_arms(
     drawn: Figure, campaign: Campaign, arms: list[str], more: list[Patch] | None = None
 ) -> None:
-    """A legend of the arms in their looks, and of what else is drawn."""
+    """A legend of the arms in their looks, and of what else is drawn.
+
+    In one row where they fit, else in columns; the figure grows by the rows.
+    """
     lines: list[Line2D | Patch] = [
         Line2D([], [], lw=3, label=arm, **style_of(campaign, arm)) for arm in arms
     ]
     handles = lines + (more or [])
-    drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    names = [fill(str(handle.get_label()), 42) for handle in handles]
+    widths = [max(map(len, name.splitlines())) + 8 for name in names]  # in characters
+    room = int(17 * drawn.get_figwidth())
+    columns = len(handles) if sum(widths) <= room else max(1, room // max(widths))
+    drawn.set_figheight(drawn.get_figheight() + 0.15 * (math.ceil(len(handles) / columns) - 1))
+    drawn.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
 def plain_numbers(axis: Axis) -> None:

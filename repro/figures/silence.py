@@ -48,13 +48,13 @@ def silence(campaign: Campaign) -> Figure:
     drawn = Figure(figsize=(PAGE, 2.3), layout="constrained")
     axes = drawn.subplots()
     lines = {
-        "tokens decoded by the engine": (
+        "tokens decoded": (
             tables["steps"],
             "start_ns",
             "tokens",
             PROCESS_COLOUR["engine"],
         ),
-        "chunks arriving at the clients": (tables["itl"], "t_ns", "count", INK),
+        "chunks at the clients": (tables["itl"], "t_ns", "count", INK),
     }
     for table, time, tokens, colour in lines.values():
         at = (table[time] - begun) / NS_PER_S
