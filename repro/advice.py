@@ -41,8 +41,8 @@ QUANTILES = (0.99, 0.999)
 OTHERS = (
     "API server and engine core collect more often than workers: their thresholds are raised by "
     "REPRO_FRONTEND_POLICY and REPRO_ENGINE_POLICY=freeze-thresholds. Silences of seconds at an "
-    "API server that is the bottleneck are its output handler's: VLLM_V1_OUTPUT_PROC_CHUNK_SIZE of "
-    "max_num_seqs or more ends them."
+    "API server that is the bottleneck are its output handler's: with raised thresholds, "
+    "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE of max_num_seqs or more ends them, for gaps of several tokens."
 )
 """Seen in `data/h100-http`, `cpu-http`, `cpu-http-busy` and `cpu-policies`; how often is not
 predicted here."""

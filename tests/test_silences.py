@@ -10,7 +10,8 @@ import pytest
 from builders import END, MS, SECOND, START, run
 
 from repro import dataset, tables
-from repro.analysis.silences import covered, silences
+from repro.analysis.attribution import covered
+from repro.analysis.silences import silences
 from repro.claims import evaluate
 from repro.figures import FIGURES, NotApplicable
 

@@ -138,13 +138,25 @@ def _stops(campaign: Campaign, run: str) -> pd.DataFrame:
     holds = campaign.holds[campaign.holds["run"] == run]
     if holds.empty:
         return pauses
-    own = pauses[pauses["role"] == "frontend"].sort_values("start_ns")
-    before = np.concatenate([[0], own["duration_ns"].cumsum()])
-    ends = holds["start_ns"] + holds["duration_ns"]
-    first, last = (np.searchsorted(own["start_ns"], at) for at in (holds["start_ns"], ends))
-    holds = holds[before[last] - before[first] <= holds["duration_ns"] / 2]
-    holds = holds[["run", "start_ns", "duration_ns"]]
+    start, length = (holds[name].to_numpy("int64") for name in ("start_ns", "duration_ns"))
+    collecting = covered(pauses[pauses["role"] == "frontend"], start, start + length)
+    holds = holds.loc[collecting <= length / 2, ["run", "start_ns", "duration_ns"]]
     return pd.concat([pauses, holds.assign(role="frontend", rank=0, generation=HANDLER)])
+
+
+def covered(spans: pd.DataFrame, start: Integers, end: Integers) -> Floats:
+    """How much of each time from `start` to `end` the spans cover, in ns, shape (n,).
+
+    Parameters
+    ----------
+    spans : pandas.DataFrame
+        `start_ns`, `duration_ns`; none overlaps another.
+    start, end : ndarray, shape (n,)
+    """
+    first, length = (spans[name].to_numpy("int64") for name in ("start_ns", "duration_ns"))
+    shared = np.minimum.outer(end, first + length) - np.maximum.outer(start, first)
+    total: Floats = np.clip(shared, 0, None).sum(axis=1).astype(np.float64)
+    return total
 
 
 def _check(factor: float, min_share: float, shifts: int) -> None:

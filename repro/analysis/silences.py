@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from repro.analysis.bootstrap import Floats, Integers
+from repro.analysis.attribution import covered
 from repro.dataset import Campaign, in_window
 
 LEAST_NS = 1_000_000_000
@@ -32,15 +32,15 @@ def silences(campaign: Campaign, least_ns: int = LEAST_NS) -> pd.DataFrame:
         One row a silence: `run`, `arm`, `start_ns`, `end_ns` (the tokens before and after it), and
         the shares of it for which the output handler held the event loop (`held`, collections in
         it included), the front end collected (`collecting`), and the engine had nothing to do
-        (`waiting`: from the end of its last step with tokens). Runs that recorded no hold at all
-        are left out: older ones did not look.
+        (`waiting`: from the end of its last step with tokens). Empty where no run of the
+        campaign recorded a hold: older ones did not look.
     """
+    if campaign.holds.empty:
+        return pd.DataFrame(columns=COLUMNS)
     rows = []
     itl = in_window(campaign, campaign.itl)
     for run in campaign.runs[campaign.runs["client"] == "serve"].itertuples():
         holds = campaign.holds[campaign.holds["run"] == run.run]
-        if holds.empty:
-            continue
         pauses = campaign.pauses[campaign.pauses["run"] == run.run]
         steps = campaign.steps[campaign.steps["run"] == run.run]
         arrivals = np.unique(itl.loc[itl["run"] == run.run, "t_ns"])
@@ -62,21 +62,6 @@ def silences(campaign: Campaign, least_ns: int = LEAST_NS) -> pd.DataFrame:
             )
         )
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS)
-
-
-def covered(spans: pd.DataFrame, start: Integers, end: Integers) -> Floats:
-    """How much of each time from `start` to `end` the spans cover, in ns, shape (n,).
-
-    Parameters
-    ----------
-    spans : pandas.DataFrame
-        `start_ns`, `duration_ns`; none overlaps another.
-    start, end : ndarray, shape (n,)
-    """
-    first, length = (spans[name].to_numpy("int64") for name in ("start_ns", "duration_ns"))
-    shared = np.minimum.outer(end, first + length) - np.maximum.outer(start, first)
-    total: Floats = np.clip(shared, 0, None).sum(axis=1).astype(np.float64)
-    return total
 
 
 def _busy(steps: pd.DataFrame) -> pd.DataFrame:

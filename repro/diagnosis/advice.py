@@ -37,8 +37,9 @@ def advice(launch: Launch, shares: pd.DataFrame) -> list[str]:
         said.append(
             f"For up to {words.figures(launch.longest_hold_ns / 1e9)} s the API server's output "
             "handler worked off its backlog without letting a token out, which is no collection. "
-            "It is the bottleneck: set VLLM_V1_OUTPUT_PROC_CHUNK_SIZE to max_num_seqs or more, or "
-            "start more API servers; then record again."
+            "It is the bottleneck: set VLLM_V1_OUTPUT_PROC_CHUNK_SIZE to max_num_seqs or more "
+            "and REPRO_FRONTEND_POLICY=freeze-thresholds, or start more API servers; then record "
+            "again."
         )
     if not launch.processes["complete"].all():
         said.append("The recording stopped early: free disk space and record again.")

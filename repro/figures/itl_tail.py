@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import fill
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -16,7 +14,14 @@ from repro.analysis.arms import Pair, pairs
 from repro.analysis.bootstrap import EXPECTED_BEYOND
 from repro.analysis.tails import NS_PER_MS, effect, sample, tail_table
 from repro.dataset import Campaign
-from repro.figures.parts import arms_to_compare, message, plain_numbers, runs_of, style_of
+from repro.figures.parts import (
+    arms_to_compare,
+    legend_of_arms,
+    message,
+    plain_numbers,
+    runs_of,
+    style_of,
+)
 from repro.figures.registry import NotApplicable, figure
 from repro.style import COLUMN
 
@@ -59,10 +64,7 @@ def itl_tail(campaign: Campaign) -> Figure:
     elif len(curves) <= FITTING:
         axes.legend(loc="lower left", handlelength=1.6)
     else:
-        drawn.set_figheight(drawn.get_figheight() + 0.15 * len(curves))
-        lines, names = axes.get_legend_handles_labels()
-        shown = [fill(name, 42) for name in names]
-        drawn.legend(lines, shown, loc="outside lower left", handlelength=1.6)
+        legend_of_arms(drawn, campaign, list(curves))
     plain_numbers(axes.xaxis)
     message(drawn, _tail_message(campaign))
     return drawn
