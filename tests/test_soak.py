@@ -70,20 +70,19 @@ def test_a_short_soak_with_a_real_engine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "soak"
-    arguments = ["--duration-s", "30", "--concurrency", "64", "--enforce-eager"]
+    arguments = ["--duration-s", "45", "--concurrency", "64", "--enforce-eager"]
     soak.main([str(root), *arguments])  # too short to judge a slope an hour by
     said = capsys.readouterr().out
     found = json.loads((root / "soak.json").read_text())
     samples = pd.read_parquet(root / "soak.parquet")
     assert set(found["rss_mib"]) == {"frontend", "engine", "worker"} == set(samples["role"])
-    # One a second is asked for; a machine with other work to do takes fewer.
-    assert samples.groupby("role").size().min() >= 15
+    assert samples.groupby("role").size().min() > 20
     assert all(200 < memory["level"] < 20_000 for memory in found["rss_mib"].values())
     grown = samples.groupby("role")["rss"].agg(
         lambda rss: rss.iloc[-5:].mean() / rss.iloc[5:10].mean()
     )
-    assert grown.max() < 1.1, "no process grows by a tenth in half a minute"
-    assert found["hours"] == pytest.approx(30 / 3600, rel=0.05)
+    assert grown.max() < 1.1, "no process grows by a tenth in less than a minute"
+    assert found["hours"] == pytest.approx(45 / 3600, rel=0.05)
     assert found["recorder"]["events_mib_per_hour"] < 100
     assert "MiB/h" in said
     assert "median step" in said
