@@ -105,7 +105,7 @@ def together(campaign: Campaign) -> pd.DataFrame:
             "ranks": found["ranks"].map(str),
             "steps with a full collection": found["steps"].map(str),
             "of two ranks at once": [
-                _share(row) if row.steps else "–" for row in found.itertuples()
+                share(row) if row.steps else "–" for row in found.itertuples()
             ],
             "by chance, 97.5% of the time at most": [
                 words.percent(row.chance_high) if row.steps else "–" for row in found.itertuples()
@@ -123,7 +123,7 @@ def waiting(campaign: Campaign) -> pd.DataFrame:
             "arm": found["arm"],
             "ranks": found["ranks"].map(str),
             "pauses": found["pauses"].map(str),
-            "shows in another rank's step": [_share(row) for row in found.itertuples()],
+            "shows in another rank's step": [share(row) for row in found.itertuples()],
             "at any other time": found["chance"].map(words.percent),
         }
     )
@@ -203,7 +203,8 @@ def _cell(row: Any) -> str:
     return f"{words.figures(row.value_ms)}{mark} ({words.bounds(row.low_ms, row.high_ms)})"
 
 
-def _share(row: Any) -> str:
+def share(row: Any) -> str:
+    """A row's share with its interval: `share`, `low`, `high`."""
     return f"{words.percent(row.share)} ({words.percent(row.low)} to {words.percent(row.high)})"
 
 

@@ -136,6 +136,8 @@ def test_capture_time_has_a_panel_a_setting(tmp_path: Path) -> None:
     drawn = FIGURES["capture_time"](dataset.load(tmp_path / "c"))
     titles = [axes.get_title(loc="left") for axes in drawn.axes]
     assert len(set(titles)) == 6
+    beside = [title.replace("0.22.1", "0.23.0") for title in titles[0:6:2]]
+    assert beside == titles[1:6:2], "the releases of one model stand beside each other"
     assert "frozen takes ×0.800 to 0.840 of gc-on" in message(
         "capture_time", dataset.load(tmp_path / "c")
     )

@@ -126,6 +126,33 @@ def test_a_prediction_alone_is_not_called_measured(tmp_path: Path) -> None:
     assert verdicts.loc["wide-ep", "verdict"] == "not measured here"
 
 
+@pytest.mark.parametrize(
+    ("options", "wait", "apart"),
+    [
+        ({"pauses_at": [every(200), every(200, 100)]}, "reproduced", "reproduced"),
+        ({"pauses_at": [every(200), every(200, 100)], "waits": False}, "contradicted", None),
+        ({"pauses_at": [every(200)] * 2}, "not measured here", "contradicted"),
+        ({"pauses_at": [[100], [2000]]}, "reproduced", "not reproduced"),
+        ({"pauses_at": [[100], []]}, "not measured here", "not reproduced"),
+        (
+            {
+                "pauses_at": [every(200), every(200, 100)],
+                "experiment__enable_expert_parallel": False,
+            },
+            "not measured here",
+            "not measured here",
+        ),
+    ],
+    ids=["apart", "not waiting", "together", "two pauses", "one pause", "nothing shared"],
+)
+def test_claims_about_ranks(
+    tmp_path: Path, options: dict[str, Any], wait: str, apart: str | None
+) -> None:
+    verdicts = claims.evaluate([loaded(tmp_path, **options)]).set_index("id")["verdict"]
+    assert verdicts["ranks-wait"] == wait
+    assert apart in (None, verdicts["ranks-pause-apart"])
+
+
 def test_wilson() -> None:
     assert wilson(0, 0) == (0, 1)
     assert wilson(0, 4) == pytest.approx((0, 0.4899), abs=1e-3)

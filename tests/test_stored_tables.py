@@ -79,3 +79,10 @@ def test_what_is_missing_stays_missing(tmp_path: Path) -> None:
     made = {name: np.array([1, 2]) for name in TABLES["requests"].names}
     collect.write_table(tmp_path, "requests", made | {"tpot_ns": np.array([np.nan, 5.0])})
     assert read_table(tmp_path, "requests")["tpot_ns"].to_pylist() == [None, 5.0]
+
+
+def test_the_beginning_of_a_long_column_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "TRIED_ROWS", ROWS)
+    scattered = np.random.default_rng(0).integers(0, 2**26, 4 * ROWS) << 10
+    column = pa.array(np.concatenate([np.arange(ROWS), scattered]), pa.int64())
+    assert collect.smallest_encoding(column) == "DELTA_BINARY_PACKED"

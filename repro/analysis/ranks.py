@@ -138,7 +138,7 @@ def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -
                 "share": np.median(shown),
                 "low": low,
                 "high": high,
-                "chance": np.median(anywhere),
+                "chance": np.median(anywhere) if anywhere else np.nan,
             }
         )
     columns = ["arm", "ranks", "pauses", "share", "low", "high", "chance"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from repro import words
-from repro.claims import capture, heap, mechanism, tail
+from repro.claims import capture, heap, mechanism, ranks, tail
 from repro.claims.finding import Finding, Verdict
 from repro.dataset import Campaign
 
@@ -75,9 +75,33 @@ CLAIMS = (
             "the prediction within their intervals; contradicted: it does not"
         ),
         needs="runs of one rank with and without the freeze (`mp`), and of several to decide it",
-        test=tail.p99_rises_with_width,
+        test=ranks.p99_rises_with_width,
         source="follows from lock-step: a group waits for whichever rank is paused",
         some=True,
+    ),
+    Claim(
+        id="ranks-wait",
+        sentence="With shared experts every rank waits for the one that is paused.",
+        criterion=(
+            "reproduced: over 90% of a pause is in the other rank's step too; contradicted: under "
+            "half of it"
+        ),
+        needs="several data-parallel ranks in expert parallel, two full collections of a worker "
+        "that the other rank does not share",
+        test=ranks.a_rank_waits,
+        source="why a pause of one rank is all ranks'",
+        some=True,
+    ),
+    Claim(
+        id="ranks-pause-apart",
+        sentence="Data-parallel ranks pause in different steps, so that their pauses add up.",
+        criterion=(
+            "reproduced: of the steps with a full collection under half have one of two ranks; "
+            "contradicted: over half"
+        ),
+        needs="several data-parallel ranks in expert parallel, full collections of their workers",
+        test=ranks.ranks_pause_apart,
+        source="why more ranks make more pauses",
     ),
     Claim(
         id="capture-time",

@@ -1,4 +1,4 @@
-"""What decides the claims about the ITL tail: on one rank, on many, and between releases."""
+"""What decides the claims about the ITL tail: of one rank, of many, and between releases."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import Any
 
 from repro import words
 from repro.analysis.arms import Pair, pairs, repeated
-from repro.analysis.one_rank import bases
-from repro.analysis.ranks import against_prediction
 from repro.analysis.ratios import NEEDS_RUNS
 from repro.analysis.release import likeness, twins
 from repro.analysis.tails import Estimate, Metric, effect
 from repro.claims.finding import Finding, Verdict, same, unsupported
 from repro.dataset import Campaign
-from repro.prediction import sentence
 
 SAME_TAIL = (0.9, 1.1)
 """Wider for the tail: P99 of two equal arms varies more than a capture's time does."""
@@ -45,25 +42,6 @@ def p99_falls_wide_ep(campaign: Campaign) -> list[Finding]:
         if _setting(campaign, pair, "data_parallel_size") > 1
         and _setting(campaign, pair, "enable_expert_parallel")
     ]
-
-
-def p99_rises_with_width(campaign: Campaign) -> list[Finding]:
-    """The width at which one rank's pauses become the group's P99: a prediction until measured."""
-    basis = next((basis for basis in bases(campaign) if repeated(campaign, basis.pair)), None)
-    if basis is None:
-        return []
-    held = against_prediction(campaign)
-    held = held[(held["quantile"] == 0.99) & (held["kind"] == "DP")]
-    if held.empty:
-        verdict, reason = Verdict.PREDICTED, "from one rank; no wider group was measured"
-    elif held["inside"].all():
-        verdict, reason = Verdict.REPRODUCED, "every group measured lies within the prediction"
-    else:
-        outside = held.loc[~held["inside"]].iloc[0]
-        off = f"{outside['ranks']} ranks measure ×{words.figures(outside['off'])} of it"
-        verdict, reason = Verdict.CONTRADICTED, f"outside the prediction: {off}"
-    runs = (*basis.runs, *campaign.runs.loc[campaign.runs["arm"].isin(held["arm"]), "run"])
-    return [Finding(verdict=verdict, number=sentence(basis), reason=reason, runs=runs)]
 
 
 def nothing_changes_with_uni(campaign: Campaign) -> list[Finding]:

@@ -38,7 +38,7 @@ CLIENT_TICK_NS = {"itl": 1 << 14, "requests": 1 << 14}
 POINT_TICKS = 4
 """Points in time are stored to so many ticks: they order events and lay one over another."""
 
-WRITING: dict[str, Any] = {"compression": "zstd", "compression_level": 19}
+WRITING: dict[str, Any] = {"compression": "brotli", "compression_level": 11}
 # Of a small table most would be what Arrow and Parquet write about it.
 WRITING |= {"store_schema": False, "write_statistics": False}
 
@@ -46,6 +46,9 @@ DICTIONARY = "dictionary"
 ENCODINGS = ("BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED")
 """Times are mostly smallest byte by byte; where what comes next is a little more, as differences;
 what takes few values, as numbers of a dictionary."""
+
+TRIED_ROWS = 1 << 17
+"""So many rows of a long table decide its encodings: the codec that packs best is a slow one."""
 
 
 def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
@@ -90,9 +93,9 @@ def to_the_tick(arrays: Mapping[str, pa.Array], tick_ns: int) -> dict[str, pa.Ar
 
 
 def smallest_encoding(column: pa.Array) -> str:
-    """The encoding that makes this column the smallest."""
+    """The encoding that makes this column, or the beginning of a long one, the smallest."""
     tried = (DICTIONARY, *(ENCODINGS if column.type == pa.int64() else ()))
-    table = pa.table({"": column})
+    table = pa.table({"": column[:TRIED_ROWS]})
     sizes: dict[str, int] = {way: len(parquet(table, {"": way})) for way in tried}
     return min(sizes, key=lambda way: sizes[way])
 

@@ -14,7 +14,7 @@ from repro.analysis.captures import BASELINE, SETTING, capture_times, policy_eff
 from repro.dataset import Campaign
 from repro.figures.parts import message
 from repro.figures.registry import NotApplicable, figure
-from repro.style import COLUMN, INK
+from repro.style import COLUMN, INK, PAGE
 
 DWARFS = 3.0
 """A policy that takes so many times as long as `gc-on` gets a panel with it, on a scale of its own:
@@ -22,6 +22,12 @@ beside it no other difference could be seen."""
 
 POINT = {False: "white", True: INK}
 """Whether a process had captured before -> how the capture's point is filled."""
+
+IN_ORDER = ["graphs", "model", "vllm", "runner", "comparable"]
+"""`SETTING`, with the versions of one model beside each other."""
+
+TALLEST = 4
+"""More panels than this stand in two columns."""
 
 BAR, FURNITURE = 0.17, 0.29
 """Inches a bar, and inches for a panel's title and numbers."""
@@ -37,16 +43,24 @@ def capture_time(campaign: Campaign) -> Figure:
     times = capture_times(campaign)
     if times.empty:
         raise NotApplicable("no capture was recorded")
-    settings = [_apart(group) for _, group in times.groupby(SETTING)]
+    settings = [_apart(group) for _, group in times.groupby(IN_ORDER)]
     panels = [near for near, _ in settings] + [far for _, far in settings if len(far)]
+    drawn = Figure(layout="constrained")
+    columns = 2 if len(panels) > TALLEST else 1
     bars = [panel["capture_policy"].nunique() for panel in panels]
-    heights = [BAR * number + FURNITURE for number in bars]
-    drawn = Figure(figsize=(COLUMN, 1.15 + sum(heights)), layout="constrained")
-    places = drawn.subplots(len(panels), height_ratios=heights, squeeze=False)
-    for axes, panel in zip(places.flat, panels, strict=True):
+    heights = [
+        BAR * max(bars[first : first + columns]) + FURNITURE
+        for first in range(0, len(bars), columns)
+    ]
+    drawn.set_size_inches(COLUMN if columns == 1 else PAGE, 1.15 + sum(heights))
+    places = drawn.subplots(len(heights), columns, height_ratios=heights, squeeze=False).ravel()
+    for axes, panel in zip(places, panels, strict=False):
         _draw_captures(axes, panel)
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
     kind = "CUDA graph capture" if times["kind"].iloc[0] == "capture" else "compile at warm-up"
-    places[-1, 0].set_xlabel(f"{kind} (s)")
+    for axes in places[len(panels) - columns : len(panels)]:
+        axes.set_xlabel(f"{kind} (s)")
     handles = _legend(times)
     drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1)
     message(drawn, _capture_message(times))

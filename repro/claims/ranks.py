@@ -1,0 +1,80 @@
+"""What decides the claims about many ranks: do they wait, pause apart, and do as predicted?"""
+
+from __future__ import annotations
+
+from repro import words
+from repro.analysis.arms import repeated
+from repro.analysis.one_rank import bases
+from repro.analysis.ranks import against_prediction, coupling, independence, several
+from repro.claims.finding import Finding, Verdict
+from repro.dataset import Campaign
+from repro.prediction import sentence, share
+
+WAITS, GOES_ON = 0.9, 0.5
+"""Shares of a pause in another rank's step: above the one it waits, below the other it does not."""
+
+FEWEST_PAUSES = 2
+"""One pause has no interval."""
+
+
+def p99_rises_with_width(campaign: Campaign) -> list[Finding]:
+    """The width at which one rank's pauses become the group's P99: a prediction until measured."""
+    basis = next((basis for basis in bases(campaign) if repeated(campaign, basis.pair)), None)
+    if basis is None:
+        return []
+    held = against_prediction(campaign)
+    held = held[(held["quantile"] == 0.99) & (held["kind"] == "DP")]
+    if held.empty:
+        verdict, reason = Verdict.PREDICTED, "from one rank; no wider group was measured"
+    elif held["inside"].all():
+        verdict, reason = Verdict.REPRODUCED, "every group measured lies within the prediction"
+    else:
+        outside = held.loc[~held["inside"]].iloc[0]
+        off = f"{outside['ranks']} ranks measure ×{words.figures(outside['off'])} of it"
+        verdict, reason = Verdict.CONTRADICTED, f"outside the prediction: {off}"
+    runs = (*basis.runs, *campaign.runs.loc[campaign.runs["arm"].isin(held["arm"]), "run"])
+    return [Finding(verdict=verdict, number=sentence(basis), reason=reason, runs=runs)]
+
+
+def a_rank_waits(campaign: Campaign) -> list[Finding]:
+    """How much of one rank's full collection every other rank's step shows."""
+    findings = []
+    found = coupling(campaign)
+    for row in found[found["pauses"] >= FEWEST_PAUSES].itertuples():
+        if not (runs := _sharing_experts(campaign, row.arm)):
+            continue
+        if row.low > WAITS:
+            verdict = Verdict.REPRODUCED
+        elif row.high < GOES_ON:
+            verdict = Verdict.CONTRADICTED
+        else:
+            verdict = Verdict.NOT_REPRODUCED
+        number = f"{share(row)} of a pause is in the other rank's step too"
+        reason = f"{row.pauses} pauses; at any other time {words.percent(row.chance)}"
+        findings.append(Finding(verdict=verdict, number=number, reason=reason, runs=runs))
+    return findings
+
+
+def ranks_pause_apart(campaign: Campaign) -> list[Finding]:
+    """Of the steps with a full collection, the share with one of two ranks at once."""
+    findings = []
+    for row in independence(campaign).itertuples():
+        if not row.steps or not (runs := _sharing_experts(campaign, row.arm)):
+            continue
+        if row.high < 0.5:
+            verdict, reason = Verdict.REPRODUCED, "less than half of them, surely"
+        elif row.low > 0.5:
+            verdict, reason = Verdict.CONTRADICTED, "more than half of them, surely"
+        else:
+            verdict, reason = Verdict.NOT_REPRODUCED, "too few to say"
+        nearest = f"; the nearest of another rank {words.figures(row.apart)} steps away"
+        number = f"{row.together} of {row.steps} steps ({share(row)})"
+        findings.append(Finding(verdict=verdict, number=number, reason=reason + nearest, runs=runs))
+    return findings
+
+
+def _sharing_experts(campaign: Campaign, arm: str) -> tuple[str, ...]:
+    """The arm's runs of data-parallel ranks that share their experts; dense ones never wait."""
+    runs = several(campaign)
+    shared = (runs["data_parallel_size"] > 1) & runs["enable_expert_parallel"]
+    return tuple(runs.loc[shared & (runs["arm"] == arm), "run"])
