@@ -32,7 +32,7 @@ def figures(value: float) -> str:
 
 def amount(value: float) -> str:
     """A number that is often whole: 74, or 74.3."""
-    return f"{value:,.0f}" if value == round(value) else figures(value)
+    return f"{value:,.0f}" if value % 1 == 0 else figures(value)
 
 
 def count(value: float) -> str:

@@ -19,6 +19,8 @@ from repro.figures import FIGURES, NotApplicable, draw_all
 from repro.figures.itl_tail import survival
 from repro.style import save
 
+DATA = Path(__file__).parent.parent / "data"
+
 ELSEWHERE = ("trigger_map", "pause_against_objects", "objects_by_origin", "policies_compared")
 ELSEWHERE += ("silence",)
 """Drawn in `test_mechanism.py` and `test_silences.py`, from campaigns that have what they need."""
@@ -198,6 +200,24 @@ def test_arms_of_several_settings_stay_apart(tmp_path: Path) -> None:
     assert names == ["mp no-freeze", "mp freeze", "uni no-freeze", "uni freeze"]
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.get_lines()}
     assert len(looks) == 4
+
+
+def test_ranks_that_collect_together_are_said_to(tmp_path: Path) -> None:
+    for name, second in (("apart", every(200, 100)), ("together", every(200))):
+        several(tmp_path / name, pauses_at=[every(200), second])
+    assert "the step of rank" in message("rank_timelines", dataset.load(tmp_path / "apart"))
+    assert "at the same time" in message("rank_timelines", dataset.load(tmp_path / "together"))
+
+
+def test_stock_looks_like_the_policy_that_does_the_same() -> None:
+    legend = FIGURES["itl_tail"](dataset.load(DATA / "h100")).legends[0]
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [
+        "0.22.1 stock (as no-freeze)",
+        "0.22.1 freeze",
+        "0.23.0 no-freeze",
+        "0.23.0 stock (as freeze)",
+    ]
 
 
 def test_draw_all_draws_what_applies(tmp_path: Path) -> None:

@@ -151,6 +151,29 @@ def test_claims_about_ranks(
     verdicts = claims.evaluate([loaded(tmp_path, **options)]).set_index("id")["verdict"]
     assert verdicts["ranks-wait"] == wait
     assert apart in (None, verdicts["ranks-pause-apart"])
+    assert verdicts["ranks-pause-together"] == "not measured here"
+
+
+@pytest.mark.parametrize(
+    ("pauses_at", "together"),
+    [
+        ([every(200)] * 2, "reproduced"),
+        ([every(200), every(200, 100)], "contradicted"),
+        ([[100], [100]], "not reproduced"),
+    ],
+)
+def test_claim_about_tensor_parallel_ranks(
+    tmp_path: Path, pauses_at: list[list[int]], together: str
+) -> None:
+    tensor = {
+        "experiment__data_parallel_size": 1,
+        "experiment__tensor_parallel_size": 2,
+        "experiment__enable_expert_parallel": False,
+    }
+    campaign = loaded(tmp_path, pauses_at=pauses_at, **tensor)
+    verdicts = claims.evaluate([campaign]).set_index("id")["verdict"]
+    assert verdicts["ranks-pause-together"] == together
+    assert {verdicts["ranks-pause-apart"], verdicts["ranks-wait"]} == {"not measured here"}
 
 
 def test_wilson() -> None:

@@ -94,14 +94,25 @@ CLAIMS = (
     ),
     Claim(
         id="ranks-pause-apart",
-        sentence="Data-parallel ranks pause in different steps, so that their pauses add up.",
+        sentence="Data-parallel ranks pause in different steps: their pauses add up.",
         criterion=(
             "reproduced: of the steps with a full collection under half have one of two ranks; "
             "contradicted: over half"
         ),
         needs="several data-parallel ranks in expert parallel, full collections of their workers",
-        test=ranks.ranks_pause_apart,
-        source="why more ranks make more pauses",
+        test=ranks.data_ranks_pause_apart,
+        source="why more data-parallel ranks make more pauses",
+    ),
+    Claim(
+        id="ranks-pause-together",
+        sentence="Tensor-parallel ranks pause in the same step: their pauses do not add up.",
+        criterion=(
+            "reproduced: of the steps with a full collection over half have one of two ranks; "
+            "contradicted: under half"
+        ),
+        needs="tensor-parallel ranks, full collections of their workers",
+        test=ranks.tensor_ranks_pause_together,
+        source="why more tensor-parallel ranks do not",
     ),
     Claim(
         id="capture-time",

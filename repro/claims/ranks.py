@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from repro import words
 from repro.analysis.arms import repeated
 from repro.analysis.one_rank import bases
@@ -55,22 +57,35 @@ def a_rank_waits(campaign: Campaign) -> list[Finding]:
     return findings
 
 
-def ranks_pause_apart(campaign: Campaign) -> list[Finding]:
-    """Of the steps with a full collection, the share with one of two ranks at once."""
-    findings = []
-    for row in independence(campaign).itertuples():
-        if not row.steps or not (runs := _sharing_experts(campaign, row.arm)):
-            continue
-        if row.high < 0.5:
-            verdict, reason = Verdict.REPRODUCED, "less than half of them, surely"
-        elif row.low > 0.5:
-            verdict, reason = Verdict.CONTRADICTED, "more than half of them, surely"
-        else:
-            verdict, reason = Verdict.NOT_REPRODUCED, "too few to say"
-        nearest = f"; the nearest of another rank {words.figures(row.apart)} steps away"
-        number = f"{row.together} of {row.steps} steps ({share(row)})"
-        findings.append(Finding(verdict=verdict, number=number, reason=reason + nearest, runs=runs))
-    return findings
+def data_ranks_pause_apart(campaign: Campaign) -> list[Finding]:
+    """Of the steps with a full collection, those that two ranks share are the fewer."""
+    return [
+        _shared_steps(row, runs, most=False)
+        for row in independence(campaign).itertuples()
+        if row.steps and (runs := _sharing_experts(campaign, row.arm))
+    ]
+
+
+def tensor_ranks_pause_together(campaign: Campaign) -> list[Finding]:
+    """Of the steps with a full collection, those that two ranks share are the more."""
+    return [
+        _shared_steps(row, runs, most=True)
+        for row in independence(campaign).itertuples()
+        if row.steps and (runs := _sharing_requests(campaign, row.arm))
+    ]
+
+
+def _shared_steps(row: Any, runs: tuple[str, ...], *, most: bool) -> Finding:
+    more, fewer = row.low > 0.5, row.high < 0.5
+    if not (more or fewer):
+        verdict, reason = Verdict.NOT_REPRODUCED, "too few to say"
+    else:
+        verdict = Verdict.REPRODUCED if more == most else Verdict.CONTRADICTED
+        reason = f"{'more' if more else 'less'} than half of them, surely"
+    reason += f"; by chance {words.percent(row.chance)}"
+    reason += f"; the nearest of another rank {words.amount(row.apart)} steps away"
+    number = f"{row.together} of {row.steps} steps, {share(row)}"
+    return Finding(verdict=verdict, number=number, reason=reason, runs=runs)
 
 
 def _sharing_experts(campaign: Campaign, arm: str) -> tuple[str, ...]:
@@ -78,3 +93,9 @@ def _sharing_experts(campaign: Campaign, arm: str) -> tuple[str, ...]:
     runs = several(campaign)
     shared = (runs["data_parallel_size"] > 1) & runs["enable_expert_parallel"]
     return tuple(runs.loc[shared & (runs["arm"] == arm), "run"])
+
+
+def _sharing_requests(campaign: Campaign, arm: str) -> tuple[str, ...]:
+    """The arm's runs whose ranks all do each request together."""
+    runs = several(campaign)
+    return tuple(runs.loc[(runs["data_parallel_size"] == 1) & (runs["arm"] == arm), "run"])

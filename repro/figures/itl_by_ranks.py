@@ -15,7 +15,7 @@ from repro.analysis.lockstep import RANKS
 from repro.analysis.one_rank import bases
 from repro.analysis.ranks import measured_quantiles
 from repro.dataset import Campaign
-from repro.figures.parts import message, plain_numbers
+from repro.figures.parts import amounts_to, message, name_of, plain_numbers
 from repro.figures.registry import NotApplicable, figure
 from repro.style import INK, PAGE, POLICY_COLOUR
 
@@ -33,22 +33,21 @@ def itl_by_ranks(campaign: Campaign) -> Figure:
     basis = next(iter(bases(campaign)), None)
     if basis is None:
         raise NotApplicable("there are no runs of one rank with and without the freeze")
-    of_basis = campaign.runs[campaign.runs["run"].isin(basis.runs)]
-    policies = dict(zip(of_basis["arm"], of_basis["policy"], strict=True))
+    policies = campaign.runs.loc[campaign.runs["run"].isin(basis.runs), "policy"]
     drawn = Figure(figsize=(PAGE, 2.7), layout="constrained")
     panels = drawn.subplots(1, len(FAR), sharey=True)
     measured = measured_quantiles(campaign, FAR)
     for quantile, axes in zip(FAR, panels, strict=True):
         for arm, steps in basis.steps.items():
             rows = predict(steps, ranks=RANKS, quantiles=[quantile])
-            _draw_prediction(axes, rows, POLICY_COLOUR[policies[arm]])
+            _draw_prediction(axes, rows, POLICY_COLOUR[amounts_to(campaign, arm)])
         seen = measured[
             (measured["quantile"] == quantile)
             & measured["supported"]
-            & measured["policy"].isin(policies.values())
+            & measured["policy"].isin(policies)
             & (measured["arm"].isin(basis.steps) | (measured["kind"] == "DP"))
         ]
-        _draw_measured(axes, seen)
+        _draw_measured(axes, seen.assign(shown=[amounts_to(campaign, arm) for arm in seen["arm"]]))
         axes.set(xscale="log", yscale="log", xlabel="ranks in lock-step")
         axes.xaxis.set_major_locator(FixedLocator(RANKS[::2]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.0f}"))
@@ -57,8 +56,14 @@ def itl_by_ranks(campaign: Campaign) -> Figure:
     panels[0].set_ylabel("ITL (ms)")
     plain_numbers(panels[0].yaxis)
     lines = [
-        Line2D([], [], lw=3, color=POLICY_COLOUR[policy], label=arm)
-        for arm, policy in ((arm, policies[arm]) for arm in basis.steps)
+        Line2D(
+            [],
+            [],
+            lw=3,
+            color=POLICY_COLOUR[amounts_to(campaign, arm)],
+            label=name_of(campaign, arm),
+        )
+        for arm in basis.steps
     ]
     lines += [
         Line2D([], [], color=INK, marker="o", ms=4, lw=0, label="measured"),
@@ -83,7 +88,7 @@ def _draw_measured(axes: Axes, rows: pd.DataFrame) -> None:
     """Points with their intervals."""
     for row in rows.itertuples():
         beyond = [[row.value_ms - row.low_ms], [row.high_ms - row.value_ms]]
-        colour = POLICY_COLOUR[row.policy]
+        colour = POLICY_COLOUR[row.shown]
         axes.errorbar(
             row.ranks, row.value_ms, yerr=np.maximum(beyond, 0), fmt="o", ms=4, color=colour, lw=1
         )

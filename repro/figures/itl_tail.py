@@ -18,6 +18,7 @@ from repro.figures.parts import (
     arms_to_compare,
     legend_of_arms,
     message,
+    name_of,
     plain_numbers,
     runs_of,
     style_of,
@@ -28,8 +29,8 @@ from repro.style import COLUMN
 Floats = npt.NDArray[np.float64]
 
 
-FITTING = 4
-"""Arms whose names fit into the corner that the curves leave free."""
+FITTING, SHORT = 4, 18
+"""So many arms, with names of so many letters, fit into the corner that the curves leave free."""
 
 
 @figure
@@ -53,7 +54,7 @@ def itl_tail(campaign: Campaign) -> Figure:
         firm = share >= EXPECTED_BEYOND / len(rows[["run", "step"]].drop_duplicates())
         look = style_of(campaign, arm)
         axes.plot(x, share, alpha=0.35, **look)
-        axes.plot(x[firm], share[firm], label=arm, **look)
+        axes.plot(x[firm], share[firm], label=name_of(campaign, arm), **look)
     axes.set(xscale="log", yscale="log")
     axes.set(xlabel="ITL (ms)", ylabel="share of tokens with longer ITL")
     axes.set_ylim(min(share[-1] for _, share in curves.values()) / 2, 1.4)
@@ -61,7 +62,7 @@ def itl_tail(campaign: Campaign) -> Figure:
     axes.yaxis.set_minor_locator(NullLocator())
     if len(curves) == 2:
         _name_on_curves(axes, curves, campaign)
-    elif len(curves) <= FITTING:
+    elif len(curves) <= FITTING and max(len(name_of(campaign, arm)) for arm in curves) <= SHORT:
         axes.legend(loc="lower left", handlelength=1.6)
     else:
         legend_of_arms(drawn, campaign, list(curves))

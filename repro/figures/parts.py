@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from repro import style
-from repro.analysis.arms import ordered_arms
+from repro.analysis.arms import ordered_arms, pairs
 from repro.dataset import Campaign
 from repro.figures.registry import NotApplicable
 from repro.style import POLICY_COLOUR
@@ -46,6 +46,22 @@ def message(drawn: Figure, sentence: str) -> None:
     drawn.suptitle(fill(sentence, characters), x=0.01, ha="left", fontsize=8)
 
 
+def amounts_to(campaign: Campaign, arm: str) -> str:
+    """The arm's policy; of `stock` the one that does the same, where that has no arm of its own."""
+    arms = campaign.runs.drop_duplicates("arm").set_index("arm")["policy"]
+    for pair in pairs(campaign) if arms[arm] == "stock" else ():
+        alike = {pair.baseline: "no-freeze", pair.treated: "freeze"}.get(arm)
+        if alike and f"{pair.setting} {alike}".strip() not in arms.index:
+            return alike
+    return str(arms[arm])
+
+
+def name_of(campaign: Campaign, arm: str) -> str:
+    """What a legend calls an arm."""
+    policy = amounts_to(campaign, arm)
+    return arm if arm.endswith(policy) else f"{arm} (as {policy})"
+
+
 def style_of(campaign: Campaign, arm: str) -> dict[str, Any]:
     """The hue says the policy; its lightness and the kind of line what else sets the arm apart."""
     policies = campaign.runs.drop_duplicates("arm").set_index("arm")["policy"]
@@ -53,7 +69,7 @@ def style_of(campaign: Campaign, arm: str) -> dict[str, Any]:
     by_plainness = sorted(dict.fromkeys(settings), key=bool)  # nothing else: the full hue
     place = by_plainness.index(arm.removesuffix(policies[arm]))
     return {
-        "color": style.lighter(POLICY_COLOUR[policies[arm]], place),
+        "color": style.lighter(POLICY_COLOUR[amounts_to(campaign, arm)], place),
         "linestyle": style.SETTING_LINE[place % len(style.SETTING_LINE)],
     }
 
@@ -66,7 +82,8 @@ def legend_of_arms(
     In one row where they fit, else in columns; the figure grows by the rows.
     """
     lines: list[Line2D | Patch] = [
-        Line2D([], [], lw=3, label=arm, **style_of(campaign, arm)) for arm in arms
+        Line2D([], [], lw=3, label=name_of(campaign, arm), **style_of(campaign, arm))
+        for arm in arms
     ]
     handles = lines + (more or [])
     names = [fill(str(handle.get_label()), 42) for handle in handles]

@@ -59,8 +59,31 @@ def rank_timelines(campaign: Campaign) -> Figure:
     panels[-1].set(
         xlim=(-half_s, half_s), xlabel=f"time from the middle of rank {ranks[0]}'s pause (s)"
     )
-    message(drawn, _waiting_message(steps, longest, ranks, middle))
+    together = _at_the_same_time(full, longest, ranks[-1])
+    if together.empty:
+        message(drawn, _waiting_message(steps, longest, ranks, middle))
+    else:
+        message(drawn, _together_message(longest, together.iloc[0]))
     return drawn
+
+
+def _at_the_same_time(full: pd.DataFrame, pause: pd.Series, rank: int) -> pd.DataFrame:
+    """Another rank's collections that begin before a pause is over and end after it began."""
+    other = full[(full["run"] == pause["run"]) & (full["rank"] == rank)]
+    begun = other["start_ns"] < pause["start_ns"] + pause["duration_ns"]
+    lasts = other["start_ns"] + other["duration_ns"] > pause["start_ns"]
+    found: pd.DataFrame = other[begun & lasts]
+    return found
+
+
+def _together_message(pause: pd.Series, other: pd.Series) -> str:
+    each = [
+        f"rank {of['rank']} for {words.ms(of['duration_ns'] / NS_PER_MS)}" for of in (pause, other)
+    ]
+    return (
+        f"The workers collect at the same time, {words.listed(each)} (shaded): one stall for both "
+        f"(run {pause['run']})"
+    )
 
 
 def _waiting_message(steps: pd.DataFrame, pause: pd.Series, ranks: list[int], at_ns: int) -> str:
