@@ -102,7 +102,7 @@ def together(campaign: Campaign) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "arm": found["arm"],
-            "ranks": found["ranks"].map(str),
+            "ranks": found["ranks"].map(str) + " " + found["kind"],
             "steps with a full collection": found["steps"].map(str),
             "of two ranks at once": [
                 share(row) if row.steps else "–" for row in found.itertuples()
@@ -121,7 +121,7 @@ def waiting(campaign: Campaign) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "arm": found["arm"],
-            "ranks": found["ranks"].map(str),
+            "ranks": found["ranks"].map(str) + " " + found["kind"],
             "pauses": found["pauses"].map(str),
             "shows in another rank's step": [share(row) for row in found.itertuples()],
             "at any other time": found["chance"].map(words.percent),

@@ -37,10 +37,16 @@ class _Rank:
 
 
 def several(campaign: Campaign) -> pd.DataFrame:
-    """The runs with more than one rank, with their number as `ranks`."""
-    ranks = campaign.runs["tensor_parallel_size"] * campaign.runs["data_parallel_size"]
-    found: pd.DataFrame = campaign.runs.assign(ranks=ranks)[ranks > 1]
+    """The runs with more than one rank, with their number as `ranks` and their `kind`."""
+    tensor, data = (campaign.runs[f"{name}_parallel_size"] for name in ("tensor", "data"))
+    kinds = [kind_of(*sizes) for sizes in zip(tensor, data, strict=True)]
+    found: pd.DataFrame = campaign.runs.assign(ranks=tensor * data, kind=kinds)[tensor * data > 1]
     return found
+
+
+def kind_of(tensor: int, data: int) -> str:
+    """How ranks share the work: `TP` (each request), `DP` (the requests), both, or empty: one."""
+    return " ".join(name for name, size in (("TP", tensor), ("DP", data)) if size > 1)
 
 
 def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> pd.DataFrame:
@@ -57,8 +63,8 @@ def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> 
     Returns
     -------
     pandas.DataFrame
-        One row an arm of several ranks: `arm`, `ranks`, `runs`, `steps` (with a full collection of
-        any rank), `together` (of at least two), `share` with `low`, `high` (Wilson's 95%
+        One row an arm of several ranks: `arm`, `ranks`, `kind`, `runs`, `steps` (with a full
+        collection of any rank), `together` (of at least two), `share` with `low`, `high` (Wilson's 95%
         interval), `chance` (mean) and `chance_high` (97.5% of the shifts stay within it), `apart`
         (median distance of a collection to the nearest of another rank, in steps; NaN without).
     """
@@ -80,6 +86,7 @@ def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> 
             {
                 "arm": arm,
                 "ranks": runs["ranks"].iloc[0],
+                "kind": runs["kind"].iloc[0],
                 "runs": len(runs),
                 "steps": int(steps),
                 "together": int(together),
@@ -91,7 +98,7 @@ def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> 
                 "apart": np.median(distances) if len(distances) else np.nan,
             }
         )
-    columns = ["arm", "ranks", "runs", "steps", "together", "share", "low", "high"]
+    columns = ["arm", "ranks", "kind", "runs", "steps", "together", "share", "low", "high"]
     return pd.DataFrame(rows, columns=[*columns, "chance", "chance_high", "apart"])
 
 
@@ -112,8 +119,8 @@ def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -
     Returns
     -------
     pandas.DataFrame
-        One row an arm of several ranks that has such pauses: `arm`, `ranks`, `pauses` (counted
-        once for each rank that might have waited), `share` (median) with `low`, `high`, and
+        One row an arm of several ranks that has such pauses: `arm`, `ranks`, `kind`, `pauses`
+        (counted once for each rank that might have waited), `share` (median) with `low`, `high`, and
         `chance` (the same at the middle of pauses moved to random times).
     """
     rng = np.random.default_rng(seed)
@@ -134,6 +141,7 @@ def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -
             {
                 "arm": arm,
                 "ranks": runs["ranks"].iloc[0],
+                "kind": runs["kind"].iloc[0],
                 "pauses": len(shown),
                 "share": np.median(shown),
                 "low": low,
@@ -141,7 +149,7 @@ def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -
                 "chance": np.median(anywhere) if anywhere else np.nan,
             }
         )
-    columns = ["arm", "ranks", "pauses", "share", "low", "high", "chance"]
+    columns = ["arm", "ranks", "kind", "pauses", "share", "low", "high", "chance"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -167,9 +175,7 @@ def measured_quantiles(
                     "arm": arm,
                     "policy": runs["policy"].iloc[0],
                     "ranks": tensor * data,
-                    "kind": " ".join(
-                        name for name, size in (("TP", tensor), ("DP", data)) if size > 1
-                    ),
+                    "kind": kind_of(tensor, data),
                     "quantile": quantile,
                     "value_ms": found.value / NS_PER_MS,
                     "low_ms": found.low / NS_PER_MS,
