@@ -64,9 +64,9 @@ def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> 
     -------
     pandas.DataFrame
         One row an arm of several ranks: `arm`, `ranks`, `kind`, `runs`, `steps` (with a full
-        collection of any rank), `together` (of at least two), `share` with `low`, `high` (Wilson's 95%
-        interval), `chance` (mean) and `chance_high` (97.5% of the shifts stay within it), `apart`
-        (median distance of a collection to the nearest of another rank, in steps; NaN without).
+        collection of any rank), `together` (of at least two), `share` with `low`, `high` (Wilson's
+        95% interval), `chance` (mean) and `chance_high` (97.5% of the shifts stay within it),
+        `apart` (median distance of a collection to the nearest of another rank, in steps; or NaN).
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -120,8 +120,8 @@ def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -
     -------
     pandas.DataFrame
         One row an arm of several ranks that has such pauses: `arm`, `ranks`, `kind`, `pauses`
-        (counted once for each rank that might have waited), `share` (median) with `low`, `high`, and
-        `chance` (the same at the middle of pauses moved to random times).
+        (counted once for each rank that might have waited), `share` (median) with `low`, `high`,
+        and `chance` (the same at the middle of pauses moved to random times).
     """
     rng = np.random.default_rng(seed)
     rows = []
