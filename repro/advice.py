@@ -263,8 +263,8 @@ def _tail(advice: Advice) -> str:
     share = f"{words.percent(advice.stalled_share)} of the steps"
     if ranks > 1:
         share += (
-            f" if the {ranks} ranks collect independently, "
-            f"{words.percent(1 / advice.period_steps)} if they collect together"
+            f" if the {ranks} ranks collect independently (data parallel), "
+            f"{words.percent(1 / advice.period_steps)} if together (tensor parallel)"
         )
     reached = [words.quantile(q) for q in QUANTILES if advice.reaches(q)]
     missed = [words.quantile(q) for q in QUANTILES if not advice.reaches(q)]
