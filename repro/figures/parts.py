@@ -66,7 +66,7 @@ def style_of(campaign: Campaign, arm: str) -> dict[str, Any]:
     """The hue says the policy; its lightness and the kind of line what else sets the arm apart."""
     policies = campaign.runs.drop_duplicates("arm").set_index("arm")["policy"]
     settings = [label.removesuffix(name) for label, name in policies.items()]
-    by_plainness = sorted(dict.fromkeys(settings), key=bool)  # nothing else: the full hue
+    by_plainness = sorted(dict.fromkeys(settings), key=len)  # nothing else: the full hue
     place = by_plainness.index(arm.removesuffix(policies[arm]))
     return {
         "color": style.lighter(POLICY_COLOUR[amounts_to(campaign, arm)], place),
