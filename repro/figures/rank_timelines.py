@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from repro import words
@@ -40,14 +41,10 @@ def rank_timelines(campaign: Campaign) -> Figure:
     drawn = Figure(figsize=(PAGE, 3.0), layout="constrained")
     panels = drawn.subplots(len(ranks), sharex=True, sharey=True, squeeze=False)[:, 0]
     colours = dict(zip(ranks, RANK_COLOUR, strict=False))
+    shaded = full[(full["run"] == longest["run"]) & full["rank"].isin(ranks)]
     for rank, axes in zip(ranks, panels, strict=True):
-        own = steps[steps["rank"] == rank]
-        end = (own["t_ns"] - middle) / NS_PER_S
-        begin = end - own["interval_ns"] / NS_PER_S
-        seen = (end > -half_s) & (begin < half_s)
-        took = own["interval_ns"][seen] / NS_PER_MS
-        axes.hlines(took, begin[seen], end[seen], colours[rank], lw=2)
-        for row in full[(full["run"] == longest["run"]) & full["rank"].isin(ranks)].itertuples():
+        _draw_steps(axes, steps[steps["rank"] == rank], middle, half_s, colours[rank])
+        for row in shaded.itertuples():
             start = (row.start_ns - middle) / NS_PER_S
             if abs(start) < half_s:
                 span = start, start + row.duration_ns / NS_PER_S
@@ -65,6 +62,16 @@ def rank_timelines(campaign: Campaign) -> Figure:
     else:
         message(drawn, _together_message(longest, together.iloc[0]))
     return drawn
+
+
+def _draw_steps(
+    axes: Axes, steps: pd.DataFrame, middle_ns: int, half_s: float, colour: str
+) -> None:
+    """One rank's steps around a point in time: as long as they took, as high as well."""
+    end = (steps["t_ns"] - middle_ns) / NS_PER_S
+    begin = end - steps["interval_ns"] / NS_PER_S
+    seen = (end > -half_s) & (begin < half_s)
+    axes.hlines(steps["interval_ns"][seen] / NS_PER_MS, begin[seen], end[seen], colour, lw=2)
 
 
 def _at_the_same_time(full: pd.DataFrame, pause: pd.Series, rank: int) -> pd.DataFrame:
