@@ -105,7 +105,8 @@ def together(campaign: Campaign) -> pd.DataFrame:
             "ranks": found["ranks"].map(str) + " " + found["kind"],
             "steps with a full collection": found["steps"].map(str),
             "of two ranks at once": [
-                share(row) if row.steps else "–" for row in found.itertuples()
+                words.share(row.share, row.low, row.high) if row.steps else "–"
+                for row in found.itertuples()
             ],
             "by chance, 97.5% of the time at most": [
                 words.percent(row.chance_high) if row.steps else "–" for row in found.itertuples()
@@ -123,7 +124,9 @@ def waiting(campaign: Campaign) -> pd.DataFrame:
             "arm": found["arm"],
             "ranks": found["ranks"].map(str) + " " + found["kind"],
             "pauses": found["pauses"].map(str),
-            "shows in another rank's step": [share(row) for row in found.itertuples()],
+            "shows in another rank's step": [
+                words.share(row.share, row.low, row.high) for row in found.itertuples()
+            ],
             "at any other time": found["chance"].map(words.percent),
         }
     )
@@ -201,11 +204,6 @@ def has_basis(campaign: Campaign) -> bool:
 def _cell(row: Any) -> str:
     mark = "" if row.supported else BEYOND
     return f"{words.figures(row.value_ms)}{mark} ({words.bounds(row.low_ms, row.high_ms)})"
-
-
-def share(row: Any) -> str:
-    """A row's share with its interval: `share`, `low`, `high`."""
-    return f"{words.percent(row.share)} ({words.percent(row.low)} to {words.percent(row.high)})"
 
 
 def _from(width: Width) -> str:

@@ -316,9 +316,10 @@ def capture_bound(campaign: Campaign) -> str:
         if not share.supported or frozen.empty:
             continue
         before, after = (words.figures(part["gc_s"].mean()) for part in (on, frozen))
+        part = words.share(share.value, share.low, share.high)
         said.append(
             f"**{words.setting(*group.iloc[0][['model', 'vllm', 'runner']])}**: the collector "
-            f"takes {words.share(share)} of a capture with `{BASELINE}`, and no policy can save "
+            f"takes {part} of a capture with `{BASELINE}`, and no policy can save "
             f"more than that; with `frozen` it takes {after} s where it took {before} s."
         )
     return "\n\n".join(said) or "Two captures with the collector on and one frozen are needed."

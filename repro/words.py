@@ -60,9 +60,9 @@ def percent(share: float) -> str:
     return f"{figures(100 * share)}%"
 
 
-def share(estimate: Estimate) -> str:
+def share(value: float, low: float, high: float) -> str:
     """A share with its 95% interval, as `3.3% (2.7 to 4.1)`."""
-    return f"{percent(estimate.value)} ({bounds(100 * estimate.low, 100 * estimate.high)})"
+    return f"{percent(value)} ({bounds(100 * low, 100 * high)})"
 
 
 def quantile(q: float) -> str:

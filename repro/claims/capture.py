@@ -110,7 +110,8 @@ def _bounded(found: Finding, on: pd.DataFrame) -> Finding:
     share = collector_share(on)
     if not share.supported:
         return found
-    took = f"the collector takes {words.share(share)} of it with {BASELINE}"
+    part = words.share(share.value, share.low, share.high)
+    took = f"the collector takes {part} of it with {BASELINE}"
     return replace(found, reason=f"{found.reason}; {took}: no policy can save more")
 
 

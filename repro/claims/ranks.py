@@ -10,7 +10,7 @@ from repro.analysis.one_rank import bases
 from repro.analysis.ranks import against_prediction, coupling, independence, several
 from repro.claims.finding import Finding, Verdict
 from repro.dataset import Campaign
-from repro.prediction import sentence, share
+from repro.prediction import sentence
 
 WAITS, GOES_ON = 0.9, 0.5
 """Shares of a pause in another rank's step: above the one it waits, below the other it does not."""
@@ -51,7 +51,8 @@ def a_rank_waits(campaign: Campaign) -> list[Finding]:
             verdict = Verdict.CONTRADICTED
         else:
             verdict = Verdict.NOT_REPRODUCED
-        number = f"{share(row)} of a pause is in the other rank's step too"
+        shown = words.share(row.share, row.low, row.high)
+        number = f"{shown} of a pause is in the other rank's step too"
         reason = f"{row.pauses} pauses; at any other time {words.percent(row.chance)}"
         findings.append(Finding(verdict=verdict, number=number, reason=reason, runs=runs))
     return findings
@@ -84,7 +85,7 @@ def _shared_steps(row: Any, runs: tuple[str, ...], *, most: bool) -> Finding:
         reason = f"{'more' if more else 'less'} than half of them, surely"
     reason += f"; by chance {words.percent(row.chance)}"
     reason += f"; the nearest of another rank {words.amount(row.apart)} steps away"
-    number = f"{row.together} of {row.steps} steps, {share(row)}"
+    number = f"{row.together} of {row.steps} steps, {words.share(row.share, row.low, row.high)}"
     return Finding(verdict=verdict, number=number, reason=reason, runs=runs)
 
 

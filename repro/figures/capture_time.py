@@ -47,24 +47,31 @@ def capture_time(campaign: Campaign) -> Figure:
     panels = [near for near, _ in settings] + [far for _, far in settings if len(far)]
     drawn = Figure(layout="constrained")
     columns = 2 if len(panels) > TALLEST else 1
+    places = _places(drawn, panels, columns)
+    for axes, panel in zip(places, panels, strict=True):
+        _draw_captures(axes, panel)
+    kind = "CUDA graph capture" if times["kind"].iloc[0] == "capture" else "compile at warm-up"
+    for axes in places[-columns:]:
+        axes.set_xlabel(f"{kind} (s)")
+    handles = _legend(times)
+    drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1)
+    message(drawn, _capture_message(times))
+    return drawn
+
+
+def _places(drawn: Figure, panels: list[pd.DataFrame], columns: int) -> list[Axes]:
+    """Axes for the panels, row by row, each row as high as its bars need."""
     bars = [panel["capture_policy"].nunique() for panel in panels]
     heights = [
         BAR * max(bars[first : first + columns]) + FURNITURE
         for first in range(0, len(bars), columns)
     ]
     drawn.set_size_inches(COLUMN if columns == 1 else PAGE, 1.15 + sum(heights))
-    places = drawn.subplots(len(heights), columns, height_ratios=heights, squeeze=False).ravel()
-    for axes, panel in zip(places, panels, strict=False):
-        _draw_captures(axes, panel)
-    for axes in places[len(panels) :]:
+    places = drawn.subplots(len(heights), columns, height_ratios=heights, squeeze=False)
+    used, spare = places.flat[: len(panels)], places.flat[len(panels) :]
+    for axes in spare:
         axes.set_axis_off()
-    kind = "CUDA graph capture" if times["kind"].iloc[0] == "capture" else "compile at warm-up"
-    for axes in places[len(panels) - columns : len(panels)]:
-        axes.set_xlabel(f"{kind} (s)")
-    handles = _legend(times)
-    drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1)
-    message(drawn, _capture_message(times))
-    return drawn
+    return list(used)
 
 
 def _apart(times: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
