@@ -99,4 +99,4 @@ def _sharing_experts(campaign: Campaign, arm: str) -> tuple[str, ...]:
 def _sharing_requests(campaign: Campaign, arm: str) -> tuple[str, ...]:
     """The arm's runs whose ranks all do each request together."""
     runs = several(campaign)
-    return tuple(runs.loc[(runs["data_parallel_size"] == 1) & (runs["arm"] == arm), "run"])
+    return tuple(runs.loc[(runs["kind"] == "TP") & (runs["arm"] == arm), "run"])
