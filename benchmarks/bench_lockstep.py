@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from repro.analysis.lockstep import simulate
+from repro.theory.lockstep import simulate
 
 
 def trace(steps: int, rng: np.random.Generator) -> np.ndarray:

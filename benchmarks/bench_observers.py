@@ -22,8 +22,8 @@ import numpy as np
 from repro.experiment.clients.engine import start_engine
 from repro.experiment.config import Experiment
 from repro.experiment.supervise import environment
-from repro.plugin.calls import OBSERVE_RPC
 from repro.plugin.observers import OBSERVERS
+from repro.plugin.rpc import OBSERVE_RPC
 
 WARM_STEPS = 50
 """Steps at first that are not timed: prefill, and shapes met for the first time."""

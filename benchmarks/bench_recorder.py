@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from repro.plugin.recorder import Recorder
-from repro.plugin.steps import record_steps
+from repro.plugin.step_hooks import record_steps
 
 CALLS, ROUNDS = 2_000, 50
 TARGET_US = 2.0

@@ -22,14 +22,14 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from repro import dataset, words
+from repro import dataset, fmt
 from repro.analysis.tails import step_intervals
-from repro.analysis.trend import trend
 from repro.dataset import Campaign, in_window
 from repro.experiment.campaign import run_campaign
 from repro.experiment.collect import RAW
 from repro.experiment.config import Experiment
 from repro.plugin.recorder import EVENT
+from repro.stats.trend import trend
 
 SAMPLES = 400
 """A run, and at most one a second."""
@@ -179,26 +179,26 @@ def said(found: dict[str, Any]) -> str:
     lines = [f"{'steady' if found['steady'] else 'NOT STEADY'} over {found['hours']:.2f} h"]
     for role, memory in found["rss_mib"].items():
         of_client = memory["explained_mib_per_hour"]
-        explained = f", of which the client's own arrays {words.figures(of_client)}"
+        explained = f", of which the client's own arrays {fmt.figures(of_client)}"
         lines.append(
-            f"{words.PROCESS[role]}: {words.figures(memory['level'])} MiB, "
+            f"{fmt.PROCESS[role]}: {fmt.figures(memory['level'])} MiB, "
             f"{memory['per_hour']:+.1f} MiB/h ({memory['low']:+.1f} to {memory['high']:+.1f})"
             + (explained if of_client else "")
         )
     step = found["step_ms"]
     change, low, high = (100 * step[k] / step["level"] for k in ("per_hour", "low", "high"))
     lines.append(
-        f"median step: {words.ms(step['level'])}, {change:+.2f}%/h ({low:+.2f} to {high:+.2f})"
+        f"median step: {fmt.ms(step['level'])}, {change:+.2f}%/h ({low:+.2f} to {high:+.2f})"
     )
     recorder = found["recorder"]
     lines.append(
-        f"recorder: {words.figures(recorder['events_mib_per_hour'])} MiB/h of events, "
-        f"{words.figures(recorder['files_mib'])} MiB on disk at the end"
+        f"recorder: {fmt.figures(recorder['events_mib_per_hour'])} MiB/h of events, "
+        f"{fmt.figures(recorder['files_mib'])} MiB on disk at the end"
     )
     for name, pauses in found["pauses"].items():
         lines.append(
             f"pauses {name}: {pauses['first_half']:,} in the first half, "
-            f"{pauses['second_half']:,} in the second, longest {words.ms(pauses['max_ms'])}"
+            f"{pauses['second_half']:,} in the second, longest {fmt.ms(pauses['max_ms'])}"
         )
     return "\n".join(lines)
 

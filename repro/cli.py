@@ -174,7 +174,8 @@ def run(parsed: argparse.Namespace) -> int:
 
 def advise(parsed: argparse.Namespace) -> int:
     """Print the advice for one setting, or for each run of a recording."""
-    from repro import advice, dataset
+    from repro import dataset
+    from repro.theory import advice
 
     if parsed.run is None:
         given = {k: v for k, v in vars(parsed).items() if k not in ("command", "run")}
@@ -217,7 +218,7 @@ def numbers(text: str) -> list[int]:
 
 def figures(parsed: argparse.Namespace) -> int:
     """Draw every figure that applies to each campaign."""
-    from repro.figures import draw_all
+    from repro.report.figures import draw_all
 
     for path in draw_all(parsed.data, parsed.out):
         print(path)
@@ -235,8 +236,9 @@ def claims(parsed: argparse.Namespace) -> int:
 
 def predict(parsed: argparse.Namespace) -> int:
     """Print what so many ranks would see, what that rests on, and where it goes beyond."""
-    from repro import dataset, prediction, words
-    from repro.analysis.one_rank import nearest
+    from repro import dataset, fmt
+    from repro.analysis import prediction
+    from repro.analysis.prediction_basis import nearest
 
     campaigns = [dataset.load(path) for path in [parsed.source] if path] or [
         dataset.load(path) for path in recorded()
@@ -245,7 +247,7 @@ def predict(parsed: argparse.Namespace) -> int:
     if basis is None:
         raise ValueError(prediction.without_basis(campaigns))
     print(prediction.origin(basis), end="\n\n")
-    print(words.markdown_table(prediction.of_one_width(basis, parsed.ranks)), end="\n\n")
+    print(fmt.markdown_table(prediction.of_one_width(basis, parsed.ranks)), end="\n\n")
     print(f"{prediction.sentence(basis)}.")
     for line in prediction.warnings(basis, parsed.ranks, parsed.concurrency, campaigns):
         print(f"warning: {line}")
@@ -262,7 +264,7 @@ def recorded() -> list[Path]:
 def page(parsed: argparse.Namespace) -> int:
     """Execute the notebooks on a campaign and join them; prints the page's path last."""
     from repro import dataset
-    from repro.report import execute, html_page
+    from repro.report.page import execute, html_page
 
     dataset.load(parsed.source)  # what is no campaign is said before a notebook runs
     executed = execute(parsed.source, parsed.out)
@@ -272,15 +274,15 @@ def page(parsed: argparse.Namespace) -> int:
 
 def report(parsed: argparse.Namespace) -> int:
     """Write the page about a recorded folder; prints its path."""
-    from repro.diagnosis import page
+    from repro.server.report import write
 
-    print(page.write(parsed.folder, parsed.out or parsed.folder / "report.html"))
+    print(write(parsed.folder, parsed.out or parsed.folder / "report.html"))
     return 0
 
 
 def watch(parsed: argparse.Namespace) -> int:
     """Show a recorded folder live."""
-    from repro.diagnosis.watch import watch
+    from repro.server.watch import watch
 
     watch(parsed.folder, every_s=parsed.every_s, once=parsed.once)
     return 0

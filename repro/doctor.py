@@ -12,7 +12,7 @@ import psutil
 
 from repro.experiment import provenance
 from repro.experiment.campaign import MEMORY_NEEDED
-from repro.plugin.layout import KNOWN_VLLM
+from repro.plugin.hook_points import KNOWN_VLLM
 
 
 @dataclass(frozen=True, kw_only=True)

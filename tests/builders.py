@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from repro.schema import SCHEMA_VERSION, TABLES
+from repro.dataset.schema import SCHEMA_VERSION, TABLES
 
 SECOND = 1_000_000_000
 MS = 1_000_000

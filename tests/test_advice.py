@@ -10,12 +10,12 @@ import pytest
 from campaigns import captures
 
 from repro import dataset
-from repro.advice import HELD_A_REQUEST, Setting, advise, setting_of
-from repro.analysis.collector import UnknownCollector
 from repro.analysis.gc_cost import full_collections
 from repro.analysis.trigger import LATER, trigger_table
 from repro.cli import main
 from repro.dataset import Campaign
+from repro.theory.advice import HELD_A_REQUEST, Setting, advise, setting_of
+from repro.theory.cpython_rule import UnknownCollector
 
 DATA = Path(__file__).parent.parent / "data"
 CAMPAIGNS = [path for path in sorted(DATA.iterdir()) if dataset.is_campaign(path)]

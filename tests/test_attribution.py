@@ -13,7 +13,7 @@ from repro.analysis.attribution import HANDLER, attribute, by_arm
 from repro.analysis.gc_cost import full_collections, gc_time
 from repro.analysis.tails import tail_table
 from repro.dataset import Campaign, load
-from repro.tables import causes, explanation
+from repro.report.tables import causes, explanation
 
 GAP = 10 * MS
 STALL = 200 * MS

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from builders import document
 
+from repro.dataset.run import DatasetError, read_document
 from repro.experiment import campaign, provenance
 from repro.experiment.campaign import CampaignError, interleaved, run_campaign
 from repro.experiment.config import Experiment, grid
 from repro.experiment.provenance import NoVllm
 from repro.experiment.supervise import RunFailed
-from repro.rundir import DatasetError, read_document
 
 
 class Child:

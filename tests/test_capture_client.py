@@ -20,7 +20,7 @@ from repro.experiment.clients import capture
 from repro.experiment.clients.engine import engine_arguments
 from repro.experiment.config import Experiment, grid
 from repro.experiment.verify import NotAsRequested
-from repro.plugin import calls
+from repro.plugin import rpc
 from repro.plugin.recorder import PAUSE, Recorder
 
 NAMES = ("gc-on", "frozen", "collect-per-graph")
@@ -62,7 +62,7 @@ class Engine:
         )
 
     def collective_rpc(self, method: str, args: tuple[str]) -> list[dict[str, Any]]:
-        assert method == calls.RECAPTURE_RPC
+        assert method == rpc.RECAPTURE_RPC
         self.asked.append(args[0])
         self.capture(args[0])
         return [{"rank": 0, "capture_policy": args[0], "freeze_count": 0, "free_bytes": 1}]

@@ -9,7 +9,7 @@ import pytest
 from builders import MS, SECOND, run
 from campaigns import captures, recaptures
 
-from repro import dataset, tables
+from repro import dataset
 from repro.analysis.captures import (
     again_over_first,
     capture_times,
@@ -18,7 +18,8 @@ from repro.analysis.captures import (
     principal,
     same_memory_again,
 )
-from repro.analysis.ratios import ratio_of_pairs
+from repro.report import tables
+from repro.stats.ratios import ratio_of_pairs
 
 SECONDS = {"gc-on": 5.0, "frozen": 4.0, "collect-per-graph": 50.0}
 

@@ -11,8 +11,8 @@ from builders import SECOND, run
 from campaigns import captures, census, recaptures, story
 
 from repro import dataset
-from repro.analysis.ratios import ratio_of_runs
 from repro.claims import CLAIMS, Verdict, evaluate, to_markdown
+from repro.stats.ratios import ratio_of_runs
 
 FROZEN = {"heap": {"frozen": 800_000, "tracked": 9}}
 GPU = {"machine__gpu_name": "H100"}

@@ -10,7 +10,7 @@ import sys
 import collector_probe
 import pytest
 
-from repro.analysis.collector import (
+from repro.theory.cpython_rule import (
     Collector,
     StepLoad,
     UnknownCollector,

@@ -11,10 +11,10 @@ from builders import MS, SECOND, START, run
 from campaigns import story
 
 from repro import dataset
-from repro.analysis import lockstep
-from repro.analysis.common_step import Steps, play, predict, take_apart, width_at
-from repro.analysis.lockstep import LockstepError
-from repro.analysis.one_rank import bases, nearest
+from repro.analysis.prediction_basis import bases, nearest
+from repro.theory import lockstep
+from repro.theory.common_step import Steps, play, predict, take_apart, width_at
+from repro.theory.lockstep import LockstepError
 
 
 def steps(seeds: tuple[int, ...] = (1, 2), number: int = 20_000, every: int = 500) -> Steps:

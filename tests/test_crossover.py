@@ -11,15 +11,16 @@ import pandas as pd
 import pytest
 from builders import MS, SECOND, START, run
 
-from repro import dataset, tables
+from repro import dataset
 from repro.analysis.arms import pairs
-from repro.analysis.designs import ALIKE, crossover_over_fresh, designs
+from repro.analysis.crossover_cost import ALIKE, crossover_over_fresh, designs
 from repro.analysis.tails import effect, step_intervals, tail_table
 from repro.experiment import verify
 from repro.experiment.clients.closed_loop import ClosedLoop
 from repro.experiment.config import ConfigError, Experiment
 from repro.experiment.verify import NotAsRequested
-from repro.plugin import calls, patch
+from repro.plugin import rpc, worker_hooks
+from repro.report import tables
 
 ORDER = ("freeze", "no-freeze", "no-freeze", "freeze")
 
@@ -86,7 +87,7 @@ class Engine:
         self.calls: list[bool] = []
 
     def collective_rpc(self, method: str, args: tuple[bool]) -> list[tuple[int, int]]:
-        assert method == calls.SWITCH_RPC
+        assert method == rpc.SWITCH_RPC
         self.calls.append(*args)
         return [(900_000, 0) if args[0] else (375, 899_625)]
 
@@ -123,10 +124,10 @@ def test_a_switch_that_did_not_reach_the_heap_is_no_data() -> None:
 def test_a_switch_collects_everything_and_then_freezes_or_does_not() -> None:
     try:
         for _ in range(2):
-            frozen, tracked = patch.switch(True)
+            frozen, tracked = worker_hooks.switch(True)
             assert frozen > 10_000 > tracked
         before = gc.get_stats()[2]["collections"]
-        frozen, tracked = patch.switch(False)
+        frozen, tracked = worker_hooks.switch(False)
         assert frozen < 1_000 and tracked > 10_000
         assert gc.get_stats()[2]["collections"] == before + 1
     finally:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from builders import document, run, steady
 
-from repro.datapackage import PACKAGE, describe, write
 from repro.dataset import DatasetError
-from repro.rundir import FAILED_KEYS, OK_KEYS
-from repro.schema import CENSUS_POINTS, REQUIRED, ROLES, TABLES
+from repro.dataset.datapackage import PACKAGE, describe, write
+from repro.dataset.run import FAILED_KEYS, OK_KEYS
+from repro.dataset.schema import CENSUS_POINTS, REQUIRED, ROLES, TABLES
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -30,7 +30,7 @@ def test_committed_package_is_current() -> None:
     if not any(DATA.glob("*/*/run.json")):
         pytest.skip("data/ holds no campaign yet")
     committed = json.loads((DATA / PACKAGE).read_text(encoding="utf-8"))
-    assert committed == describe(DATA), "run python -m repro.datapackage"
+    assert committed == describe(DATA), "run python -m repro.dataset.datapackage"
 
 
 def test_every_column_is_described_in_order(root: Path) -> None:

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from repro.dataset import DatasetError, in_window, is_campaign, load, subset
-from repro.rundir import FAILED_KEYS, OK_KEYS, read_document
-from repro.schema import REQUIRED, SCHEMA_VERSION, TABLES
+from repro.dataset.run import FAILED_KEYS, OK_KEYS, read_document
+from repro.dataset.schema import REQUIRED, SCHEMA_VERSION, TABLES
 
 slow_fixture = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

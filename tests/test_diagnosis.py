@@ -21,11 +21,11 @@ import recordings
 from recordings import MS, STALL_MS, serving
 
 from repro import cli
-from repro.analysis.bootstrap import steps_needed
-from repro.diagnosis import launches, numbers, page
-from repro.diagnosis.advice import advice
-from repro.diagnosis.watch import Watch, watch
 from repro.plugin.recorder import PAUSE, STEP
+from repro.server import launches, numbers, report
+from repro.server.remedies import advice
+from repro.server.watch import Watch, watch
+from repro.stats.bootstrap import steps_needed
 
 STALLS = range(50, 2000, 50)
 
@@ -106,12 +106,12 @@ def test_launches_are_kept_apart_the_newest_first(tmp_path: Path) -> None:
     found = launches.read(tmp_path)
     assert [len(launch.campaign.itl) for launch in found] == [19, 9]
     assert [launch.began.year for launch in found] == [2033, 2001]
-    text = page.write(tmp_path, tmp_path / "page.html").read_text()
+    text = report.write(tmp_path, tmp_path / "page.html").read_text()
     assert text.index("Launch of 2033") < text.index("Launch of 2001")
 
 
 def test_a_server_that_was_never_asked(tmp_path: Path) -> None:
-    text = page.write(serving(tmp_path, steps=0), tmp_path / "page.html").read_text()
+    text = report.write(serving(tmp_path, steps=0), tmp_path / "page.html").read_text()
     assert "send this server some load" in text
 
 

@@ -18,10 +18,10 @@ import pytest
 from repro import dataset, plugin
 from repro.analysis.tails import step_intervals
 from repro.dataset import Campaign
+from repro.dataset.run import read_document
 from repro.experiment import campaign, provenance, supervise
 from repro.experiment.campaign import CampaignError, run_campaign
 from repro.experiment.config import MODELS, Experiment
-from repro.rundir import read_document
 
 pytestmark = pytest.mark.engine
 

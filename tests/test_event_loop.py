@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repro import recording
-from repro.plugin import event_loop, faults
-from repro.plugin.layout import UnknownLayout
+from repro.dataset import recording
+from repro.plugin import fault_handling, output_handler
+from repro.plugin.hook_points import UnknownLayout
 from repro.plugin.recorder import Recorder
 
 CALL_S = 0.012
@@ -34,7 +34,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
     fresh = type("OutputProcessor", (OutputProcessor,), {})
     module = types.ModuleType("vllm.v1.engine.output_processor")
     module.OutputProcessor = fresh  # type: ignore[attr-defined]
-    monkeypatch.setattr(event_loop, "vllm_module", lambda name: {module.__name__: module}[name])
+    monkeypatch.setattr(output_handler, "vllm_module", lambda name: {module.__name__: module}[name])
     return fresh()
 
 
@@ -62,7 +62,7 @@ async def turns(processor: Any, messages: int, *, yields: bool) -> None:
 
 
 def test_a_backlog_taken_off_in_one_turn_is_one_hold(tmp_path: Path, processor: Any) -> None:
-    event_loop.record_holds(recorder(tmp_path))
+    output_handler.record_holds(recorder(tmp_path))
     began = time.monotonic_ns()
     asyncio.run(turns(processor, 5, yields=False))
     found = holds(tmp_path)
@@ -73,14 +73,14 @@ def test_a_backlog_taken_off_in_one_turn_is_one_hold(tmp_path: Path, processor: 
 
 
 def test_a_handler_that_lets_others_run_holds_nothing(tmp_path: Path, processor: Any) -> None:
-    event_loop.record_holds(recorder(tmp_path))
+    output_handler.record_holds(recorder(tmp_path))
     asyncio.run(turns(processor, 5, yields=True))
     assert holds(tmp_path) == {} or len(holds(tmp_path)["calls"]) == 0
 
 
 def test_without_an_event_loop_nobody_is_kept(tmp_path: Path, processor: Any) -> None:
     made = recorder(tmp_path)
-    event_loop.record_holds(made)
+    output_handler.record_holds(made)
     for _ in range(5):
         processor.process_outputs([1])
     asyncio.run(turns(processor, 2, yields=False))
@@ -90,16 +90,16 @@ def test_without_an_event_loop_nobody_is_kept(tmp_path: Path, processor: Any) ->
 def test_a_fault_of_ours_leaves_the_handler_alone(
     processor: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(faults, "_said", set())
-    monkeypatch.delenv(faults.STRICT, raising=False)
+    monkeypatch.setattr(fault_handling, "_said", set())
+    monkeypatch.delenv(fault_handling.STRICT, raising=False)
 
     def broken(*event: int) -> None:
         raise RuntimeError("the disk is on fire")
 
-    event_loop.record_holds(types.SimpleNamespace(write=broken))  # type: ignore[arg-type]
+    output_handler.record_holds(types.SimpleNamespace(write=broken))  # type: ignore[arg-type]
     asyncio.run(turns(processor, 3, yields=False))
     asyncio.run(turns(processor, 3, yields=False))
-    assert [event_loop.WHAT in record.message for record in caplog.records] == [True]
+    assert [output_handler.WHAT in record.message for record in caplog.records] == [True]
 
 
 def test_a_vllm_without_an_output_processor_is_named(
@@ -110,14 +110,14 @@ def test_a_vllm_without_an_output_processor_is_named(
     vllm.__version__ = "9.9.9"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     with pytest.raises(UnknownLayout, match=r"OutputProcessor has no process_outputs"):
-        event_loop.record_holds(types.SimpleNamespace(write=print))  # type: ignore[arg-type]
+        output_handler.record_holds(types.SimpleNamespace(write=print))  # type: ignore[arg-type]
 
 
 def test_holds_are_the_front_ends_alone(tmp_path: Path) -> None:
     for role in ("frontend", "engine"):
         made = Recorder(tmp_path)
         made.declare(role, 0)
-        made.write(event_loop.HOLD, 1, 2, 3, 4)
+        made.write(output_handler.HOLD, 1, 2, 3, 4)
     found = holds(tmp_path)
     assert {name: np.asarray(column).tolist() for name, column in found.items()} == {
         "start_ns": [1],

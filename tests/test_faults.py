@@ -28,16 +28,16 @@ from hypothesis import strategies as st
 from recordings import recorder
 from test_campaign import wait_for_pid
 
-from repro import dataset, recording
-from repro.dataset import DatasetError
+from repro import dataset
+from repro.dataset import DatasetError, recording
+from repro.dataset.schema import TABLES
 from repro.experiment import campaign, supervise
 from repro.experiment.clients import server
 from repro.experiment.config import Experiment, grid
 from repro.experiment.verify import NotAsRequested, recording_is_whole
 from repro.plugin import recorder as recorder_module
-from repro.plugin import steps
+from repro.plugin import step_hooks
 from repro.plugin.recorder import PAUSE, STEP, Recorder
-from repro.schema import TABLES
 
 # --- recordings --------------------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ def said(caplog: pytest.LogCaptureFixture, text: str) -> int:
 
 def test_vllms_own_fault_stays_vllms(tmp_path: Path) -> None:
     made: Any = SimpleNamespace(execute_model=lambda scheduler_output: 1 / 0)
-    steps.record_steps(made, Recorder(tmp_path))
+    step_hooks.record_steps(made, Recorder(tmp_path))
     with pytest.raises(ZeroDivisionError):
         made.execute_model(SimpleNamespace(total_num_scheduled_tokens=1))
     ((step,),) = [r.of_kind(STEP) for r in recording.read_all(tmp_path)]

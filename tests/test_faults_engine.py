@@ -14,13 +14,14 @@ from builders import SECOND, run, steady
 from servers import Server
 from test_faults import small_disk
 
-from repro import cli, dataset, plugin, recording
-from repro.diagnosis import launches
+from repro import cli, dataset, plugin
+from repro.dataset import recording
+from repro.dataset.run import read_document
 from repro.experiment.campaign import CampaignError, run_campaign
 from repro.experiment.config import grid
 from repro.experiment.supervise import alive
 from repro.plugin.recorder import PAUSE
-from repro.rundir import read_document
+from repro.server import launches
 
 pytestmark = pytest.mark.engine
 

@@ -14,10 +14,11 @@ from campaigns import captures, recaptures, story
 from matplotlib.figure import Figure
 from ranked import every, several
 
-from repro import dataset, style, words
-from repro.figures import FIGURES, NotApplicable, draw_all
-from repro.figures.itl_tail import survival
-from repro.style import save
+from repro import dataset, fmt
+from repro.report import style
+from repro.report.figures import FIGURES, NotApplicable, draw_all
+from repro.report.figures.itl_tail import survival
+from repro.report.style import save
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -119,7 +120,7 @@ def test_messages_are_computed(decoding: dataset.Campaign, tmp_path: Path) -> No
     ("value", "said"), [(9.994, "9.99"), (9.996, "10.0"), (99.96, "100"), (0.09996, "0.100")]
 )
 def test_numbers_have_three_digits(value: float, said: str) -> None:
-    assert words.figures(value) == said
+    assert fmt.figures(value) == said
 
 
 def test_capture_time_compares_the_policies(tmp_path: Path) -> None:

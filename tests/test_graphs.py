@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import pytest
 
 from repro import policy
-from repro.plugin import graphs
-from repro.plugin.calls import RECAPTURE_RPC
+from repro.plugin import discard_graphs
 from repro.plugin.capture import hold_capture
-from repro.plugin.layout import UnknownLayout
+from repro.plugin.hook_points import UnknownLayout
+from repro.plugin.rpc import RECAPTURE_RPC
 
 SIZES = (4, 2, 1)
 PIECES = 3
@@ -229,7 +229,7 @@ def test_no_graph_of_before_is_left(started: tuple[Any, Notes]) -> None:
     assert len(before) == FULL_AND_PIECES
     left = weakref.WeakSet(before)
     del before
-    graphs.discard(made)
+    discard_graphs.discard(made)
     assert not left
 
 
@@ -275,4 +275,4 @@ def test_graphs_elsewhere_are_refused_naming_the_version(
     made = worker(V2Runner(stubs.usual))
     spoil(made)
     with pytest.raises(UnknownLayout, match=rf"vLLM 9\.9\.9.*{named}.*0\.22\.1 to 0\.32\.0"):
-        graphs.discard(made)
+        discard_graphs.discard(made)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from repro.analysis.lockstep import LockstepError, predict, simulate, width_at
+from repro.theory.lockstep import LockstepError, predict, simulate, width_at
 
 MS = 1_000_000
 

@@ -10,12 +10,14 @@ import pytest
 from builders import MS, SECOND, START, document, run
 from campaigns import ROLES, census, decode, story
 
-from repro import dataset, style, tables_mechanism
+from repro import dataset
 from repro.analysis.mechanism import objects_from, pause_by_objects, policies_table
 from repro.analysis.memory import garbage_left, resident_by_arm
 from repro.claims import Verdict, evaluate
 from repro.dataset import Campaign
-from repro.figures import FIGURES, NotApplicable
+from repro.report import style
+from repro.report.figures import FIGURES, NotApplicable
+from repro.report.tables import mechanism
 
 LENGTH_S = 12
 START_UP = ("imported", "loaded", "profiled", "ready")
@@ -149,7 +151,7 @@ def test_policies_are_compared_by_what_was_measured(policies: Campaign) -> None:
     assert table.loc["stock", "longest_ms"] > 250
     assert table.loc["freeze-again", "longest_ms"] < 10
     assert table["tokens_per_s"].eq(100.0).all()
-    assert len(tables_mechanism.policies(policies)) == len(POLICIES)
+    assert len(mechanism.policies(policies)) == len(POLICIES)
 
 
 def test_objects_are_laid_to_the_stage_that_made_them(policies: Campaign) -> None:
@@ -174,7 +176,7 @@ def test_garbage_is_what_was_counted_at_the_end(policies: Campaign, tmp_path: Pa
         .to_numpy()
         .all()
     )
-    told = tables_mechanism.policies(policies)
+    told = mechanism.policies(policies)
     assert set(told["and made since"]) == {"30 (4,000 bytes)"}
     assert set(told["worker never reclaimed, from before the freeze"]) == {"7 (900 bytes)"}
 
@@ -194,7 +196,7 @@ def test_memory_gained_is_told_by_process_and_for_as_many_steps(
     assert found.loc["worker", "growth_bytes"] == pytest.approx(-100_000_000, abs=10)
     (steps,) = found["steps"].unique()
     assert steps == len(dataset.in_window(campaign, campaign.steps)) > 500
-    told = tables_mechanism.memory(campaign).set_index("process")
+    told = mechanism.memory(campaign).set_index("process")
     assert told.loc["front end", "gained (MiB)"] == "477"
     assert told.loc["worker", "gained (MiB)"] == "-95.4"
 

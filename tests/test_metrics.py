@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from repro.plugin import faults, metrics
-from repro.plugin.follow import CHUNK_BYTES, Follower, Launch, newest_launch
+from repro.plugin import fault_handling, metrics
+from repro.plugin.live_reader import CHUNK_BYTES, Follower, Launch, newest_launch
 from repro.plugin.metrics import PauseCounters
 from repro.plugin.recorder import EVENT, HEADER_BYTES, LAUNCH, PAUSE, STEP, Recorder
 
@@ -163,10 +163,10 @@ def test_a_fault_spoils_no_scrape(
     made.write(PAUSE, 1, 1, 0, 0)
     counters = PauseCounters(tmp_path, made.launch_ns)
     before = samples(counters)
-    monkeypatch.setattr(faults, "_said", set())
+    monkeypatch.setattr(fault_handling, "_said", set())
     monkeypatch.setattr(metrics.Launch, "new_events", lambda launch: 1 / 0)
     assert samples(counters) == samples(counters) == before
     assert len([r for r in caplog.records if "division by zero" in r.message]) == 1
-    monkeypatch.setenv(faults.STRICT, "1")
+    monkeypatch.setenv(fault_handling.STRICT, "1")
     with pytest.raises(ZeroDivisionError):
         counters.collect()

@@ -17,10 +17,10 @@ from builders import END, START, run
 from campaigns import recaptures, story
 from ranked import every, several
 
-from repro import notebook
 from repro.dataset import DatasetError
-from repro.notebook import NothingMeasured, ParameterError, allowed, check
-from repro.report import ReportError, execute, html_page
+from repro.report import notebook
+from repro.report.notebook import NothingMeasured, ParameterError, allowed, check
+from repro.report.page import ReportError, execute, html_page
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

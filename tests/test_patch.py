@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from repro import policy
-from repro.plugin import capture, layout, patch, steps
-from repro.plugin.layout import UnknownLayout
-from repro.plugin.patch import fit_out
+from repro.plugin import capture, hook_points, step_hooks, worker_hooks
+from repro.plugin.hook_points import UnknownLayout
+from repro.plugin.worker_hooks import fit_out
 
 calls: list[str] = []
 
@@ -145,12 +145,12 @@ def test_an_unknown_layout_names_the_version(missing: str) -> None:
 
 
 def test_ranks_are_counted_over_all_engines() -> None:
-    assert layout.global_rank(worker(BEFORE)) == 8
+    assert hook_points.global_rank(worker(BEFORE)) == 8
 
 
 def test_a_vllm_without_the_hooks_module_is_named() -> None:
     with pytest.raises(UnknownLayout, match=r"vLLM 9\.9\.9: there is no module vllm\."):
-        patch.apply(policy.serving("freeze"), policy.capture("stock"), None)
+        worker_hooks.apply(policy.serving("freeze"), policy.capture("stock"), None)
 
 
 # --- capture ------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_steps_are_recorded_with_their_tokens() -> None:
     rows: list[tuple[int, ...]] = []
     made = worker(BEFORE)
     recorder: Any = SimpleNamespace(write=lambda *row: rows.append(row))
-    steps.record_steps(made, recorder)
+    step_hooks.record_steps(made, recorder)
     for tokens in (7, 9):
         made.execute_model(SimpleNamespace(total_num_scheduled_tokens=tokens))
     assert [(row[3], row[4]) for row in rows] == [(7, 0), (9, 1)]

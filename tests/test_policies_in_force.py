@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from repro import policy
-from repro.plugin import collector, patch, processes, steps
-from repro.plugin.calls import END_RPC
+from repro.plugin import apply_policy, engine_frontend_hooks, step_hooks, worker_hooks
 from repro.plugin.observers import OBSERVERS, observe
+from repro.plugin.rpc import END_RPC
 from repro.policy import RAISED, SERVING
 
 
@@ -23,7 +23,7 @@ from repro.policy import RAISED, SERVING
 def collector_left_as_found() -> Iterator[None]:
     thresholds = gc.get_threshold()
     yield
-    gc.callbacks[:] = [call for call in gc.callbacks if call is not collector.freeze_survivors]
+    gc.callbacks[:] = [call for call in gc.callbacks if call is not apply_policy.freeze_survivors]
     gc.set_threshold(*thresholds)
     gc.enable()
     gc.unfreeze()
@@ -44,31 +44,31 @@ def loops(number: int) -> list[Loop]:
 def test_each_policy_leaves_the_collector_as_it_says(name: str) -> None:
     before = gc.get_freeze_count()
     serving = policy.serving(name)
-    collector.put_in_force(serving)
+    apply_policy.put_in_force(serving)
     assert gc.isenabled() == serving.automatic
     assert gc.get_threshold() == (serving.thresholds or gc.get_threshold())
     assert (gc.get_freeze_count() > before) == bool(serving.freeze)
-    collector.lift(serving)
+    apply_policy.lift(serving)
     assert gc.get_freeze_count() == (0 if serving.freeze else before)
 
 
 def test_raised_thresholds_are_the_ones_of_the_policy() -> None:
-    collector.put_in_force(policy.serving("freeze-thresholds"))
+    apply_policy.put_in_force(policy.serving("freeze-thresholds"))
     assert gc.get_threshold() == RAISED
 
 
 def test_freeze_again_hides_what_a_full_collection_left_alive() -> None:
     serving = policy.serving("freeze-again")
-    collector.put_in_force(serving)
-    collector.put_in_force(serving)
-    assert gc.callbacks.count(collector.freeze_survivors) == 1, "twice in force, once at work"
+    apply_policy.put_in_force(serving)
+    apply_policy.put_in_force(serving)
+    assert gc.callbacks.count(apply_policy.freeze_survivors) == 1, "twice in force, once at work"
     kept = loops(5_000)
     young = gc.get_freeze_count()
     gc.collect(1)
     assert gc.get_freeze_count() <= young
     gc.collect()
     assert gc.get_freeze_count() >= young + len(kept)
-    collector.lift(serving)
+    apply_policy.lift(serving)
     gc.collect()
     assert gc.get_freeze_count() == 0, "nothing is frozen again after shutdown began"
 
@@ -80,7 +80,7 @@ def test_what_was_never_reclaimed_is_counted_once() -> None:
         strict=True, census=lambda point, **garbage: counted.append((point, garbage))
     )
     worker: Any = SimpleNamespace(shutdown=lambda: counted.append(("down", {})))
-    patch.hold_shutdown(worker, policy.serving("freeze"), recorder)
+    worker_hooks.hold_shutdown(worker, policy.serving("freeze"), recorder)
     gc.disable()
     gc.collect()
     loops(300)
@@ -99,17 +99,17 @@ def test_what_is_due_is_collected_and_nothing_else() -> None:
     gc.disable()
     gc.collect()
     collections = gc.get_stats()[0]["collections"]
-    collector.collect_due()
+    apply_policy.collect_due()
     assert gc.get_stats()[0]["collections"] == collections, "nothing was due"
     kept = loops(gc.get_threshold()[0] + 50)
-    collector.collect_due()
+    apply_policy.collect_due()
     assert gc.get_stats()[0]["collections"] == collections + 1
     del kept
     gc.collect()
     for _ in range(gc.get_threshold()[1] + 1):
         gc.collect(0)
     older = gc.get_stats()[1]["collections"]
-    collector.collect_due()
+    apply_policy.collect_due()
     assert gc.get_stats()[1]["collections"] == older + 1
 
 
@@ -117,11 +117,11 @@ def test_idleness_makes_one_full_collection_not_one_a_look() -> None:
     gc.disable()
     gc.collect()
     full = gc.get_stats()[2]["collections"]
-    collector.collect_all()
+    apply_policy.collect_all()
     assert gc.get_stats()[2]["collections"] == full, "nothing had grown old"
     gc.collect(1)
-    collector.collect_all()
-    collector.collect_all()
+    apply_policy.collect_all()
+    apply_policy.collect_all()
     assert gc.get_stats()[2]["collections"] == full + 1
 
 
@@ -132,9 +132,11 @@ def test_idleness_makes_one_full_collection_not_one_a_look() -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     for name in ("collect_due", "collect_all"):
-        for module in (processes, steps):
+        for module in (engine_frontend_hooks, step_hooks):
             monkeypatch.setattr(module, name, lambda name=name: made.append(name))
-    monkeypatch.setattr(processes, "put_in_force", lambda serving: made.append(serving.name))
+    monkeypatch.setattr(
+        engine_frontend_hooks, "put_in_force", lambda serving: made.append(serving.name)
+    )
     return made
 
 
@@ -182,7 +184,7 @@ def test_the_engine_cores_freeze_becomes_the_policy(
     monkeypatch: pytest.MonkeyPatch, calls: list[str]
 ) -> None:
     core = core_module(monkeypatch, calls)
-    processes.apply(policy.serving("freeze-again"), STOCK, role="engine")
+    engine_frontend_hooks.apply(policy.serving("freeze-again"), STOCK, role="engine")
     core.EngineCoreProc()
     assert calls == ["freeze-again"]
 
@@ -192,7 +194,7 @@ def test_other_processes_are_left_alone(
     role: str, monkeypatch: pytest.MonkeyPatch, calls: list[str]
 ) -> None:
     core = core_module(monkeypatch, calls)
-    processes.apply(policy.serving("freeze"), policy.serving("freeze"), role=role)
+    engine_frontend_hooks.apply(policy.serving("freeze"), policy.serving("freeze"), role=role)
     core.EngineCoreProc()
     assert calls == ["upstream freeze"]
 
@@ -201,7 +203,7 @@ def test_the_engine_core_collects_while_workers_compute_and_when_idle(
     monkeypatch: pytest.MonkeyPatch, calls: list[str]
 ) -> None:
     core = core_module(monkeypatch, calls)
-    processes.apply(policy.serving("between-steps"), STOCK, role="engine")
+    engine_frontend_hooks.apply(policy.serving("between-steps"), STOCK, role="engine")
     busy = core.EngineCoreProc()
     calls.clear()
     busy._process_input_queue()
@@ -260,7 +262,7 @@ def test_the_front_end_gets_its_policy_with_its_engine_and_in_the_servers_place(
     kind: str, monkeypatch: pytest.MonkeyPatch, calls: list[str]
 ) -> None:
     vllm = front_end(monkeypatch, calls)
-    processes.apply(STOCK, policy.serving("freeze"), role="frontend")
+    engine_frontend_hooks.apply(STOCK, policy.serving("freeze"), role="frontend")
     getattr(vllm, kind)()
     assert calls == ["freeze"]
     vllm.server.freeze_gc_heap()
@@ -271,7 +273,7 @@ def test_the_front_end_collects_before_it_waits(
     monkeypatch: pytest.MonkeyPatch, calls: list[str]
 ) -> None:
     vllm = front_end(monkeypatch, calls)
-    processes.apply(STOCK, policy.serving("between-steps"), role="frontend")
+    engine_frontend_hooks.apply(STOCK, policy.serving("between-steps"), role="frontend")
     assert vllm.SyncMPClient().get_output() == "sync"
     assert asyncio.run(vllm.AsyncMPClient().get_output_async()) == "async"
     assert calls == ["collect_due", "wait"] * 2
@@ -285,7 +287,7 @@ def test_the_front_end_collects_before_it_waits(
 
 def test_a_worker_collects_behind_the_launch_of_a_step(calls: list[str]) -> None:
     worker = SimpleNamespace(execute_model=lambda output: calls.append("launch"))
-    steps.collect_after_launch(worker)
+    step_hooks.collect_after_launch(worker)
     worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=7))
     worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=0))
     assert calls == ["launch", "collect_due", "launch", "collect_all"]

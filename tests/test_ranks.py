@@ -10,7 +10,8 @@ import pytest
 from campaigns import story
 from ranked import every, several
 
-from repro import claims, dataset, prediction
+from repro import claims, dataset
+from repro.analysis import prediction
 from repro.analysis.ranks import against_prediction, coupling, independence, wilson
 
 

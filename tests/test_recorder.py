@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import recording
+from repro.dataset import recording
 from repro.plugin import recorder
 from repro.plugin.recorder import PAUSE, STEP, Recorder, identity_from_name
 

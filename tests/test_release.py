@@ -8,7 +8,7 @@ import pytest
 from campaigns import story
 
 from repro import dataset
-from repro.analysis.release import likeness, twins
+from repro.analysis.release_comparison import likeness, twins
 from repro.claims import Verdict
 from repro.claims.tail import patch_is_the_release
 from repro.dataset import Campaign

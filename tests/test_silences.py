@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from builders import END, MS, SECOND, START, run
 
-from repro import dataset, tables
+from repro import dataset
 from repro.analysis.attribution import covered
 from repro.analysis.silences import silences
 from repro.claims import evaluate
-from repro.figures import FIGURES, NotApplicable
+from repro.report import tables
+from repro.report.figures import FIGURES, NotApplicable
 
 QUIET = START + 4 * SECOND
 LENGTH = 3 * SECOND

@@ -17,7 +17,7 @@ import pytest
 from test_patch import AFTER, BEFORE, vllm_stub, worker
 
 from repro import plugin, policy
-from repro.plugin import faults, patch, steps
+from repro.plugin import fault_handling, step_hooks, worker_hooks
 from repro.plugin.capture import span
 
 __all__ = ["vllm_stub"]  # a fixture that every test here uses
@@ -41,8 +41,8 @@ class Broken:
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "_said", set())
-    monkeypatch.delenv(faults.STRICT, raising=False)
+    monkeypatch.setattr(fault_handling, "_said", set())
+    monkeypatch.delenv(fault_handling.STRICT, raising=False)
 
 
 def said(caplog: pytest.LogCaptureFixture, text: str) -> int:
@@ -50,25 +50,25 @@ def said(caplog: pytest.LogCaptureFixture, text: str) -> int:
 
 
 def warm_up(made: Any, broken: Any) -> None:
-    patch.hold_warm_up(made, policy.serving("freeze"), broken)
+    worker_hooks.hold_warm_up(made, policy.serving("freeze"), broken)
     assert made.compile_or_warm_up_model() == "times"
 
 
 def shut_down(made: Any, broken: Any) -> None:
-    patch.hold_shutdown(made, policy.serving("freeze"), broken)
+    worker_hooks.hold_shutdown(made, policy.serving("freeze"), broken)
     made.shutdown()
 
 
 def take_steps(made: Any, broken: Any) -> None:
     made.execute_model = lambda scheduler_output: "output"
-    steps.record_steps(made, broken)
+    step_hooks.record_steps(made, broken)
     for _ in range(3):
         assert made.execute_model(SimpleNamespace(total_num_scheduled_tokens=1)) == "output"
 
 
 def take_a_step_of_another_shape(made: Any, broken: Any) -> None:
     made.execute_model = lambda scheduler_output, more=None: "output"
-    steps.record_steps(made, broken)
+    step_hooks.record_steps(made, broken)
     assert made.execute_model(object(), more=1) == made.execute_model(object()) == "output"
 
 
@@ -86,8 +86,8 @@ def capture(made: Any, broken: Any) -> None:
 
 def freeze(made: Any, broken: Any) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(patch, "put_in_force", broken.freeze)
-        patch.hold_warm_up(made, policy.serving("freeze"), None)
+        patched.setattr(worker_hooks, "put_in_force", broken.freeze)
+        worker_hooks.hold_warm_up(made, policy.serving("freeze"), None)
         assert made.compile_or_warm_up_model() == "times"
 
 
@@ -107,7 +107,7 @@ def test_a_fault_at_a_hook_is_said_once_and_vllm_goes_on(
 def test_the_same_fault_fails_an_experiment(
     hook: Callable[[Any, Any], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(faults.STRICT, "1")
+    monkeypatch.setenv(fault_handling.STRICT, "1")
     with pytest.raises((RuntimeError, AttributeError, TypeError)):
         hook(worker(AFTER), Broken())
 
@@ -176,6 +176,6 @@ def test_a_fault_at_the_start_is_said_once_and_vllm_goes_on(wrong: str, tmp_path
 @pytest.mark.parametrize("wrong", WRONG_STARTS)
 def test_the_same_fault_at_the_start_fails_an_experiment(wrong: str, tmp_path: Path) -> None:
     arguments, variables, _, _ = WRONG_STARTS[wrong]
-    ended = install(tmp_path, *arguments, **variables, **{faults.STRICT: "1"})
+    ended = install(tmp_path, *arguments, **variables, **{fault_handling.STRICT: "1"})
     assert ended.returncode == 1
     assert "Error" in ended.stderr.splitlines()[-1] or "Unknown" in ended.stderr.splitlines()[-1]

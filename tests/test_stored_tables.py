@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 from builders import MS
 
+from repro.dataset.run import read_table
+from repro.dataset.schema import TABLES
 from repro.experiment import collect
-from repro.rundir import read_table
-from repro.schema import TABLES
 
 ROWS = 3000
 FEW = np.random.default_rng(1).integers(0, 2**60, 40)

@@ -12,13 +12,6 @@ from builders import END, MS, SECOND, START, run, steady
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.analysis.bootstrap import (
-    GRID,
-    interval,
-    resampled_quantiles,
-    steps_needed,
-    weighted_quantiles,
-)
 from repro.analysis.tails import (
     QUANTILES,
     effect,
@@ -28,6 +21,13 @@ from repro.analysis.tails import (
     tail_table,
 )
 from repro.dataset import Campaign, load
+from repro.stats.bootstrap import (
+    GRID,
+    interval,
+    resampled_quantiles,
+    steps_needed,
+    weighted_quantiles,
+)
 
 TOKENS = 32
 

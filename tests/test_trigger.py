@@ -10,7 +10,6 @@ import pytest
 from builders import MS, SECOND, START, run
 
 from repro import dataset
-from repro.analysis.collector import FULL, Collector, rule_for
 from repro.analysis.trigger import (
     FIRST,
     LATER,
@@ -21,6 +20,7 @@ from repro.analysis.trigger import (
     WITHIN,
     trigger_table,
 )
+from repro.theory.cpython_rule import FULL, Collector, rule_for
 
 DATA = Path(__file__).parent.parent / "data"
 CAMPAIGNS = sorted(path for path in DATA.iterdir() if dataset.is_campaign(path))

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repro.dataset.recording import EVENT, Recording
+from repro.dataset.schema import ROLES
 from repro.experiment import verify
 from repro.experiment.config import Experiment
 from repro.experiment.verify import NotAsRequested
 from repro.policy import RAISED
-from repro.recording import EVENT, Recording
-from repro.schema import ROLES
 
 
 def worker(**fields: Any) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from repro import dataset
+from repro.dataset.run import read_document
 from repro.experiment.campaign import interleaved
 from repro.experiment.config import grid
-from repro.rundir import read_document
 
 pytest.importorskip("snakemake", reason="Snakemake is not installed: make env installs it")
 
 ROOT = Path(__file__).parent.parent
-PROFILES = ROOT / "repro" / "workflow" / "profiles"
+PROFILES = ROOT / "repro" / "experiment" / "workflow" / "profiles"
 
 STUB = f"""
 import sys

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from repro import policy
-from repro.analysis.ratios import NEEDS_RUNS
 from repro.dataset import Campaign
+from repro.stats.ratios import NEEDS_RUNS
 
 EXPLICIT = {name: each.freeze for name, each in policy.SERVING.items() if not each.leaves_alone}
 """Policies that say whether the worker freezes; `stock` leaves it to the installed vLLM."""

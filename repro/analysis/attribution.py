@@ -1,7 +1,7 @@
 """Which pauses explain the tail: each long gap is laid over the pauses of every process.
 
 Through HTTP the API server has stops of another kind too: its output handler holds the event loop
-(`repro.plugin.event_loop`). They stand beside the collections as a cause of their own.
+(`repro.plugin.output_handler`). They stand beside the collections as a cause of their own.
 
 Coincidence is measured beside it: the same pauses, shifted round the window by a random time,
 explain what they explain by chance alone.
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from repro.analysis.bootstrap import Floats, Integers, weighted_quantiles
 from repro.analysis.tails import sample
 from repro.dataset import Campaign
+from repro.stats.bootstrap import Floats, Integers, weighted_quantiles
 
 FACTOR = 5.0
 MIN_SHARE = 0.2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from repro.analysis.ratios import ratio_of_pairs, ratio_of_runs
 from repro.analysis.tails import Estimate
 from repro.dataset import Campaign
+from repro.stats.ratios import ratio_of_pairs, ratio_of_runs
 
 NS_PER_S = 1e9
 FULL = 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from repro.analysis.bootstrap import Integers
 from repro.analysis.tails import NS_PER_MS
 from repro.dataset import Campaign, in_window
+from repro.stats.bootstrap import Integers
 
 FULL = 2
 """The generation whose collection visits every tracked object."""

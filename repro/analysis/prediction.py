@@ -8,13 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from repro import words
-from repro.analysis import lockstep, ranks
-from repro.analysis.bootstrap import EXPECTED_BEYOND
-from repro.analysis.common_step import predict, width_at
-from repro.analysis.lockstep import QUANTILES, Width
-from repro.analysis.one_rank import Basis, bases
+from repro import fmt
+from repro.analysis import ranks
+from repro.analysis.prediction_basis import Basis, bases
 from repro.dataset import Campaign
+from repro.stats.bootstrap import EXPECTED_BEYOND
+from repro.theory import lockstep
+from repro.theory.common_step import predict, width_at
+from repro.theory.lockstep import QUANTILES, Width
 
 SHOWN = (1, 2, 8, 16, 32, 64, 128, 256, 1024)
 BEYOND = "†"
@@ -34,7 +35,7 @@ def by_ranks(basis: Basis, numbers: Sequence[int] = SHOWN) -> pd.DataFrame:
     return pd.DataFrame(
         {"ranks": [f"{number:,}" for number in numbers]}
         | {
-            f"{words.quantile(quantile)}, {arm} (ms)": [
+            f"{fmt.quantile(quantile)}, {arm} (ms)": [
                 columns[arm, quantile][number] for number in numbers
             ]
             for arm, quantile in order
@@ -46,13 +47,13 @@ def of_one_width(basis: Basis, number: int) -> pd.DataFrame:
     """Predicted quantiles of ITL of one number of ranks, beside those of one rank, as texts."""
     found = {arm: predict(steps, ranks=[1, number]) for arm, steps in basis.steps.items()}
     columns = {
-        f"{words.plural(ranks, 'rank')}, {arm} (ms)": [
+        f"{fmt.plural(ranks, 'rank')}, {arm} (ms)": [
             _cell(row) for row in rows[rows["ranks"] == ranks].itertuples()
         ]
         for ranks in dict.fromkeys([1, number])
         for arm, rows in found.items()
     }
-    return pd.DataFrame({"ITL": map(words.quantile, QUANTILES)} | columns)
+    return pd.DataFrame({"ITL": map(fmt.quantile, QUANTILES)} | columns)
 
 
 def if_all_else_were_independent(
@@ -88,7 +89,7 @@ def sentence(basis: Basis) -> str:
     """The widths of the arm without the freeze, in one sentence."""
     steps = basis.steps[basis.pair.baseline]
     rise, double = width_at(steps, RISE), width_at(steps, DOUBLE)
-    seen = words.plural(steps.stalls, "such pause")
+    seen = fmt.plural(steps.stalls, "such pause")
     few = "" if steps.stalls >= EXPECTED_BEYOND else f"; {seen} measured, too few to be sure"
     return (
         f"P99 of {basis.pair.baseline} is 10% above that of one rank {_from(rise)} and twice it "
@@ -105,13 +106,13 @@ def together(campaign: Campaign) -> pd.DataFrame:
             "ranks": found["ranks"].map(str) + " " + found["kind"],
             "steps with a full collection": found["steps"].map(str),
             "of two ranks at once": [
-                words.share(row.share, row.low, row.high) if row.steps else "–"
+                fmt.share(row.share, row.low, row.high) if row.steps else "–"
                 for row in found.itertuples()
             ],
             "by chance, 97.5% of the time at most": [
-                words.percent(row.chance_high) if row.steps else "–" for row in found.itertuples()
+                fmt.percent(row.chance_high) if row.steps else "–" for row in found.itertuples()
             ],
-            "steps to the nearest of another rank": found["apart"].map(words.figures),
+            "steps to the nearest of another rank": found["apart"].map(fmt.figures),
         }
     )
 
@@ -125,9 +126,9 @@ def waiting(campaign: Campaign) -> pd.DataFrame:
             "ranks": found["ranks"].map(str) + " " + found["kind"],
             "pauses": found["pauses"].map(str),
             "shows in another rank's step": [
-                words.share(row.share, row.low, row.high) for row in found.itertuples()
+                fmt.share(row.share, row.low, row.high) for row in found.itertuples()
             ],
-            "at any other time": found["chance"].map(words.percent),
+            "at any other time": found["chance"].map(fmt.percent),
         }
     )
 
@@ -139,18 +140,18 @@ def held_against(campaign: Campaign) -> pd.DataFrame:
         {
             "arm": found["arm"],
             "ranks": found["ranks"].map(str),
-            "quantile": found["quantile"].map(words.quantile),
+            "quantile": found["quantile"].map(fmt.quantile),
             "measured (ms)": [
-                f"{words.figures(row.value_ms)} ({words.bounds(row.low_ms, row.high_ms)})"
+                f"{fmt.figures(row.value_ms)} ({fmt.bounds(row.low_ms, row.high_ms)})"
                 for row in found.itertuples()
             ],
             "predicted (ms)": [
-                f"{words.figures(row.predicted_ms)} "
-                f"({words.bounds(row.predicted_low_ms, row.predicted_high_ms)})"
+                f"{fmt.figures(row.predicted_ms)} "
+                f"({fmt.bounds(row.predicted_low_ms, row.predicted_high_ms)})"
                 for row in found.itertuples()
             ],
             "inside": found["inside"].map({True: "yes", False: "no"}),
-            "measured over predicted": [f"×{words.figures(off)}" for off in found["off"]],
+            "measured over predicted": [f"×{fmt.figures(off)}" for off in found["off"]],
         }
     )
 
@@ -162,7 +163,7 @@ def origin(basis: Basis) -> str:
     return (
         f"Predicted, not measured: one rank of {first['model']} on {first['machine']} with "
         f"{basis.concurrency:,} in flight (campaign {basis.campaign.path.name}, vLLM "
-        f"{words.listed(sorted(runs['vllm'].unique()))}, {words.plural(len(runs), 'run')}, "
+        f"{fmt.listed(sorted(runs['vllm'].unique()))}, {fmt.plural(len(runs), 'run')}, "
         f"{basis.size:,} steps), whose worker's pauses each rank has independently. In brackets "
         f"95% intervals; {BEYOND} beyond what so few pauses can tell."
     )
@@ -181,15 +182,15 @@ def warnings(
         )
     if number > most:
         said.append(
-            f"no campaign here has measured more than {words.plural(most, 'rank')} at once: "
-            f"{words.plural(number, 'rank')} is a prediction"
+            f"no campaign here has measured more than {fmt.plural(most, 'rank')} at once: "
+            f"{fmt.plural(number, 'rank')} is a prediction"
         )
     return said
 
 
 def without_basis(campaigns: Sequence[Campaign]) -> str:
     """The one line for campaigns that nothing can be predicted from."""
-    named = words.listed(campaign.path.name for campaign in campaigns)
+    named = fmt.listed(campaign.path.name for campaign in campaigns)
     return (
         f"{named}: no runs of one rank with and without the freeze and executor mp; "
         "measure them with repro run"
@@ -203,7 +204,7 @@ def has_basis(campaign: Campaign) -> bool:
 
 def _cell(row: Any) -> str:
     mark = "" if row.supported else BEYOND
-    return f"{words.figures(row.value_ms)}{mark} ({words.bounds(row.low_ms, row.high_ms)})"
+    return f"{fmt.figures(row.value_ms)}{mark} ({fmt.bounds(row.low_ms, row.high_ms)})"
 
 
 def _from(width: Width) -> str:

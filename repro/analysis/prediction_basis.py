@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repro.analysis.arms import Pair, pairs
-from repro.analysis.common_step import Steps, take_apart
 from repro.dataset import Campaign
+from repro.theory.common_step import Steps, take_apart
 
 DRIVERS = ("engine", "async_engine")
 """Clients that keep the engine busy. Through HTTP it may idle, and a pause then hides."""

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from repro.analysis.bootstrap import RESAMPLES, Floats, Integers, interval
-from repro.analysis.common_step import predict, take_apart
 from repro.analysis.gc_cost import FULL
-from repro.analysis.lockstep import QUANTILES
 from repro.analysis.tails import NS_PER_MS, sample, step_quantiles
 from repro.dataset import Campaign, in_window
+from repro.stats.bootstrap import RESAMPLES, Floats, Integers, interval
+from repro.theory.common_step import predict, take_apart
+from repro.theory.lockstep import QUANTILES
 
 SHIFTS = 1000
 

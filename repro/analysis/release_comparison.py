@@ -9,9 +9,9 @@ import pandas as pd
 
 from repro.analysis.arms import freezes
 from repro.analysis.gc_cost import full_collections
-from repro.analysis.ratios import ratio_of_runs
 from repro.analysis.tails import Estimate, effect
 from repro.dataset import Campaign, in_window, under_load
+from repro.stats.ratios import ratio_of_runs
 
 FIRST_FROZEN = (0, 23)
 """The first vLLM release with the pull request in it."""

@@ -1,7 +1,7 @@
 """Silences: times in which no client got a token, and who was in the way.
 
 Through HTTP one event loop passes on every token. A collection stops it, and so does an output
-handler that works off its backlog (`repro.plugin.event_loop`); the engine decodes on meanwhile.
+handler that works off its backlog (`repro.plugin.output_handler`); the engine decodes on meanwhile.
 """
 
 from __future__ import annotations

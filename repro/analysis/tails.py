@@ -8,14 +8,14 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from repro.analysis.bootstrap import (
+from repro.dataset import Campaign, in_window
+from repro.stats.bootstrap import (
     Floats,
     interval,
     resampled_quantiles,
     steps_needed,
     weighted_quantiles,
 )
-from repro.dataset import Campaign, in_window
 
 Metric = Literal["itl", "ttft", "tpot", "step_interval"]
 METRICS: tuple[Metric, ...] = get_args(Metric)

@@ -30,8 +30,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from repro.analysis.arms import is_frozen
-from repro.analysis.collector import FULL, UnknownCollector, passes_between_full, rule_for
 from repro.dataset import Campaign, in_window
+from repro.theory.cpython_rule import FULL, UnknownCollector, passes_between_full, rule_for
 
 TOLERANCE = 0.1
 """How far a prediction may lie from what was observed."""

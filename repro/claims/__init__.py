@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from repro import words
+from repro import fmt
 from repro.claims import capture, heap, mechanism, ranks, tail
-from repro.claims.finding import Finding, Verdict
+from repro.claims.verdict import Finding, Verdict
 from repro.dataset import Campaign
 
 __all__ = ["CLAIMS", "Claim", "Finding", "Verdict", "evaluate", "to_markdown"]
@@ -225,7 +225,7 @@ CLAIMS = (
         criterion="reproduced: every prediction within 10%; contradicted: one is not",
         needs="a worker with two full collections, or one after a freeze",
         test=mechanism.rule_predicts,
-        source="`repro.analysis.collector`, fed with what a run recorded",
+        source="`repro.theory.cpython_rule`, fed with what a run recorded",
     ),
     Claim(
         id="little-is-left",
@@ -300,7 +300,7 @@ def to_markdown(verdicts: pd.DataFrame) -> str:
     short = verdicts[["claim", "verdict", "number", "reason", "criterion"]].assign(
         verdict="**" + verdicts["verdict"] + "**", runs=verdicts["runs"].map(_short_list)
     )
-    return words.markdown_table(short)
+    return fmt.markdown_table(short)
 
 
 def _judge(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, str]:

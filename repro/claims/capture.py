@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from repro import words
+from repro import fmt
 from repro.analysis.captures import (
     BASELINE,
     SETTING,
@@ -15,9 +15,9 @@ from repro.analysis.captures import (
     principal,
     same_memory_again,
 )
-from repro.analysis.ratios import ratio_of_runs
-from repro.claims.finding import SAME, Finding, Verdict, same, unsupported
+from repro.claims.verdict import SAME, Finding, Verdict, same, unsupported
 from repro.dataset import Campaign
+from repro.stats.ratios import ratio_of_runs
 
 SAME_MEMORY = (0.99, 1.01)
 """Closer than for times: memory hardly varies."""
@@ -73,7 +73,7 @@ def no_collection_per_graph(campaign: Campaign) -> list[Finding]:
                 number=f"{most} full collections, {fewest} where PyTorch is told to collect",
                 reason=("about as many as" if each else "far fewer than")
                 + " when told to"
-                + (f", which takes {words.ratio(longer)}" if longer.supported else ""),
+                + (f", which takes {fmt.ratio(longer)}" if longer.supported else ""),
                 runs=_used(default, asked),
             )
         )
@@ -89,7 +89,7 @@ def _on_and_frozen(times: pd.DataFrame) -> list[tuple[str, pd.DataFrame, pd.Data
     times = times[times["kind"] == "capture"]
     for (_, _, *setting, again), alike in times.groupby([*SETTING, "again"]):
         on, frozen = (alike[alike["capture_policy"] == name] for name in (BASELINE, "frozen"))
-        where = f"{'again, ' if again else 'at start-up, '}{words.setting(*setting)}"
+        where = f"{'again, ' if again else 'at start-up, '}{fmt.setting(*setting)}"
         if len(on) and len(frozen):
             found.append((where, on, frozen))
     return found
@@ -110,7 +110,7 @@ def _bounded(found: Finding, on: pd.DataFrame) -> Finding:
     share = collector_share(on)
     if not share.supported:
         return found
-    part = words.share(share.value, share.low, share.high)
+    part = fmt.share(share.value, share.low, share.high)
     took = f"the collector takes {part} of it with {BASELINE}"
     return replace(found, reason=f"{found.reason}; {took}: no policy can save more")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from repro import words
+from repro import fmt
 from repro.analysis.arms import FREEZE_ALONE, freezes, heaps, is_frozen, pairs
 from repro.analysis.gc_cost import FULL, full_collections
-from repro.analysis.ratios import ratio_of_runs
-from repro.analysis.release import freezes_itself
-from repro.claims.finding import SAME, Finding, Verdict, unsupported
+from repro.analysis.release_comparison import freezes_itself
+from repro.claims.verdict import SAME, Finding, Verdict, unsupported
 from repro.dataset import Campaign, in_window
+from repro.stats.ratios import ratio_of_runs
 
 SHORTER = 1 / 20
 """How much shorter a full collection must be for its objects not to have been scanned."""
@@ -86,7 +86,7 @@ def frozen_objects_not_scanned(campaign: Campaign) -> list[Finding]:
             verdict, reason = Verdict.CONTRADICTED, "a full collection still sees what was frozen"
         else:
             verdict, reason = Verdict.NOT_REPRODUCED, "shorter, but not surely 20 times"
-        number = f"full collection {words.ratio(ratio)}, {words.percent(seen)} of the heap in sight"
+        number = f"full collection {fmt.ratio(ratio)}, {fmt.percent(seen)} of the heap in sight"
         findings.append(Finding(verdict=verdict, number=number, reason=reason, runs=runs))
     return findings
 
@@ -105,7 +105,7 @@ def no_collection_after_freeze(campaign: Campaign) -> list[Finding]:
     return [
         Finding(
             verdict=Verdict.REPRODUCED if none else Verdict.CONTRADICTED,
-            number=f"{words.plural(len(pauses), 'collection')} of workers, {full:,} of them full",
+            number=f"{fmt.plural(len(pauses), 'collection')} of workers, {full:,} of them full",
             reason="none was seen" if none else "collections go on; the freeze makes them cheap",
             runs=tuple(runs["run"]),
         )
@@ -133,7 +133,7 @@ def unfreeze_restores(campaign: Campaign) -> list[Finding]:
         verdict, reason = Verdict.REPRODUCED, "nothing is left frozen and the objects are back"
     else:
         verdict, reason = Verdict.NOT_REPRODUCED, "nothing is left frozen, but objects are missing"
-    number = f"{words.count(left)} frozen, {words.percent(back)} of the objects tracked again"
+    number = f"{fmt.count(left)} frozen, {fmt.percent(back)} of the objects tracked again"
     runs = tuple(both.index.get_level_values("run").unique())
     return [Finding(verdict=verdict, number=number, reason=reason, runs=runs)]
 
@@ -159,7 +159,7 @@ def memory_impact_minimal(campaign: Campaign) -> list[Finding]:
             verdict, reason = Verdict.CONTRADICTED, "it grows by more than 5%"
         else:
             verdict, reason = Verdict.NOT_REPRODUCED, "the interval leaves growth by 5% open"
-        number = f"{name} {words.ratio(ratio)}"
+        number = f"{name} {fmt.ratio(ratio)}"
         findings.append(Finding(verdict=verdict, number=number, reason=reason, runs=runs))
     return findings
 
@@ -173,7 +173,7 @@ def _process_frozen(campaign: Campaign, role: str, clients: tuple[str, ...]) -> 
     rows = rows[rows["run"].isin(runs["run"])]
     if rows.empty:
         return []
-    name = words.PROCESS[role]
+    name = fmt.PROCESS[role]
     every = f"in every run without the freeze the {name} was frozen"
     return _of_heaps(rows, is_frozen(rows).all(), every, f"a {name} was not frozen")
 
@@ -184,7 +184,7 @@ def _of_heaps(census: pd.DataFrame, holds: bool, because: str, else_because: str
     return [
         Finding(
             verdict=Verdict.REPRODUCED if holds else Verdict.CONTRADICTED,
-            number=f"{words.count(mean['frozen'])} frozen, {words.count(mean['tracked'])} tracked",
+            number=f"{fmt.count(mean['frozen'])} frozen, {fmt.count(mean['tracked'])} tracked",
             reason=because if holds else else_because,
             runs=tuple(census["run"].unique()),
         )

@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from repro import words
+from repro import fmt
 from repro.analysis.mechanism import POLICIES
 from repro.analysis.memory import garbage_left
-from repro.analysis.ratios import ratio_of_runs
-from repro.analysis.release import freezes_itself
+from repro.analysis.release_comparison import freezes_itself
 from repro.analysis.silences import silences
 from repro.analysis.tails import Estimate, effect
 from repro.analysis.trigger import OFF, WITHIN, trigger_table
-from repro.claims.finding import Finding, Verdict
+from repro.claims.verdict import Finding, Verdict
 from repro.dataset import Campaign, under_load
+from repro.stats.ratios import ratio_of_runs
 
 LITTLE_BYTES = 1 << 20
 """What a worker may leave in abandoned cycles for nobody to mind."""
@@ -35,7 +35,7 @@ def rule_predicts(campaign: Campaign) -> list[Finding]:
     return [
         Finding(
             verdict=Verdict.REPRODUCED if wrong.empty else Verdict.CONTRADICTED,
-            number=f"predicted over observed {words.bounds(low, high)}",
+            number=f"predicted over observed {fmt.bounds(low, high)}",
             reason=f"{len(told) - len(wrong)} of {len(told)} predictions within 10%",
             runs=tuple(told["run"].astype(str).unique()),
         )
@@ -54,8 +54,8 @@ def little_is_left(campaign: Campaign) -> list[Finding]:
     return [
         Finding(
             verdict=Verdict.REPRODUCED if little else Verdict.CONTRADICTED,
-            number=f"{words.amount(worst['since'] + worst['kept'])} objects, "
-            f"{words.amount(worst['total'])} bytes at most",
+            number=f"{fmt.amount(worst['since'] + worst['kept'])} objects, "
+            f"{fmt.amount(worst['total'])} bytes at most",
             reason="under 1 MiB in every run" if little else f"over 1 MiB in {worst['arm']}",
             runs=tuple(runs),
         )
@@ -88,9 +88,9 @@ def the_handler_holds_the_loop(campaign: Campaign) -> list[Finding]:
     return [
         Finding(
             verdict=verdict,
-            number=f"{len(found)} silences of {words.figures(length_s.sum())} s together, "
-            f"{words.percent(held)} of it under a hold",
-            reason=f"{words.percent(collecting)} of it under a collection of the API server",
+            number=f"{len(found)} silences of {fmt.figures(length_s.sum())} s together, "
+            f"{fmt.percent(held)} of it under a hold",
+            reason=f"{fmt.percent(collecting)} of it under a collection of the API server",
             runs=tuple(found["run"].unique()),
         )
     ]
@@ -117,7 +117,7 @@ def whole_steps_end_silences(campaign: Campaign) -> list[Finding]:
         findings.append(
             Finding(
                 verdict=Verdict.CONTRADICTED if rate.high < 1 or after > before else verdict,
-                number=f"tokens/s {words.ratio(rate)}, silences {before} before, {after} after",
+                number=f"tokens/s {fmt.ratio(rate)}, silences {before} before, {after} after",
                 reason=str(other["arm"].iloc[0]),
                 runs=(*base["run"], *other["run"]),
             )
@@ -190,5 +190,5 @@ def _compared(campaign: Campaign, base: pd.DataFrame, other: pd.DataFrame, judge
             verdict=Verdict.NOT_MEASURED, number="–", reason="too few runs or steps", runs=runs
         )
     verdict, reason = judge(tail, rate)
-    number = f"P99 ITL {words.ratio(tail)}, tokens/s {words.ratio(rate)}"
+    number = f"P99 ITL {fmt.ratio(tail)}, tokens/s {fmt.ratio(rate)}"
     return Finding(verdict=verdict, number=number, reason=f"{reason}; {treated}", runs=runs)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from repro import words
+from repro import fmt
 from repro.analysis.arms import repeated
-from repro.analysis.one_rank import bases
+from repro.analysis.prediction import sentence
+from repro.analysis.prediction_basis import bases
 from repro.analysis.ranks import against_prediction, coupling, independence, several
-from repro.claims.finding import Finding, Verdict
+from repro.claims.verdict import Finding, Verdict
 from repro.dataset import Campaign
-from repro.prediction import sentence
 
 WAITS, GOES_ON = 0.9, 0.5
 """Shares of a pause in another rank's step: above the one it waits, below the other it does not."""
@@ -32,7 +32,7 @@ def p99_rises_with_width(campaign: Campaign) -> list[Finding]:
         verdict, reason = Verdict.REPRODUCED, "every group measured lies within the prediction"
     else:
         outside = held.loc[~held["inside"]].iloc[0]
-        off = f"{outside['ranks']} ranks measure ×{words.figures(outside['off'])} of it"
+        off = f"{outside['ranks']} ranks measure ×{fmt.figures(outside['off'])} of it"
         verdict, reason = Verdict.CONTRADICTED, f"outside the prediction: {off}"
     runs = (*basis.runs, *campaign.runs.loc[campaign.runs["arm"].isin(held["arm"]), "run"])
     return [Finding(verdict=verdict, number=sentence(basis), reason=reason, runs=runs)]
@@ -51,9 +51,9 @@ def a_rank_waits(campaign: Campaign) -> list[Finding]:
             verdict = Verdict.CONTRADICTED
         else:
             verdict = Verdict.NOT_REPRODUCED
-        shown = words.share(row.share, row.low, row.high)
+        shown = fmt.share(row.share, row.low, row.high)
         number = f"{shown} of a pause is in the other rank's step too"
-        reason = f"{row.pauses} pauses; at any other time {words.percent(row.chance)}"
+        reason = f"{row.pauses} pauses; at any other time {fmt.percent(row.chance)}"
         findings.append(Finding(verdict=verdict, number=number, reason=reason, runs=runs))
     return findings
 
@@ -83,9 +83,9 @@ def _shared_steps(row: Any, runs: tuple[str, ...], *, most: bool) -> Finding:
     else:
         verdict = Verdict.REPRODUCED if more == most else Verdict.CONTRADICTED
         reason = f"{'more' if more else 'less'} than half of them, surely"
-    reason += f"; by chance {words.percent(row.chance)}"
-    reason += f"; the nearest of another rank {words.amount(row.apart)} steps away"
-    number = f"{row.together} of {row.steps} steps, {words.share(row.share, row.low, row.high)}"
+    reason += f"; by chance {fmt.percent(row.chance)}"
+    reason += f"; the nearest of another rank {fmt.amount(row.apart)} steps away"
+    number = f"{row.together} of {row.steps} steps, {fmt.share(row.share, row.low, row.high)}"
     return Finding(verdict=verdict, number=number, reason=reason, runs=runs)
 
 

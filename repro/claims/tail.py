@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from repro import words
+from repro import fmt
 from repro.analysis.arms import Pair, pairs, repeated
-from repro.analysis.ratios import NEEDS_RUNS
-from repro.analysis.release import likeness, twins
+from repro.analysis.release_comparison import likeness, twins
 from repro.analysis.tails import Estimate, Metric, effect
-from repro.claims.finding import Finding, Verdict, same, unsupported
+from repro.claims.verdict import Finding, Verdict, same, unsupported
 from repro.dataset import Campaign
+from repro.stats.ratios import NEEDS_RUNS
 
 SAME_TAIL = (0.9, 1.1)
 """Wider for the tail: P99 of two equal arms varies more than a capture's time does."""
@@ -85,7 +85,7 @@ def _tail_falls(campaign: Campaign, pair: Pair) -> Finding:
         verdict, reason = Verdict.NOT_REPRODUCED, f"{name} falls, but not surely by a fifth"
     else:
         verdict, reason = Verdict.NOT_REPRODUCED, f"the interval of {name} includes no change"
-    number = f"{name} {words.ratio(ratio)}"
+    number = f"{name} {fmt.ratio(ratio)}"
     return Finding(
         verdict=verdict, number=number, reason=reason + _further(campaign, pair), runs=runs
     )
@@ -97,13 +97,13 @@ def _tail_ratio(campaign: Campaign, pair: Pair, quantile: float = 0.99) -> tuple
     metric: Metric = "itl" if seen else "step_interval"
     ratio = effect(campaign, pair.baseline, pair.treated, quantile, metric)
     name = {"itl": "ITL", "step_interval": "step interval"}[metric]
-    return ratio, f"{words.quantile(quantile)} {name}"
+    return ratio, f"{fmt.quantile(quantile)} {name}"
 
 
 def _further(campaign: Campaign, pair: Pair) -> str:
     """The tail beyond P99, for a claim that may be right further out."""
     beyond = [_tail_ratio(campaign, pair, quantile) for quantile in (0.999, 1.0)]
-    said = [f"{name} {words.ratio(ratio)}" for ratio, name in beyond if ratio.supported]
+    said = [f"{name} {fmt.ratio(ratio)}" for ratio, name in beyond if ratio.supported]
     where = f"; {pair.setting}" if pair.setting else ""
     return (f"; {', '.join(said)}" if said else "") + where
 
@@ -122,7 +122,7 @@ def patch_is_the_release(campaign: Campaign) -> list[Finding]:
             continue
         name = f"full collection, {pair.after} over {pair.before}"
         found = same(ratio, AS_LONG, name, runs)
-        rest = ", ".join(f"{k} {words.ratio(r)}" for k, r in ratios.items() if r.supported)
+        rest = ", ".join(f"{k} {fmt.ratio(r)}" for k, r in ratios.items() if r.supported)
         findings.append(replace(found, reason=f"{found.reason}; {rest}"))
     return findings
 

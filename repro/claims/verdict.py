@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from repro import words
+from repro import fmt
 from repro.analysis.tails import Estimate
 
 SAME = (0.95, 1.05)
@@ -51,14 +51,14 @@ class Finding:
 def same(ratio: Estimate, within: tuple[float, float], name: str, runs: tuple[str, ...]) -> Finding:
     """No difference, if the interval lies within the margin; a difference, if it lies outside."""
     low, high = within
-    margin = words.bounds(low, high)
+    margin = fmt.bounds(low, high)
     if low <= ratio.low and ratio.high <= high:
         verdict, reason = Verdict.REPRODUCED, f"the interval lies within {margin}"
     elif ratio.high < low or ratio.low > high:
         verdict, reason = Verdict.CONTRADICTED, f"the interval lies outside {margin}"
     else:
         verdict, reason = Verdict.NOT_REPRODUCED, f"the interval is not within {margin}: undecided"
-    return Finding(verdict=verdict, number=f"{name} {words.ratio(ratio)}", reason=reason, runs=runs)
+    return Finding(verdict=verdict, number=f"{name} {fmt.ratio(ratio)}", reason=reason, runs=runs)
 
 
 def unsupported(

@@ -1,6 +1,6 @@
 """Read a campaign back as data frames: its runs, and every table over all runs that are ok.
 
-A cross-over is read as one run a period, see `repro.periods`.
+A cross-over is read as one run a period, see `repro.dataset.crossover`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from repro.periods import Tables, expanded
-from repro.rundir import DatasetError, pick, read_document, read_table
-from repro.schema import TABLES
+from repro.dataset.crossover import Tables, expanded
+from repro.dataset.run import DatasetError, pick, read_document, read_table
+from repro.dataset.schema import TABLES
 
 __all__ = ["Campaign", "DatasetError", "in_window", "is_campaign", "load", "subset"]
 __all__ += ["under_load"]

@@ -1,4 +1,4 @@
-"""Describe `data/` for programs: `python -m repro.datapackage` writes `data/datapackage.json`.
+"""`python -m repro.dataset.datapackage` writes `data/datapackage.json`: `data/` for programs.
 
 The description is a Frictionless data package (https://specs.frictionlessdata.io). Meanings and
 units come from the dictionary for people, `data/README.md`, so that there is only one.
@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from repro.rundir import NULLABLE, DatasetError
-from repro.schema import SCHEMA_VERSION, TABLES
+from repro.dataset.run import NULLABLE, DatasetError
+from repro.dataset.schema import SCHEMA_VERSION, TABLES
 
 DICTIONARY = "README.md"
 PACKAGE = "datapackage.json"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from repro.dataset.schema import ROLES, TABLES
 from repro.plugin import recorder
-from repro.plugin.follow import Process, process_of, recordings
-from repro.schema import ROLES, TABLES
+from repro.plugin.live_reader import Process, process_of, recordings
 
 EVENT = np.dtype(
     [("start_ns", "<i8"), ("duration_ns", "<i8"), ("a", "<i8"), ("b", "<i4"), ("kind", "<i4")]
@@ -81,7 +81,7 @@ def tables(folder: Path, recorded: Sequence[Recording]) -> dict[str, Columns]:
     Returns
     -------
     dict
-        Table name to columns, each of shape (n,), named and typed as in `repro.schema.TABLES`.
+        Table name to columns, each of shape (n,), named and typed as in `schema.TABLES`.
     """
     chosen = [r for r in recorded if r.role in ROLES]
     return {

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from repro.schema import LATER, REQUIRED, SCHEMA_VERSION, TABLES
+from repro.dataset.schema import LATER, REQUIRED, SCHEMA_VERSION, TABLES
 
 REMEDY = "restore the file, or delete the run's directory and measure it again"
 NULLABLE = {"tpot_ns", *(name for names in LATER.values() for name in names)}

@@ -122,10 +122,10 @@ def finished(folder: Path) -> bool:
 
     Raises
     ------
-    repro.rundir.DatasetError
+    repro.dataset.run.DatasetError
         If its `run.json` is not what this package writes.
     """
-    from repro.rundir import read_document
+    from repro.dataset.run import read_document
 
     return (folder / "run.json").exists() and read_document(folder)["status"] == "ok"
 

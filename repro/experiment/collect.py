@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from repro import recording
+from repro.dataset import recording
+from repro.dataset.schema import SCHEMA_VERSION, TABLES
 from repro.experiment import provenance, verify
 from repro.experiment.config import Experiment
-from repro.schema import SCHEMA_VERSION, TABLES
 
 RAW = "raw"
 LOG = "engine.log"
@@ -59,7 +59,7 @@ def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
     folder : Path
         The run directory.
     name : str
-        A key of `repro.schema.TABLES`.
+        A key of `repro.dataset.schema.TABLES`.
     columns : mapping of str to array, each of shape (n,)
         Every column of the table; no columns at all is an empty table. Others are ignored.
     """

@@ -14,7 +14,7 @@ from typing import Any
 
 from repro import policy
 
-MODELS = Path(__file__).parent.parent / "models"
+MODELS = Path(__file__).parent / "models"
 """Model configs shipped with the package; run with random weights, nothing is downloaded."""
 
 WEIGHTS = ("safetensors", "bin", "pt", "pth", "gguf")

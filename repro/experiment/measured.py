@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from repro.dataset.recording import Columns
 from repro.experiment.collect import MEASURED, RAW, write_table
 from repro.experiment.config import Experiment
-from repro.recording import Columns
 
 RESOLUTION_NS = {"ttft_ns": 1_000_000, "tpot_ns": 100_000}
 """To which a request's times are kept."""
@@ -25,7 +25,7 @@ class Measured:
     Attributes
     ----------
     itl, requests : dict of arrays, each of shape (n,)
-        The tables of these names in `repro.schema.TABLES`, ramp included; empty without load.
+        The tables of these names in `dataset.schema.TABLES`, ramp included; empty without load.
     start_ns, end_ns : int
         The measured window.
     ramp_ns : int

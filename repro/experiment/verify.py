@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from repro import policy
+from repro.dataset.recording import Columns, Recording
 from repro.experiment.config import Experiment
-from repro.recording import Columns, Recording
 
 FULL_LOAD = 0.9
 """Share of `concurrency` the engine must have had in its median step."""

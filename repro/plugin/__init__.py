@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from repro import policy
-from repro.plugin import faults
+from repro.plugin import fault_handling
 from repro.plugin.recorder import Recorder, identity_from_name
 
 RECORD_DIR = "REPRO_RECORD_DIR"
@@ -29,7 +29,7 @@ POLICY = "REPRO_POLICY"
 ENGINE_POLICY = "REPRO_ENGINE_POLICY"
 FRONTEND_POLICY = "REPRO_FRONTEND_POLICY"
 CAPTURE_POLICY = "REPRO_CAPTURE_POLICY"
-STRICT = faults.STRICT
+STRICT = fault_handling.STRICT
 VARIABLES = (RECORD_DIR, POLICY, ENGINE_POLICY, FRONTEND_POLICY, CAPTURE_POLICY)
 """Those that ask for something."""
 
@@ -44,7 +44,7 @@ def install() -> None:
 
     Raises
     ------
-    repro.policy.UnknownPolicy, repro.plugin.layout.UnknownLayout, OSError
+    repro.policy.UnknownPolicy, repro.plugin.hook_points.UnknownLayout, OSError
         Only with `REPRO_STRICT=1`.
     """
     global _installed
@@ -52,7 +52,7 @@ def install() -> None:
     if _installed or not asked or _inspecting_a_model():
         return
     _installed = True  # whatever comes of it: vLLM may call again
-    with faults.stepping_aside("installing the plugin"):
+    with fault_handling.stepping_aside("installing the plugin"):
         _install()
 
 
@@ -70,15 +70,15 @@ def _install() -> None:
     )
     capture = policy.capture(os.environ.get(CAPTURE_POLICY) or "stock")
     # Only now: they import vLLM and what vLLM brings along.
-    from repro.plugin import event_loop, metrics, patch, processes
+    from repro.plugin import engine_frontend_hooks, metrics, output_handler, worker_hooks
 
     if directory := os.environ.get(RECORD_DIR):
-        with faults.stepping_aside("recording"):
-            own_recorder = Recorder(Path(directory), strict=faults.strict())
+        with fault_handling.stepping_aside("recording"):
+            own_recorder = Recorder(Path(directory), strict=fault_handling.strict())
             own_recorder.watch_collector()
             if own_recorder.role == "frontend":
                 metrics.expose(own_recorder.directory, own_recorder.launch_ns)
-                event_loop.record_holds(own_recorder)
-    patch.apply(worker, capture, own_recorder)
+                output_handler.record_holds(own_recorder)
+    worker_hooks.apply(worker, capture, own_recorder)
     role, _ = identity_from_name(multiprocessing.current_process().name)
-    processes.apply(engine, frontend, role=role)
+    engine_frontend_hooks.apply(engine, frontend, role=role)

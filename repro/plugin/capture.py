@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from repro import policy
-from repro.plugin import graphs
-from repro.plugin.calls import RECAPTURE_RPC
-from repro.plugin.faults import stepping_aside
-from repro.plugin.layout import UnknownLayout, global_rank, replaced, require, vllm_module
+from repro.plugin import discard_graphs
+from repro.plugin.fault_handling import stepping_aside
+from repro.plugin.hook_points import UnknownLayout, global_rank, replaced, require, vllm_module
 from repro.plugin.recorder import Recorder
+from repro.plugin.rpc import RECAPTURE_RPC
 from repro.policy import CapturePolicy
 
 
@@ -134,7 +134,7 @@ def recapture(
     import torch
 
     again = capturing(policy.capture(name), worker.model_runner, original, recorder)
-    graphs.discard(worker)
+    discard_graphs.discard(worker)
     found = {
         "rank": global_rank(worker),
         "capture_policy": name,

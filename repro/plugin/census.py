@@ -7,10 +7,10 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from repro.plugin.calls import CENSUS_RPC
-from repro.plugin.faults import step_aside
-from repro.plugin.layout import require, vllm_module
+from repro.plugin.fault_handling import step_aside
+from repro.plugin.hook_points import require, vllm_module
 from repro.plugin.recorder import Recorder
+from repro.plugin.rpc import CENSUS_RPC
 
 
 def count_on_the_way(worker: Any, recorder: Recorder) -> None:

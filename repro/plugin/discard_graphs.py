@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from repro.plugin.layout import require, unknown, vllm_module
+from repro.plugin.hook_points import require, unknown, vllm_module
 
 WRAPPERS = {
     "vllm.compilation.cuda_graph": "CUDAGraphWrapper",

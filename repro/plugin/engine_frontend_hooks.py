@@ -12,10 +12,10 @@ import functools
 import sys
 from typing import Any
 
+from repro.plugin.apply_policy import collect_all, collect_due, put_in_force
 from repro.plugin.census import followed_by
-from repro.plugin.collector import collect_all, collect_due, put_in_force
-from repro.plugin.faults import step_aside, stepping_aside
-from repro.plugin.layout import require, vllm_module
+from repro.plugin.fault_handling import step_aside, stepping_aside
+from repro.plugin.hook_points import require, vllm_module
 from repro.policy import ServingPolicy
 
 
@@ -30,7 +30,7 @@ def apply(engine: ServingPolicy, frontend: ServingPolicy, *, role: str) -> None:
 
     Raises
     ------
-    repro.plugin.layout.UnknownLayout
+    repro.plugin.hook_points.UnknownLayout
         If the installed vLLM has no such hooks.
     """
     if role in ("frontend", "engine") and not engine.leaves_alone:

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from repro.plugin.faults import step_aside
-from repro.plugin.follow import Launch
+from repro.plugin.fault_handling import step_aside
+from repro.plugin.live_reader import Launch
 from repro.plugin.recorder import PAUSE, generation_of
 
 LABELS = ("process", "rank", "generation")

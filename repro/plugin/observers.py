@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from repro.plugin.faults import step_aside
+from repro.plugin.fault_handling import step_aside
 from repro.plugin.recorder import Recorder, pause_callback
 
 OBSERVERS = ("nothing", "recorder", "VLLM_GC_DEBUG")

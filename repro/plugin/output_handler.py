@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from repro.plugin.faults import step_aside
-from repro.plugin.layout import require, vllm_module
+from repro.plugin.fault_handling import step_aside
+from repro.plugin.hook_points import require, vllm_module
 from repro.plugin.recorder import HOLD, Recorder
 
 WHAT = "recording holds of the event loop"
@@ -28,7 +28,7 @@ def record_holds(recorder: Recorder) -> None:
 
     Raises
     ------
-    repro.plugin.layout.UnknownLayout
+    repro.plugin.hook_points.UnknownLayout
         If the installed vLLM has no output processor.
     """
     OutputProcessor = vllm_module("vllm.v1.engine.output_processor").OutputProcessor

@@ -6,8 +6,8 @@ import itertools
 import time
 from typing import Any
 
-from repro.plugin.collector import collect_all, collect_due
-from repro.plugin.faults import step_aside
+from repro.plugin.apply_policy import collect_all, collect_due
+from repro.plugin.fault_handling import step_aside
 from repro.plugin.recorder import STEP, Recorder
 
 

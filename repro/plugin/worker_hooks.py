@@ -14,7 +14,7 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from repro.plugin.calls import CENSUS_RPC, END_RPC, OBSERVE_RPC, SWITCH_RPC
+from repro.plugin.apply_policy import freeze_heap, lift, put_in_force
 from repro.plugin.capture import hold_capture
 from repro.plugin.census import (
     census,
@@ -22,12 +22,12 @@ from repro.plugin.census import (
     count_front_end_with_its_workers,
     count_on_the_way,
 )
-from repro.plugin.collector import freeze_heap, lift, put_in_force
-from repro.plugin.faults import stepping_aside
-from repro.plugin.layout import global_rank, replaced, require, vllm_module
+from repro.plugin.fault_handling import stepping_aside
+from repro.plugin.hook_points import global_rank, replaced, require, vllm_module
 from repro.plugin.observers import observe
 from repro.plugin.recorder import Recorder, count_garbage
-from repro.plugin.steps import collect_after_launch, record_steps
+from repro.plugin.rpc import CENSUS_RPC, END_RPC, OBSERVE_RPC, SWITCH_RPC
+from repro.plugin.step_hooks import collect_after_launch, record_steps
 from repro.policy import CapturePolicy, ServingPolicy
 
 

@@ -18,9 +18,10 @@ from typing import Any
 import pandas as pd
 from IPython.display import Image, Markdown
 
-from repro import dataset, figures, policy, style, words
+from repro import dataset, fmt, policy
 from repro.dataset import Campaign
 from repro.experiment.config import CLIENTS, EXECUTORS
+from repro.report import figures, style
 
 MEASURE = "measure"
 INJECTED = "# Parameters"  # first line of the cell that papermill puts after `parameters`
@@ -326,11 +327,11 @@ def resolved(use: SimpleNamespace) -> Markdown:
 
 def table(rows: pd.DataFrame) -> Markdown:
     """A table of texts."""
-    return Markdown(words.markdown_table(rows))
+    return Markdown(fmt.markdown_table(rows))
 
 
 def figure(name: str, campaign: Campaign) -> Image | Markdown:
-    """A figure by its name in `repro.figures.FIGURES`, or why this campaign has none."""
+    """A figure by its name in `repro.report.figures.FIGURES`, or why this campaign has none."""
     try:
         drawn = figures.FIGURES[name](campaign)
     except figures.NotApplicable as missing:

@@ -11,13 +11,13 @@ import nbformat
 import papermill
 from nbconvert import HTMLExporter
 
-from repro.notebook import project
+from repro.report.notebook import project
 
 FIRST = "claims"
 """The notebook with the verdicts: it opens the page."""
 
 _HERE = Path(__file__).parent
-_PAGE = Template((_HERE / "report.html").read_text(encoding="utf-8"))
+_PAGE = Template((_HERE / "page.html").read_text(encoding="utf-8"))
 STYLE = (_HERE / "page.css").read_text(encoding="utf-8").strip()
 """What every page of this package looks like."""
 

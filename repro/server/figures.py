@@ -8,14 +8,15 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from repro import style, words
-from repro.analysis.bootstrap import EXPECTED_BEYOND
+from repro import fmt
 from repro.analysis.gc_cost import GENERATIONS
 from repro.analysis.tails import NS_PER_MS, sample
-from repro.diagnosis.launches import Launch
-from repro.diagnosis.numbers import untouched
-from repro.figures.itl_tail import survival
-from repro.style import COLUMN, INK, PALETTE, PROCESS_COLOUR
+from repro.report import style
+from repro.report.figures.itl_tail import survival
+from repro.report.style import COLUMN, INK, PALETTE, PROCESS_COLOUR
+from repro.server.launches import Launch
+from repro.server.numbers import untouched
+from repro.stats.bootstrap import EXPECTED_BEYOND
 
 KIND_COLOUR = {"all steps": PALETTE[3], "steps that no pause hit": PALETTE[0]}
 GENERATION_SIZE = {0: 3, 1: 8, 2: 26}
@@ -27,13 +28,13 @@ NS_PER_S = 1e9
 def pauses_over_time(launch: Launch) -> Figure:
     """Every pause by its length, one row a kind of process; the first busy step is marked."""
     pauses = launch.campaign.pauses
-    roles = [role for role in words.PROCESS if (pauses["role"] == role).any()]
+    roles = [role for role in fmt.PROCESS if (pauses["role"] == role).any()]
     with style.applied():
         drawn = Figure(figsize=(COLUMN, 0.7 + 0.95 * len(roles)), layout="constrained")
         rows = drawn.subplots(len(roles), squeeze=False, sharex=True, sharey=True)[:, 0]
         for axes, role in zip(rows, roles, strict=True):
             _dots(axes, launch, pauses[pauses["role"] == role], PROCESS_COLOUR[role])
-            axes.set_title(words.PROCESS[role], color=PROCESS_COLOUR[role], fontweight="bold")
+            axes.set_title(fmt.PROCESS[role], color=PROCESS_COLOUR[role], fontweight="bold")
             if launch.served:
                 first = launch.campaign.runs["window_start_ns"].min() - launch.origin_ns
                 axes.axvline(first / NS_PER_S, color=INK, lw=0.6, ls=":")
@@ -89,7 +90,7 @@ def more_ranks(predicted: dict[str, pd.DataFrame]) -> Figure:
     Parameters
     ----------
     predicted : dict of str to pandas.DataFrame
-        As `repro.diagnosis.numbers.more_ranks` returns.
+        As `repro.server.numbers.more_ranks` returns.
     """
     with style.applied():
         drawn = Figure(figsize=(COLUMN, 2.6), layout="constrained")
@@ -105,7 +106,7 @@ def more_ranks(predicted: dict[str, pd.DataFrame]) -> Figure:
                     firm["value_ms"],
                     line,
                     color=colour,
-                    label=f"{words.quantile(quantile)}, {name}",
+                    label=f"{fmt.quantile(quantile)}, {name}",
                 )
         axes.set(xscale="log", yscale="log", xlabel="ranks in lock-step")
         axes.set_ylabel("step of the group (ms)")

@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from repro import recording
 from repro.analysis.arms import is_frozen
-from repro.dataset import Campaign
+from repro.dataset import Campaign, recording
+from repro.dataset.recording import Columns, Recording
+from repro.dataset.schema import ROLES, TABLES
 from repro.plugin import recorder
-from repro.recording import Columns, Recording
-from repro.schema import ROLES, TABLES
 
 ARM = "this server"
 
@@ -78,7 +77,7 @@ def read(folder: Path) -> list[Launch]:
     ------
     NothingRecorded
         If there is none.
-    repro.recording.RecordingError
+    repro.dataset.recording.RecordingError
         If a file is no recording.
     """
     found: dict[int, list[Recording]] = {}
@@ -115,7 +114,7 @@ def in_order(recorded: list[Recording]) -> list[Recording]:
 
 
 def frame(name: str, columns: Columns) -> pd.DataFrame:
-    """A table of `repro.schema.TABLES`; no columns at all is an empty one."""
+    """A table of `repro.dataset.schema.TABLES`; no columns at all is an empty one."""
     if not columns:
         empty: pd.DataFrame = TABLES[name].empty_table().to_pandas()
         return empty

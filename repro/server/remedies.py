@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from repro import words
-from repro.diagnosis.launches import Launch
-from repro.diagnosis.numbers import worker_full
+from repro import fmt
+from repro.server.launches import Launch
+from repro.server.numbers import worker_full
 
 P99 = 0.01
 """A share of the steps from which P99 moves."""
@@ -23,19 +23,19 @@ def advice(launch: Launch, shares: pd.DataFrame) -> list[str]:
     launch : Launch
         One that `served`.
     shares : pandas.DataFrame
-        As `repro.diagnosis.numbers.hit_shares` returns.
+        As `repro.server.numbers.hit_shares` returns.
     """
     full = worker_full(shares)
     said = [_about_workers(launch.worker_frozen, full)]
     others = shares[shares["role"] != "worker"].groupby("role")["step_share"].max()
     for role, share in others[others > max(full, P99)].items():
         said.append(
-            f"Pauses of the {words.PROCESS[str(role)]} fall into {words.percent(share)} of the "
+            f"Pauses of the {fmt.PROCESS[str(role)]} fall into {fmt.percent(share)} of the "
             "steps, more than those of the worker: no freeze of the worker changes that."
         )
     if launch.longest_hold_ns >= LONG_HOLD_NS:
         said.append(
-            f"For up to {words.figures(launch.longest_hold_ns / 1e9)} s the API server's output "
+            f"For up to {fmt.figures(launch.longest_hold_ns / 1e9)} s the API server's output "
             "handler worked off its backlog without letting a token out, which is no collection. "
             "It is the bottleneck: set VLLM_V1_OUTPUT_PROC_CHUNK_SIZE to max_num_seqs or more "
             "and REPRO_FRONTEND_POLICY=freeze-thresholds, or start more API servers; then record "
@@ -47,7 +47,7 @@ def advice(launch: Launch, shares: pd.DataFrame) -> list[str]:
 
 
 def _about_workers(frozen: bool | None, full: float) -> str:
-    hit = f"full collections of the worker hit {words.percent(full)} of the steps"
+    hit = f"full collections of the worker hit {fmt.percent(full)} of the steps"
     if frozen:
         return f"The worker's heap is frozen, and {hit}: there is nothing left to freeze."
     if full == 0:

@@ -11,13 +11,14 @@ from string import Template
 import pandas as pd
 from matplotlib.figure import Figure
 
-from repro import style, tables, words
+from repro import fmt
 from repro.analysis.attribution import FACTOR
 from repro.analysis.tails import NS_PER_MS
-from repro.diagnosis import drawings, launches, numbers
-from repro.diagnosis.advice import advice
-from repro.diagnosis.launches import Launch
-from repro.report import STYLE
+from repro.report import style, tables
+from repro.report.page import STYLE
+from repro.server import figures, launches, numbers
+from repro.server.launches import Launch
+from repro.server.remedies import advice
 
 _PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
@@ -39,7 +40,7 @@ def write(folder: Path, out: Path) -> Path:
 
     Raises
     ------
-    repro.diagnosis.launches.NothingRecorded, repro.recording.RecordingError
+    repro.server.launches.NothingRecorded, repro.dataset.recording.RecordingError
         If the folder holds no recording, or a file that is none.
     """
     found = launches.read(folder)
@@ -64,7 +65,7 @@ def section(launch: Launch) -> Iterator[str]:
     yield table(processes(launch))
     yield "<h3>Pauses</h3>"
     yield figure(
-        drawings.pauses_over_time(launch),
+        figures.pauses_over_time(launch),
         "Each dot is one collection. A full one (generation 2) visits every tracked object that is "
         "not frozen.",
     )
@@ -92,7 +93,7 @@ def _advised(launch: Launch, shares: pd.DataFrame) -> Iterator[str]:
 def _tail(launch: Launch, hit: pd.DataFrame) -> Iterator[str]:
     yield "<h3>The tail</h3>"
     yield figure(
-        drawings.step_tail(launch, hit),
+        figures.step_tail(launch, hit),
         "The interval from one step to the next, idle time left out. Faint: fewer steps than a "
         "quantile needs.",
     )
@@ -104,7 +105,7 @@ def _tail(launch: Launch, hit: pd.DataFrame) -> Iterator[str]:
     )
     yield "<h3>More ranks</h3>"
     yield figure(
-        drawings.more_ranks(numbers.more_ranks(launch, hit)),
+        figures.more_ranks(numbers.more_ranks(launch, hit)),
         "Predicted from these steps for ranks that wait for each other in every step, as "
         "data-parallel ranks with expert parallelism do: each rank's worker pauses by itself, the "
         "rest of a step is common to all. Ranks that pause together have the step times of one. "
@@ -117,7 +118,7 @@ def processes(launch: Launch) -> pd.DataFrame:
     found = launch.processes
     return pd.DataFrame(
         {
-            "process": found["role"].map(words.PROCESS),
+            "process": found["role"].map(fmt.PROCESS),
             "rank": found["rank"],
             "pid": found["pid"],
             "seconds": found["seconds"].map("{:,.0f}".format),
@@ -131,7 +132,7 @@ def processes(launch: Launch) -> pd.DataFrame:
 def collections(launch: Launch) -> pd.DataFrame:
     """What the collector took of each process while it served, in words."""
     found = tables.collector(launch.campaign).drop(columns="arm")
-    way = {process: place for place, process in enumerate(words.PROCESS.values())}
+    way = {process: place for place, process in enumerate(fmt.PROCESS.values())}
     return found.sort_values("process", key=lambda names: names.map(way), kind="stable")
 
 
@@ -139,12 +140,12 @@ def steps_hit(shares: pd.DataFrame) -> pd.DataFrame:
     """Steps and tokens hit, in words."""
     return pd.DataFrame(
         {
-            "process": shares["role"].map(words.PROCESS),
+            "process": shares["role"].map(fmt.PROCESS),
             "generation": shares["generation"],
             "steps hit": shares["steps"].map("{:,}".format),
-            "of all": shares["step_share"].map(words.percent),
+            "of all": shares["step_share"].map(fmt.percent),
             "tokens hit": shares["tokens"].map("{:,}".format),
-            "of all tokens": shares["token_share"].map(words.percent),
+            "of all tokens": shares["token_share"].map(fmt.percent),
         }
     )
 
@@ -156,8 +157,8 @@ def quantiles(launch: Launch, hit: pd.DataFrame) -> pd.DataFrame:
         cells = {"interval (ms)": name, "steps": f"{estimates[0].steps:,}"}
         for quantile, found in zip(numbers.QUANTILES, estimates, strict=True):
             value, low, high = (x / NS_PER_MS for x in (found.value, found.low, found.high))
-            cells[words.quantile(quantile)] = (
-                f"{words.figures(value)} ({words.bounds(low, high)})"
+            cells[fmt.quantile(quantile)] = (
+                f"{fmt.figures(value)} ({fmt.bounds(low, high)})"
                 if found.supported
                 else f"needs {found.needs:,} steps"
             )

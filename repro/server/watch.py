@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from repro import words
-from repro.diagnosis.launches import NothingRecorded
-from repro.plugin.follow import Event, Launch, Process, newest_launch
+from repro import fmt
+from repro.dataset.schema import ROLES
+from repro.plugin.live_reader import Event, Launch, Process, newest_launch
 from repro.plugin.recorder import PAUSE, STEP, generation_of
-from repro.schema import ROLES
+from repro.server.launches import NothingRecorded
 
 RECENT_NS = 10_000_000_000
 """Rates are of the last ten seconds."""
@@ -121,17 +121,17 @@ class Watch:
 def cells(process: Process, tally: Tally) -> list[str]:
     """One row of the table."""
     seconds = RECENT_NS / NS_PER_S
-    name = words.PROCESS[process.role] + (f" {process.rank}" if process.role == "worker" else "")
+    name = fmt.PROCESS[process.role] + (f" {process.rank}" if process.role == "worker" else "")
     recent = sum(length for _, length in tally.pauses)
     steps, tokens = len(tally.steps), sum(tokens for _, tokens in tally.steps)
     return [
         name if process.complete else f"{name} (stopped)",
         *(f"{number:,}" for number in tally.collections),
-        words.figures(len(tally.pauses) / seconds),
-        words.percent(recent / RECENT_NS),
-        words.figures(tally.worst_ns / NS_PER_MS),
-        words.figures(steps / seconds) if steps else "",
-        words.count(tokens / seconds) if steps else "",
+        fmt.figures(len(tally.pauses) / seconds),
+        fmt.percent(recent / RECENT_NS),
+        fmt.figures(tally.worst_ns / NS_PER_MS),
+        fmt.figures(steps / seconds) if steps else "",
+        fmt.count(tokens / seconds) if steps else "",
     ]
 
 

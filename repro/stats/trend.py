@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from repro.analysis.ratios import student
+from repro.stats.ratios import student
 
 BLOCKS = 20
 """Neighbouring values resemble each other; the means of a few long blocks far less."""

@@ -1,6 +1,6 @@
 """Should anyone care? A few numbers of a server in; how often, how long, what to set, in words.
 
-The rule is CPython's (`repro.analysis.collector`); what it is fed with are the three rates below,
+The rule is CPython's (`repro.theory.cpython_rule`); what it is fed with are the three rates below,
 measured in `data/` and held against every campaign there by the tests.
 """
 
@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from repro import policy, words
+from repro import fmt, policy
 from repro.analysis.arms import freezes
-from repro.analysis.collector import StepLoad, period_of_full_collections, rule_for
-from repro.analysis.release import FIRST_FROZEN, release
+from repro.analysis.release_comparison import FIRST_FROZEN, release
 from repro.analysis.tails import step_intervals
 from repro.analysis.trigger import kept_a_request
 from repro.dataset import Campaign, in_window, subset
+from repro.theory.cpython_rule import StepLoad, period_of_full_collections, rule_for
 
 HELD_A_REQUEST = 1.2
 """Containers that a decoding step holds for each request in flight: lists of sampled tokens and of
@@ -170,7 +170,7 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
 
     Raises
     ------
-    repro.dataset.DatasetError, repro.analysis.collector.UnknownCollector
+    repro.dataset.DatasetError, repro.theory.cpython_rule.UnknownCollector
         If there is no such run, or its Python has no rule.
     ValueError
         If the run drove no load, was a period of a cross-over, or none of its workers was
@@ -236,9 +236,9 @@ def _whether(advice: Advice) -> str:
             f"requests holds about {held:,} containers; Python {setting.python} collects above "
             f"{first:,}, which takes about {first / HELD_A_REQUEST:,.0f} requests."
         )
-    every = f"every {words.count(advice.period_steps)} steps"
+    every = f"every {fmt.count(advice.period_steps)} steps"
     if setting.step_ms is not None:
-        every += f" (about {words.figures(advice.period_steps * setting.step_ms / 1e3)} s)"
+        every += f" (about {fmt.figures(advice.period_steps * setting.step_ms / 1e3)} s)"
     return (
         f"Full collections will fire, {every} in each worker: a step with "
         f"{setting.concurrency:,} requests holds about {held:,} containers, more than the "
@@ -252,7 +252,7 @@ def _how_long(advice: Advice) -> str:
     frozen = "frozen" if advice.setting.frozen else "not frozen"
     return (
         f"The heap of {advice.setting.heap_objects:,} objects is {frozen}: each takes about "
-        f"{words.ms(advice.pause_ms)}."
+        f"{fmt.ms(advice.pause_ms)}."
     )
 
 
@@ -260,20 +260,20 @@ def _tail(advice: Advice) -> str:
     if not advice.fires:
         return "Neither P99 nor P99.9 of the inter-token latency is the workers' collectors' doing."
     ranks = advice.setting.ranks
-    share = f"{words.percent(advice.stalled_share)} of the steps"
+    share = f"{fmt.percent(advice.stalled_share)} of the steps"
     if ranks > 1:
         share += (
             f" if the {ranks} ranks collect independently (data parallel), "
-            f"{words.percent(1 / advice.period_steps)} if together (tensor parallel)"
+            f"{fmt.percent(1 / advice.period_steps)} if together (tensor parallel)"
         )
-    reached = [words.quantile(q) for q in QUANTILES if advice.reaches(q)]
-    missed = [words.quantile(q) for q in QUANTILES if not advice.reaches(q)]
+    reached = [fmt.quantile(q) for q in QUANTILES if advice.reaches(q)]
+    missed = [fmt.quantile(q) for q in QUANTILES if not advice.reaches(q)]
     said = [f"That lengthens {share}"]
     if reached:
-        longer = words.ms(advice.pause_ms)
-        said.append(f"{words.listed(reached)} of the inter-token latency can rise by {longer}")
+        longer = fmt.ms(advice.pause_ms)
+        said.append(f"{fmt.listed(reached)} of the inter-token latency can rise by {longer}")
     if missed:
-        said.append(f"{words.listed(missed)} cannot show it, the longest gaps do")
+        said.append(f"{fmt.listed(missed)} cannot show it, the longest gaps do")
     return "; ".join(said) + "."
 
 

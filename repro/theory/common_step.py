@@ -22,7 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from repro.analysis.bootstrap import (
+from repro.analysis.tails import NS_PER_MS, step_intervals
+from repro.dataset import Campaign, in_window
+from repro.stats.bootstrap import (
     EXPECTED_BEYOND,
     Floats,
     Integers,
@@ -32,7 +34,7 @@ from repro.analysis.bootstrap import (
     steps_needed,
     value_grid,
 )
-from repro.analysis.lockstep import (
+from repro.theory.lockstep import (
     QUANTILES,
     RANKS,
     LockstepError,
@@ -42,8 +44,6 @@ from repro.analysis.lockstep import (
     check_ratio,
     simulate,
 )
-from repro.analysis.tails import NS_PER_MS, step_intervals
-from repro.dataset import Campaign, in_window
 
 RESAMPLES = 400
 LONGEST, OTHERS = 96, 64

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from repro.analysis.bootstrap import (
+from repro.stats.bootstrap import (
     EXPECTED_BEYOND,
     LEVEL,
     RESAMPLES,

@@ -22,7 +22,7 @@ from repro.experiment.clients.closed_loop import Arrivals, Ledger, Output, Reque
 from repro.experiment.clients.engine import engine_arguments
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured
-from repro.plugin.calls import CENSUS_RPC
+from repro.plugin.rpc import CENSUS_RPC
 
 
 def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from repro.dataset.recording import Columns
 from repro.experiment.clients.bench_process import BACKEND
 from repro.experiment.clients.prompts import write_prompts
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured, time_per_output_token
-from repro.recording import Columns
 
 COMMAND = (sys.executable, "-c", "from repro.experiment.clients.bench_process import main; main()")
 

@@ -11,7 +11,7 @@ from repro.experiment.clients import Report
 from repro.experiment.clients.engine import heap_census, start_engine
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured
-from repro.plugin.calls import RECAPTURE_RPC
+from repro.plugin.rpc import RECAPTURE_RPC
 
 MEMORY_SHARE = 0.6
 """Of the GPU's memory, for weights and KV cache. vLLM's default leaves some 6 GiB of an H100 to

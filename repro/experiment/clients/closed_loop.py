@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from repro import policy
+from repro.dataset.recording import Columns
 from repro.experiment import verify
 from repro.experiment.clients import Report
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured, time_per_output_token
-from repro.plugin.calls import SWITCH_RPC
-from repro.recording import Columns
+from repro.plugin.rpc import SWITCH_RPC
 
 SETTLING_STEPS = 3
 """After a switch: the step in flight, the one delayed by it, and one to spare."""

@@ -13,7 +13,7 @@ from repro.experiment.clients.prompts import tokenizer_for
 from repro.experiment.collect import RAW
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured
-from repro.plugin.calls import CENSUS_RPC
+from repro.plugin.rpc import CENSUS_RPC
 
 
 def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:

@@ -20,7 +20,7 @@ import psutil
 from repro.experiment.clients.engine import engine_arguments
 from repro.experiment.config import Experiment
 from repro.experiment.verify import NotAsRequested
-from repro.plugin.calls import CENSUS_RPC, END_RPC
+from repro.plugin.rpc import CENSUS_RPC, END_RPC
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import pkgutil
 from pathlib import Path
 
 from repro import dataset
-from repro.figures.registry import FIGURES, NotApplicable
-from repro.style import save
+from repro.report.figures.registry import FIGURES, NotApplicable
+from repro.report.style import save
 
 __all__ = ["FIGURES", "NotApplicable", "draw_all"]
 

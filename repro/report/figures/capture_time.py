@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from repro import policy, style, words
+from repro import fmt, policy
 from repro.analysis.captures import BASELINE, SETTING, capture_times, policy_effects, principal
 from repro.dataset import Campaign
-from repro.figures.parts import message
-from repro.figures.registry import NotApplicable, figure
-from repro.style import COLUMN, INK, PAGE
+from repro.report import style
+from repro.report.figures.registry import NotApplicable, figure
+from repro.report.figures.shared import message
+from repro.report.style import COLUMN, INK, PAGE
 
 DWARFS = 3.0
 """A policy that takes so many times as long as `gc-on` gets a panel with it, on a scale of its own:
@@ -97,13 +98,13 @@ def _draw_captures(axes: Axes, times: pd.DataFrame) -> None:
             seconds = of_name.loc[of_name["again"] == again, "capture_s"]
             at = np.full(len(seconds), place)
             axes.plot(seconds, at, "o", ms=2.5, mec=INK, mew=0.6, mfc=face)
-        said = f"{words.figures(whole)} s, GC {words.percent(share)}"
+        said = f"{fmt.figures(whole)} s, GC {fmt.percent(share)}"
         axes.text(1.04 * longest, place, said, va="center", fontsize=6)
     axes.set(xlim=(0, 1.5 * longest), ylim=(len(names) - 0.5, -0.5))
     axes.set_xticks([tick for tick in axes.get_xticks() if tick <= longest])
     axes.set_yticks(range(len(names)), names)
     first = times.iloc[0]
-    axes.set_title(words.setting(first["model"], first["vllm"], first["runner"]), fontsize=7)
+    axes.set_title(fmt.setting(first["model"], first["vllm"], first["runner"]), fontsize=7)
     axes.grid(visible=False, axis="y")
 
 
@@ -129,15 +130,15 @@ def _capture_message(times: pd.DataFrame) -> str:
         if not ratios:
             continue
         values = sorted(ratio.value for ratio in ratios)
-        both = " to ".join(dict.fromkeys(map(words.figures, (values[0], values[-1]))))
-        span = words.ratio(ratios[0]) if len(ratios) == 1 else f"×{both}"
+        both = " to ".join(dict.fromkeys(map(fmt.figures, (values[0], values[-1]))))
+        span = fmt.ratio(ratios[0]) if len(ratios) == 1 else f"×{both}"
         open_ = all(ratio.low <= 1 <= ratio.high for ratio in ratios)
         clear = ", no clear difference" if open_ else ""
         said.append(f"{'' if said else 'capturing '}{name} takes {span} of {BASELINE}{clear}")
     base = shown[shown["capture_policy"] == BASELINE]
     base = shown if base.empty else base
     share = (base["gc_s"] / base["capture_s"]).groupby([base[name] for name in SETTING]).median()
-    lost = " to ".join(dict.fromkeys(map(words.percent, (share.min(), share.max()))))
+    lost = " to ".join(dict.fromkeys(map(fmt.percent, (share.min(), share.max()))))
     what = "capture" if times["kind"].iloc[0] == "capture" else "compilation"
     under = f" with {BASELINE}" if times["capture_policy"].nunique() > 1 else ""
     said.append(f"the collector takes {lost} of the {what}{under}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from repro import words
+from repro import fmt
 from repro.analysis.arms import heaps, ordered_arms
 from repro.dataset import Campaign, under_load
-from repro.figures.parts import arms_to_compare, legend_of_arms, message, style_of
-from repro.figures.registry import NotApplicable, figure
-from repro.style import INK, PAGE, PROCESS_COLOUR
+from repro.report.figures.registry import NotApplicable, figure
+from repro.report.figures.shared import arms_to_compare, legend_of_arms, message, style_of
+from repro.report.style import INK, PAGE, PROCESS_COLOUR
 
 MILLION = 1e6
 HEAP_POINTS = ("ready", "window-start", "window-end", "shutdown")
@@ -26,7 +26,7 @@ def heap_census(campaign: Campaign) -> Figure:
     if campaign.census.empty:
         raise NotApplicable("no heap was counted")
     census = campaign.census
-    roles = [role for role in words.PROCESS if role in set(census["role"])]
+    roles = [role for role in fmt.PROCESS if role in set(census["role"])]
     points = {
         role: [p for p in HEAP_POINTS if p in set(census.loc[census["role"] == role, "point"])]
         for role in roles
@@ -48,7 +48,7 @@ def heap_census(campaign: Campaign) -> Figure:
                 bar = {"width": 0.85 * width, "edgecolor": colour, "lw": 0.7}
                 axes.bar(at, tracked, color=colour, **bar)
                 axes.bar(at, frozen, bottom=tracked, color="white", hatch="/////", **bar)
-        axes.set_title(words.PROCESS[role], fontsize=7, weight="bold", color=PROCESS_COLOUR[role])
+        axes.set_title(fmt.PROCESS[role], fontsize=7, weight="bold", color=PROCESS_COLOUR[role])
         labels = [point.replace("-", "\n") for point in points[role]]
         axes.set_xticks(range(len(labels)), labels)
         axes.grid(visible=False, axis="x")
@@ -67,9 +67,9 @@ def _heap_message(campaign: Campaign, roles: list[str]) -> str:
     mean = heaps(campaign, role, "window-start").groupby("arm")[["tracked", "frozen"]].mean()
     if mean.empty:
         return "Objects in each process's heap"
-    each = words.listed(
-        f"{words.count(mean.loc[arm, 'tracked'])} of {words.count(mean.loc[arm].sum())} ({arm})"
+    each = fmt.listed(
+        f"{fmt.count(mean.loc[arm, 'tracked'])} of {fmt.count(mean.loc[arm].sum())} ({arm})"
         for arm in ordered_arms(campaign)
         if arm in mean.index
     )
-    return f"Before load, the collector of the {words.PROCESS[role]} sees this many objects: {each}"
+    return f"Before load, the collector of the {fmt.PROCESS[role]} sees this many objects: {each}"

@@ -9,15 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from repro import prediction, words
-from repro.analysis.common_step import predict
-from repro.analysis.lockstep import RANKS
-from repro.analysis.one_rank import bases
+from repro import fmt
+from repro.analysis import prediction
+from repro.analysis.prediction_basis import bases
 from repro.analysis.ranks import measured_quantiles
 from repro.dataset import Campaign
-from repro.figures.parts import amounts_to, message, name_of, plain_numbers
-from repro.figures.registry import NotApplicable, figure
-from repro.style import INK, PAGE, POLICY_COLOUR
+from repro.report.figures.registry import NotApplicable, figure
+from repro.report.figures.shared import amounts_to, message, name_of, plain_numbers
+from repro.report.style import INK, PAGE, POLICY_COLOUR
+from repro.theory.common_step import predict
+from repro.theory.lockstep import RANKS
 
 FAR = (0.99, 0.999)
 
@@ -52,7 +53,7 @@ def itl_by_ranks(campaign: Campaign) -> Figure:
         axes.xaxis.set_major_locator(FixedLocator(RANKS[::2]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_title(words.quantile(quantile))
+        axes.set_title(fmt.quantile(quantile))
     panels[0].set_ylabel("ITL (ms)")
     plain_numbers(panels[0].yaxis)
     lines = [

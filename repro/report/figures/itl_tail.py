@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from repro import words
+from repro import fmt
 from repro.analysis.arms import Pair, pairs
-from repro.analysis.bootstrap import EXPECTED_BEYOND
 from repro.analysis.tails import NS_PER_MS, effect, sample, tail_table
 from repro.dataset import Campaign
-from repro.figures.parts import (
+from repro.report.figures.registry import NotApplicable, figure
+from repro.report.figures.shared import (
     arms_to_compare,
     legend_of_arms,
     message,
@@ -23,8 +23,8 @@ from repro.figures.parts import (
     runs_of,
     style_of,
 )
-from repro.figures.registry import NotApplicable, figure
-from repro.style import COLUMN
+from repro.report.style import COLUMN
+from repro.stats.bootstrap import EXPECTED_BEYOND
 
 Floats = npt.NDArray[np.float64]
 
@@ -99,14 +99,14 @@ def _tail_message(campaign: Campaign) -> str:
     pair = next(iter(pairs(campaign)), None)
     if pair is None:
         longest = found.xs(1.0, level="quantile")["value_ms"].dropna()
-        each = words.listed(f"{words.ms(value)} ({arm})" for arm, value in longest.items())
+        each = fmt.listed(f"{fmt.ms(value)} ({arm})" for arm, value in longest.items())
         return f"The longest gap between two tokens: {each}"
     both = found.loc[pair.baseline, "supported"] & found.loc[pair.treated, "supported"]
     parts = []
     for quantile in both.index[both & both.index.isin([0.99, 0.999])]:
         ratio = effect(campaign, pair.baseline, pair.treated, quantile)
         sure = "" if ratio.high < 1 or ratio.low > 1 else " (no clear difference)"
-        parts.append(f"{words.quantile(quantile)} {_change(found, pair, quantile)}{sure}")
+        parts.append(f"{fmt.quantile(quantile)} {_change(found, pair, quantile)}{sure}")
     parts.append(f"longest {_change(found, pair, 1.0)}")
     where = f"{pair.setting}: " if pair.setting else ""
     return f"{where}ITL as the worker's heap is frozen: {', '.join(parts)}"
@@ -114,7 +114,7 @@ def _tail_message(campaign: Campaign) -> str:
 
 def _change(found: pd.DataFrame, pair: Pair, quantile: float) -> str:
     before, after = (found.loc[(a, quantile), "value_ms"] for a in (pair.baseline, pair.treated))
-    return f"{words.figures(before)} → {words.ms(after)}"
+    return f"{fmt.figures(before)} → {fmt.ms(after)}"
 
 
 def _name_on_curves(

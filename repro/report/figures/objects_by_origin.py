@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from repro import style, words
+from repro import fmt
 from repro.analysis.arms import ordered_arms
 from repro.analysis.mechanism import objects_from
 from repro.dataset import Campaign
-from repro.figures.parts import message
-from repro.figures.registry import NotApplicable, figure
-from repro.style import PAGE
+from repro.report import style
+from repro.report.figures.registry import NotApplicable, figure
+from repro.report.figures.shared import message
+from repro.report.style import PAGE
 
 ADDED_BY = {
     "imported": "imports",
@@ -44,5 +45,5 @@ def objects_by_origin(campaign: Campaign) -> Figure:
     axes.grid(visible=False, axis="y")
     drawn.legend(loc="outside lower center", ncols=added.shape[1])
     share = (added["imported"] / added.sum(axis=1)).median()
-    message(drawn, f"{words.percent(share)} of a worker's objects are there before its model is")
+    message(drawn, f"{fmt.percent(share)} of a worker's objects are there before its model is")
     return drawn

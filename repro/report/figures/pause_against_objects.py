@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from repro import words
+from repro import fmt
 from repro.analysis.mechanism import pause_by_objects
 from repro.dataset import Campaign
-from repro.figures.parts import message, plain_numbers
-from repro.figures.registry import NotApplicable, figure
-from repro.style import COLUMN, INK, PROCESS_COLOUR
+from repro.report.figures.registry import NotApplicable, figure
+from repro.report.figures.shared import message, plain_numbers
+from repro.report.style import COLUMN, INK, PROCESS_COLOUR
 
 
 @figure
@@ -40,13 +40,13 @@ def pause_against_objects(campaign: Campaign) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     plain_numbers(axes.yaxis)
     handles = [
-        Line2D([], [], marker="o", ls="", color=PROCESS_COLOUR[role], label=words.PROCESS[role])
-        for role in words.PROCESS
+        Line2D([], [], marker="o", ls="", color=PROCESS_COLOUR[role], label=fmt.PROCESS[role])
+        for role in fmt.PROCESS
         if role in set(points["role"])
     ]
     handles.append(
         Line2D([], [], marker="o", ls="", mec=INK, mfc="white", label="heap frozen before load")
     )
     axes.legend(handles=handles, loc="upper left", handlelength=1)
-    message(drawn, f"A full collection takes about {words.figures(1e6 * rate)} ns an object seen")
+    message(drawn, f"A full collection takes about {fmt.figures(1e6 * rate)} ns an object seen")
     return drawn

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from repro import words
+from repro import fmt
 from repro.analysis.arms import ordered_arms, pairs
 from repro.analysis.gc_cost import FULL, GENERATIONS, full_collections
 from repro.analysis.tails import NS_PER_MS
 from repro.dataset import Campaign, in_window, under_load
-from repro.figures.parts import (
+from repro.report.figures.registry import NotApplicable, figure
+from repro.report.figures.shared import (
     arms_to_compare,
     legend_of_arms,
     message,
@@ -18,8 +19,7 @@ from repro.figures.parts import (
     runs_of,
     style_of,
 )
-from repro.figures.registry import NotApplicable, figure
-from repro.style import PAGE, PROCESS_COLOUR
+from repro.report.style import PAGE, PROCESS_COLOUR
 
 
 @figure
@@ -33,7 +33,7 @@ def pauses_by_process(campaign: Campaign) -> Figure:
     pauses = in_window(campaign, campaign.pauses)
     if pauses.empty:
         raise NotApplicable("no collection in the measured windows")
-    roles = [role for role in words.PROCESS if role in set(pauses["role"])]
+    roles = [role for role in fmt.PROCESS if role in set(pauses["role"])]
     arms = arms_to_compare(campaign)
     spread = 0.7 / len(arms)
     drawn = Figure(figsize=(PAGE, 2.5), layout="constrained")
@@ -57,7 +57,7 @@ def pauses_by_process(campaign: Campaign) -> Figure:
                     rotation=90 if len(arms) > 2 else 0,
                     color=look["color"],
                 )
-        axes.set_title(words.PROCESS[role], fontsize=7, weight="bold", color=PROCESS_COLOUR[role])
+        axes.set_title(fmt.PROCESS[role], fontsize=7, weight="bold", color=PROCESS_COLOUR[role])
         axes.set(yscale="log", xlabel="generation collected", xlim=(-0.6, FULL + 0.6))
         axes.set_xticks(GENERATIONS)
         axes.margins(y=0.15)
@@ -77,8 +77,8 @@ def _full_message(campaign: Campaign, roles: list[str]) -> str:
     parts = []
     for role in roles:
         values = [longest.get((role, arm)) for arm in arms]
-        said = ["none" if value is None else words.ms(value) for value in values]
-        parts.append(f"{words.PROCESS[role]} {' → '.join(dict.fromkeys(said))}")
+        said = ["none" if value is None else fmt.ms(value) for value in values]
+        parts.append(f"{fmt.PROCESS[role]} {' → '.join(dict.fromkeys(said))}")
     return f"Longest full collection ({' → '.join(arms)}): {', '.join(parts)}"
 
 

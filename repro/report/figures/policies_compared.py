@@ -7,13 +7,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from repro import words
+from repro import fmt
 from repro.analysis.arms import FREEZE_ALONE, ordered_arms
 from repro.analysis.mechanism import POLICIES, policies_of, policies_table
 from repro.dataset import Campaign
-from repro.figures.parts import message
-from repro.figures.registry import NotApplicable, figure
-from repro.style import PAGE, POLICY_COLOUR
+from repro.report.figures.registry import NotApplicable, figure
+from repro.report.figures.shared import message
+from repro.report.style import PAGE, POLICY_COLOUR
 
 MEASURES = {
     "longest_ms": "longest pause\n(ms)",
@@ -61,9 +61,9 @@ def policies_compared(campaign: Campaign) -> Figure:
 def _message(table: pd.DataFrame, plain: pd.Series) -> str:
     """The longest pause of the best arm, and of the best that does no more than freeze or not."""
     rows = table.sort_values("longest_ms").to_dict("records")
-    said = [f"Longest pause: {words.ms(rows[0]['longest_ms'])} with {policies_of(rows[0])}"]
+    said = [f"Longest pause: {fmt.ms(rows[0]['longest_ms'])} with {policies_of(rows[0])}"]
     said += [
-        f"{words.ms(row['longest_ms'])} with {policies_of(row)}"
+        f"{fmt.ms(row['longest_ms'])} with {policies_of(row)}"
         for row in rows[1:]
         if plain[row["arm"]]
     ]

@@ -6,14 +6,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from repro import words
+from repro import fmt
 from repro.analysis.gc_cost import full_collections
 from repro.analysis.ranks import several
 from repro.analysis.tails import NS_PER_MS, step_intervals
 from repro.dataset import Campaign
-from repro.figures.parts import message, plain_numbers
-from repro.figures.registry import NotApplicable, figure
-from repro.style import PAGE, RANK_COLOUR
+from repro.report.figures.registry import NotApplicable, figure
+from repro.report.figures.shared import message, plain_numbers
+from repro.report.style import PAGE, RANK_COLOUR
 
 NS_PER_S = 1e9
 
@@ -85,10 +85,10 @@ def _at_the_same_time(full: pd.DataFrame, pause: pd.Series, rank: int) -> pd.Dat
 
 def _together_message(pause: pd.Series, other: pd.Series) -> str:
     each = [
-        f"rank {of['rank']} for {words.ms(of['duration_ns'] / NS_PER_MS)}" for of in (pause, other)
+        f"rank {of['rank']} for {fmt.ms(of['duration_ns'] / NS_PER_MS)}" for of in (pause, other)
     ]
     return (
-        f"The workers collect at the same time, {words.listed(each)} (shaded): one stall for both "
+        f"The workers collect at the same time, {fmt.listed(each)} (shaded): one stall for both "
         f"(run {pause['run']})"
     )
 
@@ -100,6 +100,6 @@ def _waiting_message(steps: pd.DataFrame, pause: pd.Series, ranks: list[int], at
     usual = other["interval_ns"].median() / NS_PER_MS
     return (
         f"While the worker of rank {ranks[0]} collects for "
-        f"{words.ms(pause['duration_ns'] / NS_PER_MS)} (shaded), the step of rank {ranks[-1]} "
-        f"takes {words.ms(took)}, where it usually takes {words.ms(usual)} (run {pause['run']})"
+        f"{fmt.ms(pause['duration_ns'] / NS_PER_MS)} (shaded), the step of rank {ranks[-1]} "
+        f"takes {fmt.ms(took)}, where it usually takes {fmt.ms(usual)} (run {pause['run']})"
     )

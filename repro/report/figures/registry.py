@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from repro import style
 from repro.dataset import Campaign
+from repro.report import style
 
 Draw = Callable[[Campaign], Figure]
 FIGURES: dict[str, Draw] = {}

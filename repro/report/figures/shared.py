@@ -13,11 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from repro import style
 from repro.analysis.arms import ordered_arms, pairs
 from repro.dataset import Campaign
-from repro.figures.registry import NotApplicable
-from repro.style import POLICY_COLOUR
+from repro.report import style
+from repro.report.figures.registry import NotApplicable
+from repro.report.style import POLICY_COLOUR
 
 
 def runs_of(campaign: Campaign, arm: str) -> pd.Series:

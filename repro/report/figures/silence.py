@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from repro import words
+from repro import fmt
 from repro.analysis.silences import silences
 from repro.dataset import Campaign
-from repro.figures.parts import message
-from repro.figures.registry import NotApplicable, figure
-from repro.style import INK, PAGE, PROCESS_COLOUR
+from repro.report.figures.registry import NotApplicable, figure
+from repro.report.figures.shared import message
+from repro.report.style import INK, PAGE, PROCESS_COLOUR
 
 NS_PER_S = 1e9
 BIN_S = 0.1
@@ -75,10 +75,10 @@ def silence(campaign: Campaign) -> Figure:
     handles.append(_patch(PROCESS_COLOUR["frontend"], "output handler holds the event loop"))
     handles.append(_patch(COLLECTION, "API server collects"))
     drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    held, collecting = (words.percent(longest[name]) for name in ("held", "collecting"))
+    held, collecting = (fmt.percent(longest[name]) for name in ("held", "collecting"))
     message(
         drawn,
-        f"{longest['arm']}: for {words.figures(length_s)} s no token leaves the API server. "
+        f"{longest['arm']}: for {fmt.figures(length_s)} s no token leaves the API server. "
         f"Its output handler holds the event loop for {held} of that time (collecting: "
         f"{collecting}), and the engine runs out of requests",
     )

@@ -9,14 +9,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from repro import words
+from repro import fmt
 from repro.analysis.arms import pairs
 from repro.analysis.gc_cost import FULL
 from repro.analysis.tails import NS_PER_MS, step_intervals
 from repro.dataset import Campaign, in_window, under_load
-from repro.figures.parts import arms_to_compare, message, plain_numbers, style_of
-from repro.figures.registry import NotApplicable, figure
-from repro.style import PAGE, PROCESS_COLOUR
+from repro.report.figures.registry import NotApplicable, figure
+from repro.report.figures.shared import arms_to_compare, message, plain_numbers, style_of
+from repro.report.style import PAGE, PROCESS_COLOUR
 
 NS_PER_S = 1e9
 
@@ -46,7 +46,7 @@ def timeline(campaign: Campaign) -> Figure:
     if steps.empty or pauses.empty:
         missing = "engine step" if steps.empty else "collection"
         raise NotApplicable(f"no {missing} in the measured windows")
-    roles = [role for role in words.PROCESS if role in set(pauses["role"])]
+    roles = [role for role in fmt.PROCESS if role in set(pauses["role"])]
     pair = next(iter(pairs(campaign)), None)
     arms = [pair.baseline, pair.treated] if pair else arms_to_compare(campaign)[:1]
     scenes = [_scene(campaign, arm, pauses[pauses["role"] == roles[-1]], steps) for arm in arms]
@@ -68,7 +68,7 @@ def timeline(campaign: Campaign) -> Figure:
         plain_numbers(axes.yaxis)
     grid[-1].set(
         xlim=(-half_ms / 1e3, half_ms / 1e3),
-        xlabel=f"time from the middle of the longest pause of the {words.PROCESS[roles[-1]]} (s)",
+        xlabel=f"time from the middle of the longest pause of the {fmt.PROCESS[roles[-1]]} (s)",
     )
     message(drawn, _pause_message(roles[-1], arms, scenes))
     return drawn
@@ -125,7 +125,7 @@ def _draw_pauses(
         lower.hlines(np.full(of_role.sum(), lane), begin[of_role], end[of_role], colour, lw=5)
         for row in pauses.index[of_role & (pauses["generation"] == FULL)]:
             upper.axvspan(begin[row], end[row], color=colour, alpha=0.3, lw=0)
-    lower.set_yticks(range(len(roles)), [words.PROCESS[role] for role in reversed(roles)])
+    lower.set_yticks(range(len(roles)), [fmt.PROCESS[role] for role in reversed(roles)])
     for label, role in zip(lower.get_yticklabels(), reversed(roles), strict=True):
         label.set(color=PROCESS_COLOUR[role], weight="bold")
     lower.set_ylim(-0.7, len(roles) - 0.3)
@@ -134,9 +134,9 @@ def _draw_pauses(
 
 
 def _pause_message(role: str, arms: list[str], scenes: list[_Scene]) -> str:
-    each = words.listed(
-        f"{words.ms(scene.pause_ms)} ({arm})" if scene.pause_ms else f"none ({arm})"
+    each = fmt.listed(
+        f"{fmt.ms(scene.pause_ms)} ({arm})" if scene.pause_ms else f"none ({arm})"
         for arm, scene in zip(arms, scenes, strict=True)
     )
-    step = words.ms(float(np.median([scene.step_ms for scene in scenes])))
-    return f"The longest pause of the {words.PROCESS[role]}: {each}; a step usually takes {step}"
+    step = fmt.ms(float(np.median([scene.step_ms for scene in scenes])))
+    return f"The longest pause of the {fmt.PROCESS[role]}: {each}; a step usually takes {step}"

@@ -11,14 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from repro import words
-from repro.advice import Setting, advise, setting_of
+from repro import fmt
 from repro.analysis.gc_cost import GENERATIONS
 from repro.analysis.mechanism import collections_by_load
 from repro.dataset import Campaign
-from repro.figures.parts import message, plain_numbers
-from repro.figures.registry import NotApplicable, figure
-from repro.style import INK, PAGE, POLICY_COLOUR
+from repro.report.figures.registry import NotApplicable, figure
+from repro.report.figures.shared import message, plain_numbers
+from repro.report.style import INK, PAGE, POLICY_COLOUR
+from repro.theory.advice import Setting, advise, setting_of
 
 LOADS = 3
 """Loads that a map of the trigger needs at least."""
@@ -109,9 +109,9 @@ def _draw_rule(axes: Axes, campaign: Campaign, name: str) -> None:
 def _trigger_message(found: pd.DataFrame, name: str) -> str:
     full = found[(found["policy"] == name) & (found["generation"] == GENERATIONS[-1])]
     some = full.loc[full["pauses"] > 0, "concurrency"]
-    most = words.amount(full["concurrency"].max())
+    most = fmt.amount(full["concurrency"].max())
     if some.empty:
         return f"No full collection of a worker ({name}) was seen up to {most} requests in flight"
     none = full.loc[(full["pauses"] == 0) & (full["concurrency"] < some.min()), "concurrency"]
-    until = f"none up to {words.amount(none.max())}, " if len(none) else ""
-    return f"Full collections of a worker ({name}): {until}seen from {words.amount(some.min())} on"
+    until = f"none up to {fmt.amount(none.max())}, " if len(none) else ""
+    return f"Full collections of a worker ({name}): {until}seen from {fmt.amount(some.min())} on"

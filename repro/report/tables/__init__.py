@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from repro import words
+from repro import fmt
 from repro.analysis.arms import ordered_arms, pairs, repeated
 from repro.analysis.attribution import HANDLER, UNEXPLAINED, attribute, by_arm
 from repro.analysis.captures import (
@@ -17,13 +17,13 @@ from repro.analysis.captures import (
     policy_effects,
     principal,
 )
-from repro.analysis.designs import crossover_over_fresh, designs
+from repro.analysis.crossover_cost import crossover_over_fresh, designs
 from repro.analysis.gc_cost import gc_time
-from repro.analysis.release import likeness, twins
+from repro.analysis.release_comparison import likeness, twins
 from repro.analysis.silences import silences
 from repro.analysis.tails import Estimate, Metric, effect, tail_table
 from repro.claims.capture import SAME_MEMORY
-from repro.claims.finding import SAME
+from repro.claims.verdict import SAME
 from repro.dataset import Campaign, in_window
 
 CLOSING = (0.5, 0.99, 0.999, 1.0)
@@ -60,7 +60,7 @@ def basis(campaign: Campaign) -> pd.DataFrame:
             **{"window (s)": window_s.map("{:.0f}".format)},
             **{"in flight": runs["concurrency"].map("{:,}".format).mask(idle, "–")},
             **{"tokens a step": runs["run"].map(held).map("{:,.0f}".format).mask(idle, "–")},
-            **{"tokens/s": runs["tokens_per_s"].map(words.count).mask(idle, "–")},
+            **{"tokens/s": runs["tokens_per_s"].map(fmt.count).mask(idle, "–")},
         )
     )
 
@@ -73,9 +73,8 @@ def tail(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
         row = {"arm": arm}
         for quantile in CLOSING:
             cell = found.loc[(arm, quantile)]
-            row[f"{words.quantile(quantile)} (ms)"] = (
-                f"{words.figures(cell['value_ms'])} "
-                f"({words.bounds(cell['low_ms'], cell['high_ms'])})"
+            row[f"{fmt.quantile(quantile)} (ms)"] = (
+                f"{fmt.figures(cell['value_ms'])} ({fmt.bounds(cell['low_ms'], cell['high_ms'])})"
                 if cell["supported"]
                 else f"needs {cell['needs']:,.0f} steps"
             )
@@ -90,7 +89,7 @@ def effects(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
         row = {"frozen": pair.treated, "over": pair.baseline}
         for quantile in CLOSING:
             ratio = effect(campaign, pair.baseline, pair.treated, quantile, metric)
-            row[words.quantile(quantile)] = words.ratio(ratio) if ratio.supported else "–"
+            row[fmt.quantile(quantile)] = fmt.ratio(ratio) if ratio.supported else "–"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -106,8 +105,8 @@ def meaning(campaign: Campaign, metric: Metric = "itl") -> str:
         parts: dict[str, list[str]] = {}
         for quantile in CLOSING[:-1]:  # of the longest gap an interval says little
             ratio = effect(campaign, pair.baseline, pair.treated, quantile, metric)
-            parts.setdefault(_direction(ratio), []).append(words.quantile(quantile))
-        each = "; ".join(f"{how} at {words.listed(names)}" for how, names in parts.items())
+            parts.setdefault(_direction(ratio), []).append(fmt.quantile(quantile))
+        each = "; ".join(f"{how} at {fmt.listed(names)}" for how, names in parts.items())
         said.append(f"**{pair.treated}** against **{pair.baseline}**: {each}.")
     return "\n\n".join(said) or "The campaign has no two arms that differ in the freeze alone."
 
@@ -123,11 +122,11 @@ def _direction(ratio: Estimate) -> str:
 def crossover(campaign: Campaign) -> str:
     """One line a cross-over: its engine time for an interval as wide as that of fresh engines."""
     said = [
-        f"**{row.treated_crossover}**: P99 ITL {words.ratio(row.ratio_crossover)} of "
-        f"{words.plural(row.runs_crossover, 'period')} in {row.engine_s_crossover:,.0f} s of "
-        f"engine time; fresh engines {words.ratio(row.ratio_fresh)} of "
-        f"{words.plural(row.runs_fresh, 'run')} in {row.engine_s_fresh:,.0f} s. For the same width "
-        f"the cross-over takes ×{words.figures(row.time)} of their time."
+        f"**{row.treated_crossover}**: P99 ITL {fmt.ratio(row.ratio_crossover)} of "
+        f"{fmt.plural(row.runs_crossover, 'period')} in {row.engine_s_crossover:,.0f} s of "
+        f"engine time; fresh engines {fmt.ratio(row.ratio_fresh)} of "
+        f"{fmt.plural(row.runs_fresh, 'run')} in {row.engine_s_fresh:,.0f} s. For the same width "
+        f"the cross-over takes ×{fmt.figures(row.time)} of their time."
         for row in crossover_over_fresh(designs(campaign)).itertuples()
     ]
     return "\n\n".join(said) or "The campaign has no cross-over beside fresh engines."
@@ -137,7 +136,7 @@ def patch_against_release(campaign: Campaign) -> pd.DataFrame:
     """The release over the patch, frozen and not: ratios that should all include 1."""
     rows = [
         {"after": pair.after, "over before": pair.before}
-        | {name: words.ratio(found) for name, found in likeness(campaign, pair).items()}
+        | {name: fmt.ratio(found) for name, found in likeness(campaign, pair).items()}
         for pair in twins(campaign)
     ]
     return pd.DataFrame(rows)
@@ -151,7 +150,7 @@ def causes(campaign: Campaign, factor: float) -> pd.DataFrame:
         {
             "arm": found["arm"],
             "pauses of": [
-                "no recorded pause" if role == UNEXPLAINED else f"{words.PROCESS[role]} {rank}"
+                "no recorded pause" if role == UNEXPLAINED else f"{fmt.PROCESS[role]} {rank}"
                 for role, rank in zip(found["role"], found["rank"], strict=True)
             ],
             "generation": [
@@ -159,11 +158,11 @@ def causes(campaign: Campaign, factor: float) -> pd.DataFrame:
                 for role, number in zip(found["role"], found["generation"], strict=True)
             ],
             "steps with a long gap": [
-                f"{words.amount(steps)} of {words.amount(total)}"
+                f"{fmt.amount(steps)} of {fmt.amount(total)}"
                 for steps, total in zip(found["steps"], found["tail_steps"], strict=True)
             ],
-            "share": found["share"].map(words.percent),
-            "by chance": found["chance"].map(words.percent),
+            "share": found["share"].map(fmt.percent),
+            "by chance": found["chance"].map(fmt.percent),
         }
     )
 
@@ -181,10 +180,10 @@ def silent(campaign: Campaign) -> pd.DataFrame:
         rows.append(
             {
                 "arm": arm,
-                "silences": words.amount(len(own)),
-                "longest (s)": words.figures(own["length_s"].max()),
-                "together (s)": words.figures(own["length_s"].sum()),
-                **{WAYS[name]: words.percent(value) for name, value in share.items()},
+                "silences": fmt.amount(len(own)),
+                "longest (s)": fmt.figures(own["length_s"].max()),
+                "together (s)": fmt.figures(own["length_s"].sum()),
+                **{WAYS[name]: fmt.percent(value) for name, value in share.items()},
             }
         )
     return pd.DataFrame(rows)
@@ -204,16 +203,16 @@ def explanation(campaign: Campaign, factor: float) -> str:
         known = known.groupby(["role", "held"])[["share", "chance"]].sum().reset_index()
         known = known[known["share"] > 0].sort_values("share", ascending=False)
         parts = [
-            f"{_stop_of(row.role, row.held)} explains {words.percent(row.share)} "
-            f"(by chance: {words.percent(row.chance)})"
+            f"{_stop_of(row.role, row.held)} explains {fmt.percent(row.share)} "
+            f"(by chance: {fmt.percent(row.chance)})"
             for row in known.itertuples()
         ]
         rest = of_arm.loc[_unexplained(of_arm), "share"].sum()
-        parts.append(f"{words.percent(rest)} coincide with no recorded pause")
-        steps = words.amount(of_arm["tail_steps"].iloc[0])
+        parts.append(f"{fmt.percent(rest)} coincide with no recorded pause")
+        steps = fmt.amount(of_arm["tail_steps"].iloc[0])
         said.append(
             f"**{arm}**: of {steps} steps with a gap above {factor:g} times the median, "
-            f"{words.listed(parts)}."
+            f"{fmt.listed(parts)}."
         )
     return "\n\n".join(said)
 
@@ -224,13 +223,13 @@ def collector(campaign: Campaign) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "arm": found["arm"],
-            "process": found["role"].map(words.PROCESS),
+            "process": found["role"].map(fmt.PROCESS),
             "generation": found["generation"],
             "collections": found["pauses"].map("{:,}".format),
-            "per 1,000 steps": found["per_1000_steps"].map(words.figures),
-            "ms per 1,000 steps": found["ms_per_1000_steps"].map(words.figures),
-            "median (ms)": found["median_ms"].map(words.figures),
-            "longest (ms)": found["max_ms"].map(words.figures),
+            "per 1,000 steps": found["per_1000_steps"].map(fmt.figures),
+            "ms per 1,000 steps": found["ms_per_1000_steps"].map(fmt.figures),
+            "median (ms)": found["median_ms"].map(fmt.figures),
+            "longest (ms)": found["max_ms"].map(fmt.figures),
         }
     )
 
@@ -249,12 +248,12 @@ def captures(campaign: Campaign) -> pd.DataFrame:
             | {
                 "capture policy": key[-1],
                 "kind": f"{group['kind'].iloc[0]}{' again' if key[-2] else ''}",
-                "median (s)": words.figures(seconds.median()),
-                "range (s)": words.bounds(seconds.min(), seconds.max()),
+                "median (s)": fmt.figures(seconds.median()),
+                "range (s)": fmt.bounds(seconds.min(), seconds.max()),
                 "over gc-on": _ratio_cell(effect, "ratio"),
                 "the same without GC": _ratio_cell(effect, "besides_gc"),
-                "GC share": words.percent(group["share"].median()),
-                "memory (GiB)": words.figures(group["memory_bytes"].median() / GIB),
+                "GC share": fmt.percent(group["share"].median()),
+                "memory (GiB)": fmt.figures(group["memory_bytes"].median() / GIB),
                 "captures": f"{len(group)}",
                 "runs": f"{group['run'].nunique()}",
             }
@@ -271,12 +270,12 @@ def capture_collections(campaign: Campaign) -> pd.DataFrame:
             _setting_cells(group)
             | {
                 "capture policy": key[-1],
-                "graphs": words.amount(middle["graphs"]),
-                "objects before": words.count(middle["heap"]) if middle["heap"] > 0 else "–",
-                "full collections": words.amount(middle["collections_2"]),
-                "the longest (s)": words.figures(middle["full_s"]),
-                "generation 0": words.amount(middle["collections_0"]),
-                "GC in all (s)": words.figures(middle["gc_s"]),
+                "graphs": fmt.amount(middle["graphs"]),
+                "objects before": fmt.count(middle["heap"]) if middle["heap"] > 0 else "–",
+                "full collections": fmt.amount(middle["collections_2"]),
+                "the longest (s)": fmt.figures(middle["full_s"]),
+                "generation 0": fmt.amount(middle["collections_0"]),
+                "GC in all (s)": fmt.figures(middle["gc_s"]),
             }
         )
     return pd.DataFrame(rows)
@@ -286,13 +285,13 @@ def recaptures(campaign: Campaign) -> str:
     """One line a setting: whether a capture made again is the same as that of a fresh process."""
     said = []
     for row in again_over_first(capture_times(campaign)).itertuples():
-        where = words.setting(row.model, row.vllm, row.runner)
+        where = fmt.setting(row.model, row.vllm, row.runner)
         if not row.time.supported:
             said.append(f"**{where}**: one run cannot tell a repeated capture from the first.")
             continue
         parts = [
             f"{'the same' if low <= ratio.low and ratio.high <= high else 'not shown the same'} in "
-            f"{name} ({words.ratio(ratio)})"
+            f"{name} ({fmt.ratio(ratio)})"
             for name, ratio, (low, high) in (
                 ("time", row.time, SAME),
                 ("memory", row.memory, SAME_MEMORY),
@@ -300,7 +299,7 @@ def recaptures(campaign: Campaign) -> str:
         ]
         said.append(
             f"**{where}**: over the start-up capture of its process and policy, a repeated one is "
-            f"{words.listed(parts)}, {words.plural(row.time.steps, 'run')}."
+            f"{fmt.listed(parts)}, {fmt.plural(row.time.steps, 'run')}."
         )
     return "\n\n".join(said) or "No process of this campaign captured more than once."
 
@@ -315,10 +314,10 @@ def capture_bound(campaign: Campaign) -> str:
         share = collector_share(on)
         if not share.supported or frozen.empty:
             continue
-        before, after = (words.figures(part["gc_s"].mean()) for part in (on, frozen))
-        part = words.share(share.value, share.low, share.high)
+        before, after = (fmt.figures(part["gc_s"].mean()) for part in (on, frozen))
+        part = fmt.share(share.value, share.low, share.high)
         said.append(
-            f"**{words.setting(*group.iloc[0][['model', 'vllm', 'runner']])}**: the collector "
+            f"**{fmt.setting(*group.iloc[0][['model', 'vllm', 'runner']])}**: the collector "
             f"takes {part} of a capture with `{BASELINE}`, and no policy can save "
             f"more than that; with `frozen` it takes {after} s where it took {before} s."
         )
@@ -336,23 +335,23 @@ def capture_arithmetic(campaign: Campaign) -> str:
             continue
         heap, each = on["heap"], on["containers"] / on["graphs"]
         parts = [
-            f"a full collection of {words.count(heap)} objects takes {words.figures(on['full_s'])} "
-            f"s, {words.figures(1e9 * on['full_s'] / heap)} ns an object",
-            f"`{BASELINE}` makes {words.amount(on['collections_2'])}",
+            f"a full collection of {fmt.count(heap)} objects takes {fmt.figures(on['full_s'])} "
+            f"s, {fmt.figures(1e9 * on['full_s'] / heap)} ns an object",
+            f"`{BASELINE}` makes {fmt.amount(on['collections_2'])}",
         ]
         per = group[group["capture_policy"] == "collect-per-graph"].median(numeric_only=True)
         if (asked := per.get("collections_2", 0)) > 0:
             parts.append(
-                f"`collect-per-graph` makes {words.amount(asked)}, together "
-                f"{words.figures(per['gc_s'])} s, {words.figures(per['gc_s'] / asked)} s each"
+                f"`collect-per-graph` makes {fmt.amount(asked)}, together "
+                f"{fmt.figures(per['gc_s'])} s, {fmt.figures(per['gc_s'] / asked)} s each"
             )
-        sentence = f"**{words.setting(*group.iloc[0][['model', 'vllm', 'runner']])}**: "
+        sentence = f"**{fmt.setting(*group.iloc[0][['model', 'vllm', 'runner']])}**: "
         sentence += f"{'; '.join(parts)}."
         if each > 0:
             sentence += (
-                f" A graph leaves {words.figures(each)} containers behind. For a full collection "
+                f" A graph leaves {fmt.figures(each)} containers behind. For a full collection "
                 "by itself a quarter of the heap must have been added, which takes "
-                f"{words.count(heap / 4 / each)} graphs; there were {words.amount(on['graphs'])}."
+                f"{fmt.count(heap / 4 / each)} graphs; there were {fmt.amount(on['graphs'])}."
             )
         said.append(sentence)
     return "\n\n".join(said) or "The heap before a capture with the collector on was not counted."
@@ -360,16 +359,16 @@ def capture_arithmetic(campaign: Campaign) -> str:
 
 def _setting_cells(times: pd.DataFrame) -> dict[str, str]:
     first = times.iloc[0]
-    runner = words.RUNNER.get(first["runner"], "–")
+    runner = fmt.RUNNER.get(first["runner"], "–")
     return {"model": first["model"], "vLLM": first["vllm"], "runner": runner}
 
 
 def _ratio_cell(effect: pd.Series | None, column: str) -> str:
-    return words.ratio(effect[column]) if effect is not None and effect[column].supported else "–"
+    return fmt.ratio(effect[column]) if effect is not None and effect[column].supported else "–"
 
 
 def _stop_of(role: str, held: bool) -> str:
-    name = words.PROCESS[role]
+    name = fmt.PROCESS[role]
     return f"the {name}'s output handler" if held else f"the {name}"
 
 

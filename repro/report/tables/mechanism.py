@@ -6,14 +6,14 @@ import math
 
 import pandas as pd
 
-from repro import words
-from repro.advice import advise, setting_of
+from repro import fmt
 from repro.analysis.arms import ordered_arms
-from repro.analysis.collector import UnknownCollector
 from repro.analysis.mechanism import collections_by_load, policies_of, policies_table
 from repro.analysis.memory import resident_by_arm
 from repro.analysis.trigger import trigger_table
 from repro.dataset import Campaign
+from repro.theory.advice import advise, setting_of
+from repro.theory.cpython_rule import UnknownCollector
 
 MIB = 2**20
 
@@ -27,12 +27,12 @@ def rule(campaign: Campaign) -> pd.DataFrame:
         rows.append(
             {
                 "arm": arm,
-                "process": words.PROCESS[str(role)],
+                "process": fmt.PROCESS[str(role)],
                 "full collection": event,
                 "predicted (steps)": _steps(group["predicted_steps"].mean()),
                 "observed (steps)": _steps(seen) if not math.isnan(seen) else "none",
-                "collections": words.amount(group["collections"].sum()),
-                "predicted over observed": words.figures(group["ratio"].mean()),
+                "collections": fmt.amount(group["collections"].sum()),
+                "predicted over observed": fmt.figures(group["ratio"].mean()),
                 "what a step holds from": ", ".join(group["held_from"].unique()),
                 "verdict": ", ".join(group["verdict"].unique()),
             }
@@ -46,7 +46,7 @@ def loads(campaign: Campaign) -> pd.DataFrame:
     table = found.pivot_table("per_1000_steps", "arm", "generation")
     table = table.reindex([arm for arm in ordered_arms(campaign) if arm in table.index])
     table.columns = pd.Index([f"generation {generation}" for generation in table])
-    return table.map(words.figures).reset_index()
+    return table.map(fmt.figures).reset_index()
 
 
 def policies(campaign: Campaign) -> pd.DataFrame:
@@ -57,12 +57,12 @@ def policies(campaign: Campaign) -> pd.DataFrame:
             "worker / engine core / front end": [
                 policies_of(row) for row in table.reset_index().to_dict("records")
             ],
-            "longest pause (ms)": table["longest_ms"].map(words.figures),
-            "GC per 1,000 steps (ms)": table["ms_per_1000_steps"].map(words.figures),
-            "P99 ITL (ms)": table["p99_ms"].map(words.figures),
-            "P99.9 ITL (ms)": table["p999_ms"].map(words.figures),
-            "tokens/s": table["tokens_per_s"].map(words.count),
-            "RSS gained (MiB)": (table["rss_growth_bytes"] / MIB).map(words.figures),
+            "longest pause (ms)": table["longest_ms"].map(fmt.figures),
+            "GC per 1,000 steps (ms)": table["ms_per_1000_steps"].map(fmt.figures),
+            "P99 ITL (ms)": table["p99_ms"].map(fmt.figures),
+            "P99.9 ITL (ms)": table["p999_ms"].map(fmt.figures),
+            "tokens/s": table["tokens_per_s"].map(fmt.count),
+            "RSS gained (MiB)": (table["rss_growth_bytes"] / MIB).map(fmt.figures),
             "worker never reclaimed, from before the freeze": _garbage(table, "kept"),
             "and made since": _garbage(table, "since"),
         }
@@ -73,16 +73,16 @@ def memory(campaign: Campaign) -> pd.DataFrame:
     """Resident memory by arm and process: before load, and what the load added."""
     found = resident_by_arm(campaign)
     arms = found["arm"].map(ordered_arms(campaign).index)
-    roles = found["role"].map(list(words.PROCESS).index)
+    roles = found["role"].map(list(fmt.PROCESS).index)
     found = found.assign(arms=arms, roles=roles).sort_values(["arms", "roles"])
     return pd.DataFrame(
         {
             "arm": found["arm"],
-            "process": found["role"].map(words.PROCESS),
+            "process": found["role"].map(fmt.PROCESS),
             "runs": found["runs"],
-            "steps": found["steps"].map(words.count),
-            "before load (MiB)": (found["start_bytes"] / MIB).map(words.count),
-            "gained (MiB)": (found["growth_bytes"] / MIB).map(words.figures),
+            "steps": found["steps"].map(fmt.count),
+            "before load (MiB)": (found["start_bytes"] / MIB).map(fmt.count),
+            "gained (MiB)": (found["growth_bytes"] / MIB).map(fmt.figures),
         }
     )
 
@@ -103,10 +103,10 @@ def advice(campaign: Campaign) -> str:
 def _garbage(table: pd.DataFrame, kind: str) -> list[str]:
     """Objects in abandoned cycles, and their bytes; a dash where they were not counted."""
     return [
-        "–" if math.isnan(number) else f"{words.amount(number)} ({words.amount(size)} bytes)"
+        "–" if math.isnan(number) else f"{fmt.amount(number)} ({fmt.amount(size)} bytes)"
         for number, size in zip(table[kind], table[f"{kind}_bytes"], strict=True)
     ]
 
 
 def _steps(value: float) -> str:
-    return "never" if math.isinf(value) else words.figures(value)
+    return "never" if math.isinf(value) else fmt.figures(value)

@@ -1,0 +1,1 @@
+"""Quantiles, intervals, ratios and trends. Knows nothing of campaigns."""

@@ -1,0 +1,1 @@
+"""Models without data: CPython's rule, ranks in lock-step, advice. Numbers in, numbers out."""
