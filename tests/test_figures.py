@@ -70,8 +70,7 @@ def test_same_bytes_every_time(name: str, suited: dataset.Campaign, tmp_path: Pa
 
 
 def test_svg_on_request(decoding: dataset.Campaign, tmp_path: Path) -> None:
-    drawn = FIGURES["itl_tail"](decoding)
-    first, again = (save(drawn, tmp_path / name, "svg") for name in "ab")
+    first, again = (save(FIGURES["itl_tail"](decoding), tmp_path / name, "svg") for name in "ab")
     assert first.suffix == ".svg"
     assert b"<svg" in first.read_bytes()
     assert first.read_bytes() == again.read_bytes()
