@@ -7,10 +7,10 @@ QUICK = runs/quick
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LOCK = requirements/$(DEVICE).txt
 
-.PHONY: help reproduce test lint figures lab bench soak env
+.PHONY: help reproduce test test-all lint figures lab bench soak env
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 reproduce: env  ## measure both policies here, run the notebooks, judge the claims (8 minutes)
 	$(BIN)/repro doctor
@@ -19,8 +19,12 @@ reproduce: env  ## measure both policies here, run the notebooks, judge the clai
 	$(BIN)/repro claims $(QUICK)
 	$(BIN)/repro page $(QUICK) --out runs/page
 
-test: env lint  ## lint, types, unit tests, notebooks on data/, real engines on this machine
-	$(BIN)/python -m pytest
+test: env lint  ## lint, types, unit tests, notebooks, the shared real engines
+	$(BIN)/python -m pytest -n 2 -m "not slow and not engine"
+	$(BIN)/python -m pytest -m "engine and not slow"
+
+test-all: test  ## that, then faults, soak and workflow
+	$(BIN)/python -m pytest -m slow
 
 lint: env
 	$(BIN)/ruff check .

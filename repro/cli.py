@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(command=figures)
     command.add_argument("--data", type=Path, default=Path("data"), help="folder of campaigns")
     command.add_argument("--out", type=Path, default=Path("figures"), help="where figures go")
+    command.add_argument("--format", choices=["png", "svg"], default="png", help="file format")
 
     command = commands.add_parser("claims", help="the report's claims and their verdicts")
     command.set_defaults(command=claims)
@@ -220,7 +221,7 @@ def figures(parsed: argparse.Namespace) -> int:
     """Draw every figure that applies to each campaign."""
     from repro.report.figures import draw_all
 
-    for path in draw_all(parsed.data, parsed.out):
+    for path in draw_all(parsed.data, parsed.out, parsed.format):
         print(path)
     return 0
 

@@ -216,6 +216,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_page_in_a_browser(browser: Browser, written: Path, width: int) -> None:
     browser.open(written, width)

@@ -25,7 +25,7 @@ from repro.experiment.config import MODELS, Experiment
 
 pytestmark = pytest.mark.engine
 
-SMALL = {"concurrency": 64, "duration_s": 8.0}
+SMALL = {"concurrency": 64, "duration_s": 8.0, "enforce_eager": True}
 
 
 def measure(root: Path, **fields: object) -> Path:
@@ -60,7 +60,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def frozen(root: Path) -> Iterator[Campaign]:
-    folder = measure(root, policy="freeze")
+    folder = measure(root, policy="freeze", enforce_eager=False)  # a compile is recorded too
     found = read_document(folder)
     assert found["status"] == "ok", (found.get("reason"), found.get("log_tail"))
     yield dataset.load(root)
@@ -145,6 +145,7 @@ def test_a_cross_over_switches_the_worker_and_reads_back_as_periods(tmp_path: Pa
 GROUPS = {"DP2": {"data_parallel_size": 2}, "TP2": {"tensor_parallel_size": 2}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_rank_is_driven_and_recorded(group: str, tmp_path: Path) -> None:
     """vLLM's CPU backend serves both; what it does not serve is data parallelism of experts."""
@@ -170,6 +171,7 @@ def test_every_rank_is_driven_and_recorded(group: str, tmp_path: Path) -> None:
     assert not psutil.Process().children(recursive=True), "a process outlived its engine"
 
 
+@pytest.mark.slow
 def test_uni_is_uni_or_the_run_fails(tmp_path: Path) -> None:
     """vLLM's CPU backend turns `uni` into `mp` without a word: such a run is no data."""
     if provenance.gpu_query("name"):
@@ -181,6 +183,7 @@ def test_uni_is_uni_or_the_run_fails(tmp_path: Path) -> None:
             measure(tmp_path, policy="no-freeze", executor="uni")
 
 
+@pytest.mark.slow
 def test_killing_the_worker_fails_this_run_alone(frozen: Campaign, root: Path) -> None:
     killed: list[psutil.Process] = []
     before = dataset.load(root)
@@ -206,6 +209,7 @@ def test_killing_the_worker_fails_this_run_alone(frozen: Campaign, root: Path) -
     assert len(after.failed) == 1
 
 
+@pytest.mark.slow
 def test_a_policy_that_does_not_reach_the_worker_fails_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +243,7 @@ run_campaign(grid(policies=["freeze"], replicates=1), Path(sys.argv[1]), progres
 """
 
 
+@pytest.mark.slow
 def test_a_killed_kernel_leaves_no_engine(tmp_path: Path) -> None:
     """`kill -9` of the process that runs the campaign, as when a notebook's kernel is killed."""
     kernel = subprocess.Popen([sys.executable, "-c", CAMPAIGN, str(tmp_path)])

@@ -23,7 +23,7 @@ from repro.experiment.supervise import alive
 from repro.plugin.recorder import PAUSE
 from repro.server import launches
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 ROLES = {"frontend", "engine", "worker"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import matplotlib
@@ -63,16 +62,18 @@ def suited(name: str, decoding: dataset.Campaign, ranks: dataset.Campaign) -> da
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_bytes_every_time(name: str, suited: dataset.Campaign, tmp_path: Path) -> None:
-    first = [path.read_bytes() for path in save(FIGURES[name](suited), tmp_path / "a" / name)]
-    with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None, "savefig.dpi": 10}):
-        again = [path.read_bytes() for path in save(FIGURES[name](suited), tmp_path / "b" / name)]
+    first = save(FIGURES[name](suited), tmp_path / "a" / name).read_bytes()
+    with matplotlib.rc_context({"font.size": 30, "savefig.dpi": 10}):
+        again = save(FIGURES[name](suited), tmp_path / "b" / name).read_bytes()
     assert first == again
-    assert first[0].startswith(b"\x89PNG") and b"<svg" in first[1]
-    coordinates = re.sub(rb"scale\(.*?\)", b"", first[1])
-    assert not re.search(rb"\d\.\d{4}", coordinates), "finer than every CPU agrees on"
-    assert not re.search(rb"id=\"[a-z][0-9a-f]{10}\"", first[1]), "a hash of finer digits"
-    used = set(re.findall(rb"(?:href=\"|url\()#([^\")]+)", first[1]))
-    assert used <= set(re.findall(rb"id=\"([^\"]+)\"", first[1])), "a reference to nothing"
+    assert first.startswith(b"\x89PNG")
+
+
+def test_svg_on_request(decoding: dataset.Campaign, tmp_path: Path) -> None:
+    first, again = (save(FIGURES["itl_tail"](decoding), tmp_path / name, "svg") for name in "ab")
+    assert first.suffix == ".svg"
+    assert b"<svg" in first.read_bytes()
+    assert first.read_bytes() == again.read_bytes()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -229,8 +230,8 @@ def test_draw_all_draws_what_applies(tmp_path: Path) -> None:
     written = draw_all(tmp_path / "data", tmp_path / "figures")
     drawn = (*ALONE, "pause_against_objects")
     assert {path.relative_to(tmp_path / "figures").as_posix() for path in written} == {
-        *(f"decoding/{name}.{kind}" for name in drawn for kind in ("png", "svg")),
-        *(f"capturing/capture_time.{kind}" for kind in ("png", "svg")),
+        *(f"decoding/{name}.png" for name in drawn),
+        "capturing/capture_time.png",
     }
     assert all(path.is_file() for path in written)
 

@@ -66,6 +66,7 @@ def test_a_folder_that_exists_is_refused(
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_a_short_soak_with_a_real_engine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

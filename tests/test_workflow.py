@@ -17,6 +17,8 @@ from repro.experiment.config import grid
 
 pytest.importorskip("snakemake", reason="Snakemake is not installed: make env installs it")
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PROFILES = ROOT / "repro" / "experiment" / "workflow" / "profiles"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,11 +67,6 @@ STYLE = {
     "svg.hashsalt": "repro",  # else the ids in an SVG are drawn at random
 }
 
-_FINE = re.compile(rb"(?<!scale\()-?\b\d+\.\d{4,}")
-"""A coordinate of an SVG with more than three decimals; what scales a glyph is left alone."""
-
-_ID = re.compile(rb"(?<=[\"#])[a-z][0-9a-f]{10}(?=[\")])")
-
 
 def lighter(colour: str, degree: int) -> str:
     """A colour mixed with white: degree 0 is the colour itself."""
@@ -95,19 +89,15 @@ def png(drawn: Figure) -> bytes:
 
 
 def svg(drawn: Figure) -> bytes:
-    """The figure as an SVG file, with no date and no version in it, to a thousandth of a point.
-
-    Finer digits differ from one CPU to the next: NumPy's logarithms do, in their last bit. So do
-    Matplotlib's ids, which are hashes of them; they are counted instead.
-    """
-    text = _rendered(drawn, "svg", {"Date": None, "Creator": None})
-    text = _FINE.sub(lambda number: b"%.3f" % float(number[0]), text)
-    counted = {name: b"i%d" % at for at, name in enumerate(dict.fromkeys(_ID.findall(text)))}
-    return _ID.sub(lambda name: counted[name[0]], text)
+    """The figure as an SVG file, with no date and no version in it."""
+    return _rendered(drawn, "svg", {"Date": None, "Creator": None})
 
 
-def save(drawn: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.svg.
+FORMATS = {"png": png, "svg": svg}
+
+
+def save(drawn: Figure, stem: Path, kind: str = "png") -> Path:
+    """Write the figure to `stem`.png, or in another of `FORMATS`.
 
     Raises
     ------
@@ -115,10 +105,9 @@ def save(drawn: Figure, stem: Path) -> list[Path]:
         If the folder cannot be made or written.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    files = {stem.with_name(f"{stem.name}.{render.__name__}"): render for render in (png, svg)}
-    for path, render in files.items():
-        path.write_bytes(render(drawn))
-    return list(files)
+    path = stem.with_name(f"{stem.name}.{kind}")
+    path.write_bytes(FORMATS[kind](drawn))
+    return path
 
 
 def _rendered(drawn: Figure, kind: str, metadata: dict[str, None]) -> bytes:

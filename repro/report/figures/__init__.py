@@ -20,7 +20,7 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 
-def draw_all(data_root: Path, out_dir: Path) -> list[Path]:
+def draw_all(data_root: Path, out_dir: Path, kind: str = "png") -> list[Path]:
     """Draw what applies to each campaign under a folder.
 
     Parameters
@@ -28,7 +28,9 @@ def draw_all(data_root: Path, out_dir: Path) -> list[Path]:
     data_root : Path
         Its folders that are campaigns are drawn; others are passed over.
     out_dir : Path
-        Where `<campaign>/<figure>.png` and `.svg` go.
+        Where `<campaign>/<figure>.<kind>` goes.
+    kind : str
+        Name out of `repro.report.style.FORMATS`.
 
     Returns
     -------
@@ -48,5 +50,5 @@ def draw_all(data_root: Path, out_dir: Path) -> list[Path]:
                 drawn = draw(campaign)
             except NotApplicable:
                 continue
-            written += save(drawn, out_dir / folder.name / name)
+            written.append(save(drawn, out_dir / folder.name / name, kind))
     return written
