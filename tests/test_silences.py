@@ -100,7 +100,7 @@ def test_runs_that_did_not_look_say_nothing(tmp_path: Path) -> None:
     campaign = dataset.load(folder)
     assert silences(campaign).empty
     assert tables.silent(campaign).empty
-    assert verdict("handler-holds", folder)["verdict"] == "not measured here"
+    assert verdict("handler-holds", folder)["verdict"] == "not measured"
     with pytest.raises(NotApplicable, match="no silence of a second"):
         FIGURES["silence"](campaign)
 
@@ -116,7 +116,7 @@ def test_covered_cuts_spans_at_both_ends(tmp_path: Path) -> None:
     [
         (2 * SECOND, 0, "reproduced"),
         (2 * SECOND, 2 * SECOND, "contradicted"),
-        (SECOND, 0, "not reproduced"),
+        (SECOND, 0, "undecided"),
     ],
 )
 def test_who_makes_the_silences(
@@ -130,8 +130,8 @@ def test_who_makes_the_silences(
     ("quiet_ns", "tokens_per_s", "expected"),
     [
         (10 * MS, 150.0, "reproduced"),
-        (10 * MS, 100.5, "not reproduced"),
-        (LENGTH, 150.0, "not reproduced"),
+        (10 * MS, 100.5, "undecided"),
+        (LENGTH, 150.0, "undecided"),
         (10 * MS, 50.0, "contradicted"),
     ],
 )

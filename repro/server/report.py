@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from repro import fmt
 from repro.analysis.attribution import FACTOR
-from repro.analysis.tails import NS_PER_MS
+from repro.dataset.schema import NS_PER_MS
 from repro.report import style, tables
 from repro.report.page import STYLE
 from repro.server import figures, launches, numbers
