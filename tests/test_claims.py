@@ -288,9 +288,9 @@ def test_markdown_has_a_row_a_claim(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "low", "high", "more"),
     [
-        (1.0, 0.9, 1 / 0.9, 13),  # half-width 0.105, room 0.0488 up to 1.05: 3 * 4.66 runs in all
+        (1.0, 0.9, 1 / 0.9, 11),  # half-width 0.105, room 0.0488 up to 1.05: 3 * 4.66 runs in all
         (1.0, 0.8, 1.25, 60),
-        (2.0, 0.9, 4.4, 3),  # outside: twice the lower bound of 1.05 leaves room 0.644
+        (2.0, 0.9, 4.4, 2),  # outside: half-width 0.799, room 0.644 down to 1.05
         (1.05, 1.0, 1.1, np.inf),  # on the bound
     ],
 )

@@ -99,7 +99,7 @@ def freezes_itself(runs: pd.DataFrame) -> pd.Series:
 
 
 def _has_freeze(runs: pd.DataFrame) -> pd.Series:
-    after = [releases.major_minor(version) >= releases.FIRST_FROZEN for version in runs["vllm"]]
+    after = [releases.has_freeze(version) for version in runs["vllm"]]
     return pd.Series(after, index=runs.index, dtype=bool)
 
 

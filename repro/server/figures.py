@@ -51,7 +51,7 @@ def _dots(axes: Axes, launch: Launch, pauses: pd.DataFrame, colour: str) -> None
             (of["start_ns"] - launch.origin_ns) / NS_PER_S,
             of["duration_ns"] / NS_PER_MS,
             s=GENERATION_SIZE[generation],
-            color=style.lighter(colour, int(generation == 0)),
+            color=colour,
             edgecolor=INK if generation == GENERATIONS[-1] else "none",
             linewidth=0.4,
             label=f"generation {generation}",
