@@ -20,7 +20,7 @@ from repro.experiment.clients.closed_loop import ClosedLoop
 from repro.experiment.config import ConfigError, Experiment
 from repro.experiment.verify import NotAsRequested
 from repro.plugin import rpc, worker_hooks
-from repro.report import tables
+from repro.report.tables import itl_tails
 
 ORDER = ("freeze", "no-freeze", "no-freeze", "freeze")
 
@@ -180,4 +180,4 @@ def test_older_runs_without_their_engine_time_are_no_design(tmp_path: Path) -> N
     campaign = crossover(tmp_path)
     assert campaign.runs["wall_s"].isna().all()
     assert interval_costs(campaign, quantile=0.5).empty
-    assert tables.crossover(campaign) == "The campaign has no cross-over beside fresh engines."
+    assert itl_tails.crossover(campaign) == "The campaign has no cross-over beside fresh engines."

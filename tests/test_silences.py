@@ -13,8 +13,8 @@ from repro import dataset
 from repro.analysis.attribution import covered
 from repro.analysis.silences import silences
 from repro.claims import evaluate
-from repro.report import tables
 from repro.report.figures import FIGURES, NotApplicable
+from repro.report.tables import itl_tails
 
 QUIET = START + 4 * SECOND
 LENGTH = 3 * SECOND
@@ -76,9 +76,9 @@ def test_a_silence_is_put_down_to_those_in_the_way(tmp_path: Path) -> None:
     assert found["held"] == pytest.approx(2 / 3)
     assert found["collecting"] == pytest.approx(1 / 6)
     assert found["waiting"] == pytest.approx(2 / 3, abs=0.01)
-    (row,) = tables.silent(campaign).to_dict("records")
+    (row,) = itl_tails.silence_causes(campaign).to_dict("records")
     assert (row["silences"], row["longest (s)"]) == ("1", "3.00")
-    assert row["of it the output handler holds the event loop"] == "66.7%"
+    assert row["under a hold of the output handler"] == "66.7%"
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_runs_that_did_not_look_say_nothing(tmp_path: Path) -> None:
     (folder / "a" / "holds.parquet").unlink()
     campaign = dataset.load(folder)
     assert silences(campaign).empty
-    assert tables.silent(campaign).empty
+    assert itl_tails.silence_causes(campaign).empty
     assert verdict("handler-holds", folder)["verdict"] == "not measured"
-    with pytest.raises(NotApplicable, match="no silence of a second"):
+    with pytest.raises(NotApplicable, match="no run recorded holds"):
         FIGURES["silence"](campaign)
 
 

@@ -266,7 +266,8 @@ def _runs(documents: list[dict[str, Any]]) -> pd.DataFrame:
     runs["answer_tokens"] = [sum(asked) / 2 for asked in runs["answer_tokens"]]  # shortest, longest
     runs["runner"] = [_runner(document) for document in documents]
     runs["setting"] = _settings(documents)
-    runs["arm"] = (runs["setting"] + " " + runs["policy"]).str.strip()
+    both = zip(runs["setting"], runs["policy"], strict=True)
+    runs["arm"] = [f"{setting} {policy}".strip() for setting, policy in both]
     for column, keys in (("comparable", COMPARABLE), ("load", LOAD)):
         runs[column] = [
             " | ".join(_say(document, key, form) for key, form in keys.items())

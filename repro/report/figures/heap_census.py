@@ -27,6 +27,8 @@ def heap_census(campaign: Campaign) -> Figure:
     if not census["role"].eq("worker").any():
         raise NotApplicable("no worker's heap was counted")
     arms = [arm.label for arm in pair_to_compare(campaign)]
+    if not set(arms) <= set(heaps(campaign, "worker", "window-start")["arm"]):
+        raise NotApplicable("no worker's heap was counted in one of the two arms")
     roles = [role for role in fmt.PROCESS if role in set(census["role"])]
     points = {
         role: [p for p in HEAP_POINTS if p in set(census.loc[census["role"] == role, "point"])]
@@ -60,7 +62,6 @@ def heap_census(campaign: Campaign) -> Figure:
     each = fmt.listed(
         f"{fmt.count(mean.loc[arm, 'tracked'])} of {fmt.count(mean.loc[arm].sum())} objects ({arm})"
         for arm in arms
-        if arm in mean.index
     )
     message(drawn, f"Before load a full collection of the worker visits {each}")
     return drawn

@@ -126,10 +126,10 @@ def _message(campaign: Campaign, chosen: list[Arm]) -> str:
             name = "longest" if quantile == 1 else fmt.quantile(quantile)
             change = f"{name} {fmt.figures(before)} → {fmt.ms(after)}"
             (clear if ratio.clear else unclear).append(change)
-    if unclear:
-        unclear[-1] += " (no clear difference)"
     where = f"{chosen[0].setting}: " if chosen[0].setting else ""
-    return f"{where}ITL with the worker's heap frozen: {', '.join(clear + unclear)}"
+    said = [", ".join(clear)] if clear else []
+    said += [f"no clear difference in {', '.join(unclear)}"] if unclear else []
+    return f"{where}ITL with the worker's heap frozen: {'; '.join(said)}"
 
 
 def _name_on_curves(

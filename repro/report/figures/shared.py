@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from repro.analysis.arms import Arm, arms, freezes, pairs, repeated
+from repro.analysis.arms import Arm, arms, pairs, repeated
 from repro.dataset import Campaign
 from repro.report.figures.registry import NotApplicable
 from repro.report.style import POLICY_COLOUR, SETTING_LINE
@@ -52,11 +52,12 @@ def message(drawn: Figure, sentence: str) -> None:
 def effective_policy(campaign: Campaign, label: str) -> str:
     """The arm's policy. For `stock` the policy that does the same, unless it has its own arm."""
     arm = arm_of(campaign, label)
-    alike = {"no": "no-freeze", "yes": "freeze"}.get(freezes(campaign, label))
     taken = {(other.setting, other.policy) for other in arms(campaign)}
-    if arm.policy != "stock" or alike is None or (arm.setting, alike) in taken:
-        return arm.policy
-    return alike
+    for pair in pairs(campaign) if arm.policy == "stock" else ():
+        alike = {pair.baseline: "no-freeze", pair.treated: "freeze"}.get(label)
+        if alike and (arm.setting, alike) not in taken:
+            return alike
+    return arm.policy
 
 
 def name_of(campaign: Campaign, label: str) -> str:
@@ -66,9 +67,9 @@ def name_of(campaign: Campaign, label: str) -> str:
 
 
 def look(campaign: Campaign, label: str) -> dict[str, Any]:
-    """Colour by policy, line by setting."""
+    """Colour by policy, line by setting; a solid line for a pair, which has one setting."""
     settings = list(dict.fromkeys(arm.setting for arm in arms(campaign)))
-    place = settings.index(arm_of(campaign, label).setting)
+    place = 0 if pairs(campaign) else settings.index(arm_of(campaign, label).setting)
     return {
         "color": POLICY_COLOUR[effective_policy(campaign, label)],
         "linestyle": SETTING_LINE[place % len(SETTING_LINE)],

@@ -26,7 +26,7 @@ LOADS = 3
 MARKERS = "osD^vP*"
 """By kind of request; the usual kind first."""
 
-VLLM_DEFAULTS = {256: "vLLM's default", 1024: "on a large GPU"}
+VLLM_DEFAULTS = (256, 1024)
 """Default `max_num_seqs` of a vLLM server: 1,024 from 70 GiB of GPU memory on."""
 
 
@@ -54,19 +54,8 @@ def trigger_map(campaign: Campaign) -> Figure:
             alike = (of_generation["policy"] == name) & (of_generation["unusual"] == kind)
             points = of_generation[alike]
             axes.plot(points["concurrency"], points["per_1000_steps"], **_mark(name, kinds, kind))
-        for load, what in VLLM_DEFAULTS.items():
-            axes.axvline(load, color=INK, lw=0.7, ls=":")
-            axes.annotate(
-                f"{load:,}: {what}",
-                (load, 1),
-                (-2, -2),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                rotation=90,
-                ha="right",
-                va="top",
-                fontsize=5.5,
-            )
+        for load in VLLM_DEFAULTS:
+            axes.axvline(load, color=INK, lw=0.7, ls=":", zorder=1)
         axes.set(xscale="log", yscale="symlog", xlabel="requests in flight")
         axes.set_title(f"generation {generation}", fontsize=7, weight="bold")
         axes.set_ylim(0, 10_000)
@@ -77,6 +66,8 @@ def trigger_map(campaign: Campaign) -> Figure:
     handles = [Line2D([], [], label=name, **_mark(name, kinds)) for name in names]
     handles += [Line2D([], [], label=kind, **_mark(names[0], kinds, kind)) for kind in kinds[1:]]
     handles.append(Line2D([], [], color=INK, lw=1, label="CPython's rule"))
+    default = "vLLM's default: 256, on a large GPU 1,024"
+    handles.append(Line2D([], [], color=INK, lw=0.7, ls=":", label=default))
     drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
     message(drawn, _trigger_message(usual, names[0]))
     return drawn
