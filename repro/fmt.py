@@ -1,4 +1,4 @@
-"""Numbers into words: how times, ratios and names are written in figures, tables and notebooks."""
+"""Formats numbers, ratios and names for figures, tables and notebooks."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from repro.analysis.tails import Estimate
+from repro.stats.estimate import Estimate
 
 PROCESS = {"frontend": "front end", "engine": "engine core", "worker": "worker"}
-"""Role in the data -> name for people, in the order of a token's way back from the worker."""
+"""Role in the data -> name shown, from the client to the worker."""
 
 RUNNER = {
     "vllm.v1.worker.gpu_model_runner": "V1 runner",
     "vllm.v1.worker.gpu.model_runner": "V2 runner",
 }
-"""Module of a model runner -> its name; others go unnamed."""
+"""Module of a model runner -> its name; others have none."""
 
 
 def figures(value: float) -> str:
-    """Three significant digits, no exponent, thousands apart; a dash for NaN."""
+    """Three significant digits, no exponent, thousands separated; a dash for NaN."""
     if not math.isfinite(value):
         return "–"
     if value == 0:
         return "0"
-    rounded = float(f"{abs(value):.3g}")  # 9.996 is 10.0, of one decimal
+    rounded = float(f"{abs(value):.3g}")  # 9.996 becomes 10.0, with one decimal
     decimals = max(0, 2 - math.floor(math.log10(rounded)))
     return f"{value:,.{decimals}f}"
 
 
 def amount(value: float) -> str:
-    """A number that is often whole: 74, or 74.3."""
+    """A number that is often whole: 74 or 74.3."""
     return f"{value:,.0f}" if value % 1 == 0 else figures(value)
 
 
 def count(value: float) -> str:
-    """A count of many, to three significant digits: 823,000."""
+    """A large count, to three significant digits: 823,000."""
     return f"{float(f'{value:.3g}'):,.0f}"
 
 
@@ -71,7 +71,7 @@ def quantile(q: float) -> str:
 
 
 def setting(model: str, vllm: str, runner: str) -> str:
-    """A model, a vLLM version and, where it is known, the model runner."""
+    """A model, a vLLM version and, where known, the model runner."""
     return ", ".join(filter(None, (model, f"vLLM {vllm}", RUNNER.get(runner))))
 
 
@@ -87,9 +87,9 @@ def plural(number: int, noun: str) -> str:
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """A data frame of texts as a Markdown table, without its index; a remark, if it is empty."""
+    """A data frame of texts as a Markdown table without its index; a remark if it is empty."""
     if table.empty:
-        return "*The data have nothing to put into this table.*"
+        return "*These data have no rows for this table.*"
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)
 

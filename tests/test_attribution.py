@@ -13,7 +13,7 @@ from repro.analysis.attribution import HANDLER, attribute, by_arm
 from repro.analysis.gc_cost import full_collections, gc_time
 from repro.analysis.tails import tail_table
 from repro.dataset import Campaign, load
-from repro.report.tables import causes, explanation
+from repro.report.tables.itl_tails import attribution, explanation
 
 GAP = 10 * MS
 STALL = 200 * MS
@@ -102,7 +102,7 @@ def test_a_hold_of_the_event_loop_is_a_cause_of_its_own(tmp_path: Path) -> None:
         ("unexplained", -1, -1): 0.0,
     }
     assert "the front end's output handler explains 100%" in explanation(campaign, 5.0)
-    assert "output handler" in causes(campaign, 5.0)["generation"].tolist()
+    assert "output handler" in attribution(campaign, 5.0)["generation"].tolist()
 
 
 def test_a_hold_spent_collecting_is_the_collections(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from repro.analysis.captures import (
     principal,
     same_memory_again,
 )
-from repro.report import tables
+from repro.report.tables import capture_time, runs
 from repro.stats.ratios import ratio_of_pairs
 
 SECONDS = {"gc-on": 5.0, "frozen": 4.0, "collect-per-graph": 50.0}
@@ -114,19 +114,19 @@ def test_the_collectors_share_is_students_over_captures(tmp_path: Path) -> None:
     assert (share.low, share.high) == pytest.approx((0.1, 0.1), rel=1e-3)
     assert not collector_share(on[:1]).supported
     assert not collector_share(on.assign(gc_s=0.0)).supported
-    said = tables.capture_bound(dataset.load(tmp_path / "c"))
+    said = capture_time.upper_bound(dataset.load(tmp_path / "c"))
     assert "takes 10.0% (10.0 to 10.0) of a capture with `gc-on`" in said
-    assert "with `frozen` it takes 0.401 s where it took 0.501 s" in said
+    assert "With `frozen` it takes 0.401 s instead of 0.501 s" in said
 
 
 def test_without_both_policies_nothing_bounds_a_capture(tmp_path: Path) -> None:
     captures(tmp_path / "c", {"gc-on": 5.0})
-    assert "one frozen are needed" in tables.capture_bound(dataset.load(tmp_path / "c"))
+    assert "one frozen are needed" in capture_time.upper_bound(dataset.load(tmp_path / "c"))
 
 
 def test_a_run_without_load_has_no_requests_in_flight(tmp_path: Path) -> None:
     captures(tmp_path / "c", {"gc-on": 5.0}, replicates=1)
-    (row,) = tables.basis(dataset.load(tmp_path / "c")).to_dict("records")
+    (row,) = runs.runs(dataset.load(tmp_path / "c")).to_dict("records")
     assert (row["in flight"], row["tokens/s"]) == ("–", "–")
 
 
@@ -155,16 +155,16 @@ def test_repeated_captures_are_held_against_the_first_of_their_run(
     assert row.time.value == pytest.approx(1 / first, rel=0.01)
     assert row.time.high < 1.02 / first
     assert row.memory.value == pytest.approx(1)
-    said = tables.recaptures(dataset.load(tmp_path / "c"))
+    said = capture_time.repetition(dataset.load(tmp_path / "c"))
     assert expected in said
     assert "the same in memory" in said
 
 
 def test_one_run_says_nothing_of_repeating(tmp_path: Path) -> None:
     recaptures(tmp_path / "c", SECONDS, replicates=1)
-    assert "one run cannot tell" in tables.recaptures(dataset.load(tmp_path / "c"))
+    assert "one run cannot tell" in capture_time.repetition(dataset.load(tmp_path / "c"))
     captures(tmp_path / "d", SECONDS)
-    assert "captured more than once" in tables.recaptures(dataset.load(tmp_path / "d"))
+    assert "captured more than once" in capture_time.repetition(dataset.load(tmp_path / "d"))
 
 
 @pytest.mark.parametrize(("memory", "kept"), [(1.0, 20), (1.005, 20), (0.9, 2), (0.0, 2)])
@@ -192,15 +192,18 @@ def test_arithmetic_is_that_of_heap_graphs_and_containers(tmp_path: Path) -> Non
     census = {"point": ["capture"], "tracked": [1_000_000], "threshold_0": 700}
     made = {"captures": {**spans, "graphs": [1000]}, "pauses": pauses, "census": census}
     run(tmp_path / "c", "a", made)
-    said = tables.capture_arithmetic(dataset.load(tmp_path / "c"))
-    assert "1,000,000 objects takes 0.500 s, 500 ns an object" in said
-    assert "A graph leaves 7.00 containers behind" in said
-    assert "takes 35,700 graphs; there were 1,000" in said
+    campaign = dataset.load(tmp_path / "c")
+    (told,) = capture_time.collections(campaign).to_dict("records")
+    assert (told["the longest (s)"], told["ns per object"]) == ("0.500", "500")
+    (told,) = capture_time.growth(campaign).to_dict("records")
+    assert told["containers left per graph"] == "7.00"
+    assert told["graphs for a quarter of the heap"] == "35,700"
+    assert told["graphs captured"] == "1,000"
 
 
 def test_the_table_has_a_row_a_policy_and_kind(tmp_path: Path) -> None:
     recaptures(tmp_path / "c", SECONDS, replicates=2)
-    table = tables.captures(dataset.load(tmp_path / "c"))
+    table = capture_time.captures(dataset.load(tmp_path / "c"))
     assert list(zip(table["capture policy"], table["kind"], strict=True)) == [
         ("frozen", "capture"),
         ("gc-on", "capture"),

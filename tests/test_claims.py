@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from builders import SECOND, run
 from campaigns import captures, census, recaptures, story
 
 from repro import dataset
-from repro.claims import CLAIMS, Verdict, evaluate, to_markdown
+from repro.claims import CLAIMS, Claim, Verdict, evaluate, registry, to_markdown
+from repro.claims.tail import FALLS
+from repro.claims.verdict import SAME, Sample, detail, judge, more_needed, same
+from repro.stats.estimate import Estimate
 from repro.stats.ratios import ratio_of_runs
 
 FROZEN = {"heap": {"frozen": 800_000, "tracked": 9}}
@@ -49,7 +53,7 @@ def test_every_claim_is_open_without_data() -> None:
 @pytest.mark.parametrize("claim", ["p99-falls", "wide-ep"])
 @pytest.mark.parametrize(
     ("frozen_ms", "expected"),
-    [(2.0, "reproduced"), (400.0, "not reproduced"), (2000.0, "contradicted")],
+    [(2.0, "reproduced"), (400.0, "no effect"), (2000.0, "contradicted")],
 )
 def test_tail(claim: str, frozen_ms: float, expected: str, tmp_path: Path) -> None:
     ranks = {"p99-falls": 1, "wide-ep": 2}[claim]
@@ -63,20 +67,20 @@ def test_tail(claim: str, frozen_ms: float, expected: str, tmp_path: Path) -> No
     )
     assert verdict(claim, folder) == expected
     other = {"p99-falls": "wide-ep", "wide-ep": "p99-falls"}[claim]
-    assert verdict(other, folder) == "not measured here"
+    assert verdict(other, folder) == "not measured"
 
 
 def test_tail_needs_two_runs_an_arm(tmp_path: Path) -> None:
     folder = story(tmp_path / "c", full_ms={"freeze": 2.0}, every=30, replicates=1)
     row = evaluate([dataset.load(folder)]).set_index("id").loc["p99-falls"]
-    assert row["verdict"] == "not measured here"
-    assert "needs 2 runs an arm, there are 1" in row["reason"]
+    assert row["verdict"] == "not measured"
+    assert "needs 2 runs per arm, there are 1" in row["reason"]
 
 
 def test_tail_needs_steps(tmp_path: Path) -> None:
     folder = story(tmp_path / "c", length_s=4)
     row = evaluate([dataset.load(folder)]).set_index("id").loc["p99-falls"]
-    assert row["verdict"] == "not measured here"
+    assert row["verdict"] == "not measured"
     assert "needs 500 steps" in row["reason"]
 
 
@@ -84,12 +88,13 @@ def test_some_cases_are_enough_for_the_tail_but_not_for_memory(tmp_path: Path) -
     good = story(tmp_path / "good")
     bad = story(tmp_path / "bad", full_ms={"freeze": 2000.0})
     assert verdict("p99-falls", bad, good) == "reproduced"
-    assert verdict("not-scanned", bad, good) == "contradicted"
+    unfrozen = counted(tmp_path / "unfrozen", policy="no-freeze", heap={"frozen": 0})
+    assert verdict("engine-frozen", unfrozen, good) == "contradicted"
 
 
 @pytest.mark.parametrize(
     ("frozen", "expected"),
-    [(56.0, "reproduced"), (28.0, "contradicted"), (54.2, "not reproduced")],
+    [(56.0, "reproduced"), (28.0, "contradicted"), (54.2, "undecided")],
 )
 def test_capture_time(frozen: float, expected: str, tmp_path: Path) -> None:
     folder = captures(tmp_path / "c", {"gc-on": 57.0, "frozen": frozen})
@@ -97,7 +102,7 @@ def test_capture_time(frozen: float, expected: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "expected"), [(1.1, "contradicted"), (1.005, "reproduced"), (1.01, "not reproduced")]
+    ("more", "expected"), [(1.1, "contradicted"), (1.005, "reproduced"), (1.01, "undecided")]
 )
 def test_capture_memory(more: float, expected: str, tmp_path: Path) -> None:
     for name, memory in (("gc-on", 6e9), ("frozen", 6e9 * more)):
@@ -109,7 +114,7 @@ def test_capture_memory(more: float, expected: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("frozen", "expected"), [(5.0, "reproduced"), (2.5, "contradicted"), (4.75, "not reproduced")]
+    ("frozen", "expected"), [(5.0, "reproduced"), (2.5, "contradicted"), (4.75, "undecided")]
 )
 def test_captures_made_again_decide_too(frozen: float, expected: str, tmp_path: Path) -> None:
     """The start-up captures, three times as long and one a run, are not mixed with them."""
@@ -117,7 +122,7 @@ def test_captures_made_again_decide_too(frozen: float, expected: str, tmp_path: 
     assert verdict("capture-time", folder) == expected
 
 
-@pytest.mark.parametrize(("memory", "expected"), [(1.0, "reproduced"), (0.5, "not measured here")])
+@pytest.mark.parametrize(("memory", "expected"), [(1.0, "reproduced"), (0.5, "not measured")])
 def test_memory_that_a_driver_keeps_decides_nothing(
     memory: float, expected: str, tmp_path: Path
 ) -> None:
@@ -143,7 +148,7 @@ def test_collections_are_held_against_those_asked_for(
 
 def test_without_captures_told_to_collect_nothing_is_said(tmp_path: Path) -> None:
     folder = captures(tmp_path / "c", {"gc-on": 5.0})
-    assert verdict("no-collection-per-graph", folder) == "not measured here"
+    assert verdict("no-collection-per-graph", folder) == "not measured"
 
 
 def test_what_the_collector_takes_bounds_what_is_left_open(tmp_path: Path) -> None:
@@ -151,7 +156,9 @@ def test_what_the_collector_takes_bounds_what_is_left_open(tmp_path: Path) -> No
     recaptures(folder, {"gc-on": 50.0, "frozen": 47.5}, experiment__model="b")
     row = evaluate([dataset.load(folder)]).set_index("id").loc["capture-time"]
     assert row["number"].startswith("capture again, b, vLLM 0.32.0"), "the longest is the nearest"
-    assert "undecided; the collector takes 10.0% (10.0 to 10.0) of it with gc-on" in row["reason"]
+    assert (
+        "0.950 to 1.05; the collector takes 10.0% (10.0 to 10.0) of it with gc-on" in row["reason"]
+    )
 
 
 def test_captures_of_two_releases_decide_nothing_about_load(tmp_path: Path) -> None:
@@ -161,7 +168,7 @@ def test_captures_of_two_releases_decide_nothing_about_load(tmp_path: Path) -> N
     assert rows.loc["patch-is-release", "reason"].startswith("needs runs of vLLM before 0.23")
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(1000, "reproduced"), (0, "not measured here")])
+@pytest.mark.parametrize(("tokens", "expected"), [(1000, "reproduced"), (0, "not measured")])
 def test_garbage_counts_after_load_alone(tokens: int, expected: str, tmp_path: Path) -> None:
     counted = {"point": ["shutdown", "thawed"], "t_ns": [1, 2]}
     run(tmp_path / "c", "a", {"census": counted}, summary__output_tokens=tokens)
@@ -170,11 +177,11 @@ def test_garbage_counts_after_load_alone(tokens: int, expected: str, tmp_path: P
 
 def test_one_capture_an_arm_decides_nothing(tmp_path: Path) -> None:
     folder = captures(tmp_path / "c", {"gc-on": 57.0, "frozen": 56.0}, replicates=1)
-    assert verdict("capture-time", folder) == "not measured here"
+    assert verdict("capture-time", folder) == "not measured"
 
 
 def test_compiling_on_a_cpu_is_no_capture(tmp_path: Path) -> None:
-    assert verdict("capture-time", story(tmp_path / "c", length_s=4)) == "not measured here"
+    assert verdict("capture-time", story(tmp_path / "c", length_s=4)) == "not measured"
 
 
 @pytest.mark.parametrize(
@@ -182,13 +189,13 @@ def test_compiling_on_a_cpu_is_no_capture(tmp_path: Path) -> None:
     [
         ("engine-frozen", {"policy": "no-freeze"}, "reproduced"),
         ("engine-frozen", {"policy": "no-freeze", "heap": {"frozen": 0}}, "contradicted"),
-        ("engine-frozen", {"policy": "freeze"}, "not measured here"),
+        ("engine-frozen", {"policy": "freeze"}, "not measured"),
         (
             "engine-frozen",
             {"policy": "no-freeze", "heap": {"frozen": 0}, "experiment__engine_policy": "disable"},
-            "not measured here",
+            "not measured",
         ),
-        ("frontend-frozen", {"policy": "no-freeze"}, "not measured here"),
+        ("frontend-frozen", {"policy": "no-freeze"}, "not measured"),
         (
             "frontend-frozen",
             {"policy": "no-freeze", "experiment__client": "serve"},
@@ -201,50 +208,51 @@ def test_compiling_on_a_cpu_is_no_capture(tmp_path: Path) -> None:
         ),
         ("worker-not-frozen", {"policy": "no-freeze"}, "reproduced"),
         ("worker-not-frozen", {"policy": "stock", **FROZEN}, "contradicted"),
-        ("worker-not-frozen", {"policy": "no-freeze", **GPU}, "not measured here"),
+        ("worker-not-frozen", {"policy": "no-freeze", **GPU}, "not measured"),
         (
             "worker-not-frozen",
             {"policy": "stock", **GPU, "versions__vllm": "0.22.1"},
             "reproduced",
         ),
-        ("no-configuration", {"policy": "stock"}, "not measured here"),
+        ("no-configuration", {"policy": "stock"}, "not measured"),
         ("no-configuration", {"policy": "stock", **GPU}, "contradicted"),
         ("no-configuration", {"policy": "stock", **GPU, **FROZEN}, "reproduced"),
         ("unfreeze-restores", {}, "reproduced"),
         ("unfreeze-restores", {"heap": {"frozen": 800_000}}, "contradicted"),
         ("unfreeze-restores", {"heap": {"enabled": False}}, "contradicted"),
-        ("unfreeze-restores", {"heap": {"tracked": 20_000}}, "not reproduced"),
-        ("unfreeze-restores", {"policy": "no-freeze"}, "not measured here"),
+        ("unfreeze-restores", {"heap": {"tracked": 20_000}}, "undecided"),
+        ("unfreeze-restores", {"policy": "no-freeze"}, "not measured"),
     ],
 )
 def test_heaps(claim: str, changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
     assert verdict(claim, counted(tmp_path / "c", **changes)) == expected
 
 
-@pytest.mark.parametrize(
-    ("frozen_ms", "expected"),
-    [(2.0, "reproduced"), (40.0, "not reproduced"), (800.0, "contradicted")],
-)
-def test_frozen_objects_are_not_scanned(frozen_ms: float, expected: str, tmp_path: Path) -> None:
-    folder = story(tmp_path / "c", full_ms={"freeze": frozen_ms}, length_s=12)
-    assert verdict("not-scanned", folder) == expected
+@pytest.mark.parametrize(("seen", "expected"), [(50, "reproduced"), (200_000, "contradicted")])
+def test_frozen_objects_are_counted_and_not_timed(seen: int, expected: str, tmp_path: Path) -> None:
+    folder = counted(tmp_path / "c", policy="no-freeze")
+    counted(folder, policy="freeze", heap={"frozen": 800_000, "tracked": seen})
+    row = evaluate([dataset.load(folder)]).set_index("id").loc["not-scanned"]
+    assert (row["verdict"], row["reason"]) == (expected, "no full collections to time")
 
 
-def test_no_full_collection_decides_nothing_about_scanning(tmp_path: Path) -> None:
-    folder = story(tmp_path / "c", every=10_000, length_s=12)
-    assert verdict("not-scanned", folder) == "not measured here"
+def test_the_time_of_full_collections_stands_beside_the_count(tmp_path: Path) -> None:
+    folder = story(tmp_path / "c", full_ms={"freeze": 400.0}, length_s=12)
+    row = evaluate([dataset.load(folder)]).set_index("id").loc["not-scanned"]
+    assert row["verdict"] == "reproduced"
+    assert row["reason"].startswith("full collections ×1.0")
 
 
 def test_collections_after_the_freeze(tmp_path: Path) -> None:
     assert verdict("no-collection", story(tmp_path / "c", length_s=4)) == "contradicted"
     assert verdict("no-collection", counted(tmp_path / "none")) == "reproduced"
     beyond = counted(tmp_path / "beyond", policy="freeze-again")
-    assert verdict("no-collection", beyond) == "not measured here", "that policy is another claim's"
+    assert verdict("no-collection", beyond) == "not measured", "that policy is another claim's"
 
 
 @pytest.mark.parametrize(
     ("gib", "expected"),
-    [((2.0, 2.001), "reproduced"), ((2.6, 2.601), "contradicted"), ((1.9, 2.4), "not reproduced")],
+    [((2.0, 2.001), "reproduced"), ((2.6, 2.601), "contradicted"), ((1.9, 2.4), "undecided")],
 )
 def test_memory(gib: tuple[float, float], expected: str, tmp_path: Path) -> None:
     for policy, sizes in (("no-freeze", (2.0, 2.001)), ("freeze", gib)):
@@ -261,20 +269,62 @@ def test_uni(frozen_ms: float, expected: str, tmp_path: Path) -> None:
         tmp_path / "c", full_ms={"freeze": frozen_ms}, every=30, experiment__executor="uni"
     )
     assert verdict("uni-unchanged", folder) == expected
-    assert verdict("p99-falls", folder) == "not measured here"
+    assert verdict("p99-falls", folder) == "not measured"
 
 
 def test_uni_with_few_runs_of_uneven_tails_is_undecided(tmp_path: Path) -> None:
     folder = story(
         tmp_path / "c", full_ms={"freeze": 380.0}, length_s=30, experiment__executor="uni"
     )
-    assert verdict("uni-unchanged", folder) in ("reproduced", "not reproduced")
+    assert verdict("uni-unchanged", folder) in ("reproduced", "undecided")
 
 
 def test_markdown_has_a_row_a_claim(tmp_path: Path) -> None:
     lines = to_markdown(evaluate([dataset.load(story(tmp_path / "c", length_s=12))])).splitlines()
     assert len(lines) == 2 + len(CLAIMS)
     assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "more"),
+    [
+        (1.0, 0.9, 1 / 0.9, 11),  # half-width 0.105, room 0.0488 up to 1.05: 3 * 4.66 runs in all
+        (1.0, 0.8, 1.25, 60),
+        (2.0, 0.9, 4.4, 2),  # outside: half-width 0.799, room 0.644 down to 1.05
+        (1.05, 1.0, 1.1, np.inf),  # on the bound
+    ],
+)
+def test_runs_needed_follow_from_the_width(
+    value: float, low: float, high: float, more: float
+) -> None:
+    ratio = Estimate(value=value, low=low, high=high, supported=True, needs=2, steps=3)
+    assert judge(ratio, same(SAME)) is Verdict.UNDECIDED
+    assert more_needed(ratio, same(SAME), 3) == more
+
+
+def test_details_of_verdicts() -> None:
+    one = Sample(size=3, minutes=1.5)
+    wide = detail(Verdict.UNDECIDED, FALLS, one, 1.0)
+    assert wide == "1 more run per arm of 1.50 minutes would decide"
+    assert detail(Verdict.UNDECIDED, FALLS, one, 5000.0).startswith("over 1,000 more runs per arm")
+    assert detail(Verdict.NO_EFFECT, FALLS, one) == "within ±10%"
+    assert detail(Verdict.REPRODUCED, FALLS, one, 0.0) == ""
+
+
+def test_a_claim_is_added_by_one_decorated_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[Claim] = []
+    monkeypatch.setattr(registry, "REGISTERED", registered)
+    added = registry.claim("new", "New.", criterion="c", needs="n")(lambda _: [])
+    assert [(each.id, each.test) for each in registered] == [("new", added)]
+    assert len({each.id for each in CLAIMS}) == len(CLAIMS) == len(registry_of_all())
+
+
+def registry_of_all() -> list[str]:
+    """The names of all decorated tests in the package, from its source."""
+    folder = Path(registry.__file__).parent
+    return re.findall(
+        r"^@claim\(\n    \"(.+)\"", "".join(map(Path.read_text, folder.glob("*.py"))), re.M
+    )
 
 
 def test_ratio_of_runs_is_welchs() -> None:

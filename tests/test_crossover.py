@@ -13,14 +13,14 @@ from builders import MS, SECOND, START, run
 
 from repro import dataset
 from repro.analysis.arms import pairs
-from repro.analysis.crossover_cost import ALIKE, crossover_over_fresh, designs
+from repro.analysis.crossover_cost import SAME_WORK, crossover_over_fresh, interval_costs
 from repro.analysis.tails import effect, step_intervals, tail_table
 from repro.experiment import verify
 from repro.experiment.clients.closed_loop import ClosedLoop
 from repro.experiment.config import ConfigError, Experiment
 from repro.experiment.verify import NotAsRequested
 from repro.plugin import rpc, worker_hooks
-from repro.report import tables
+from repro.report.tables import itl_tails
 
 ORDER = ("freeze", "no-freeze", "no-freeze", "freeze")
 
@@ -147,18 +147,25 @@ def test_engine_time_is_paid_once_by_all_periods(tmp_path: Path) -> None:
         fresh(tmp_path, "no-freeze", gap * MS, f"n{number}", wall_s=100.0 + number)
         fresh(tmp_path, "freeze", gap * MS // 2, f"f{number}", wall_s=100.0)
     campaign = crossover(tmp_path, wall_s=80.0)
-    found = designs(campaign, quantile=0.5).set_index("design")
+    found = interval_costs(campaign, quantile=0.5).set_index("design")
     assert found["engine_s"].to_dict() == {"fresh engines": 603.0, "cross-over": 80.0}
     assert found["runs"].to_dict() == {"fresh engines": 6, "cross-over": 4}
     # Periods of this engine are all alike: nothing is left to resample.
     assert found.loc["cross-over", "width"] == pytest.approx(0)
     assert found.loc["fresh engines", "width"] > 0.1
-    assert list(crossover_over_fresh(designs(campaign, quantile=0.5))["time"]) == pytest.approx([0])
+    assert list(
+        crossover_over_fresh(interval_costs(campaign, quantile=0.5))["time"]
+    ) == pytest.approx([0])
 
 
 def test_the_same_width_costs_time_times_its_square() -> None:
     """Half as wide in half the time: fresh engines would have to run four times as long."""
-    same = dict.fromkeys(ALIKE, "x") | {"baseline": "n", "treated": "f", "runs": 6, "ratio": None}
+    same = dict.fromkeys(SAME_WORK, "x") | {
+        "baseline": "n",
+        "treated": "f",
+        "runs": 6,
+        "ratio": None,
+    }
     table = pd.DataFrame(
         [
             same | {"design": "fresh engines", "engine_s": 600.0, "width": 0.4},
@@ -172,5 +179,5 @@ def test_the_same_width_costs_time_times_its_square() -> None:
 def test_older_runs_without_their_engine_time_are_no_design(tmp_path: Path) -> None:
     campaign = crossover(tmp_path)
     assert campaign.runs["wall_s"].isna().all()
-    assert designs(campaign, quantile=0.5).empty
-    assert tables.crossover(campaign) == "The campaign has no cross-over beside fresh engines."
+    assert interval_costs(campaign, quantile=0.5).empty
+    assert itl_tails.crossover(campaign) == "The campaign has no cross-over beside fresh engines."

@@ -11,7 +11,8 @@ from builders import MS, SECOND, START, document, run
 from campaigns import ROLES, census, decode, story
 
 from repro import dataset
-from repro.analysis.mechanism import objects_from, pause_by_objects, policies_table
+from repro.analysis import arms
+from repro.analysis.mechanism import objects_added, pause_by_objects, policies_table
 from repro.analysis.memory import garbage_left, resident_by_arm
 from repro.claims import Verdict, evaluate
 from repro.dataset import Campaign
@@ -85,7 +86,7 @@ def test_requests_of_another_kind_have_a_mark_of_their_own(tmp_path: Path) -> No
     drawn = FIGURES["trigger_map"](dataset.load(tmp_path / "c"))
     assert "was seen up to 1,024" in drawn.get_suptitle(), "of the usual requests"
     said = [text.get_text() for text in drawn.legends[0].get_texts()]
-    assert said == ["freeze", "structured=True", "CPython's rule"]
+    assert said[:3] == ["freeze", "structured=True", "CPython's rule"]
     usual, structured, *_ = drawn.axes[-1].lines
     assert (len(usual.get_xdata()), max(usual.get_ydata())) == (3, 0)
     assert (len(structured.get_xdata()), min(structured.get_ydata()) > 0) == (1, True)
@@ -106,17 +107,13 @@ def test_the_freeze_alone_is_no_comparison_of_policies(tmp_path: Path) -> None:
 
 
 def test_a_heap_not_counted_on_its_way_has_no_origins(tmp_path: Path) -> None:
-    campaign = dataset.load(story(tmp_path / "c", length_s=LENGTH_S))
-    with pytest.raises(NotApplicable, match="no worker was counted on its way"):
-        FIGURES["objects_by_origin"](campaign)
+    assert mechanism.heap_origins(dataset.load(story(tmp_path / "c", length_s=4))).empty
 
 
 @pytest.mark.parametrize(
     ("name", "of"),
     [
         ("trigger_map", "loads"),
-        ("pause_against_objects", "loads"),
-        ("objects_by_origin", "policies"),
         ("policies_compared", "policies"),
     ],
 )
@@ -143,7 +140,7 @@ def test_an_arm_is_named_by_the_policies_of_all_its_processes(policies: Campaign
     labels = [
         text.get_text() for text in FIGURES["policies_compared"](policies).axes[0].get_yticklabels()
     ]
-    assert labels == ["all stock", "all freeze-again", "thresholds / freeze-thresholds / stock"]
+    assert labels == arms.labels(policies)
 
 
 def test_policies_are_compared_by_what_was_measured(policies: Campaign) -> None:
@@ -155,7 +152,7 @@ def test_policies_are_compared_by_what_was_measured(policies: Campaign) -> None:
 
 
 def test_objects_are_laid_to_the_stage_that_made_them(policies: Campaign) -> None:
-    added = objects_from(policies).iloc[0]
+    added = objects_added(policies).iloc[0]
     assert list(added.index) == list(START_UP)
     assert added["imported"] == 600_000
     assert added["loaded"] == added["profiled"] == 50_000
@@ -177,8 +174,8 @@ def test_garbage_is_what_was_counted_at_the_end(policies: Campaign, tmp_path: Pa
         .all()
     )
     told = mechanism.policies(policies)
-    assert set(told["and made since"]) == {"30 (4,000 bytes)"}
-    assert set(told["worker never reclaimed, from before the freeze"]) == {"7 (900 bytes)"}
+    assert set(told["garbage since"]) == {"30 (4,000 bytes)"}
+    assert set(told["garbage in the worker from before the freeze"]) == {"7 (900 bytes)"}
 
 
 def test_memory_gained_is_told_by_process_and_for_as_many_steps(
@@ -268,7 +265,7 @@ def test_a_freeze_counts_as_stock_only_where_the_release_freezes(
     [
         ((100.0, 2.0), Verdict.REPRODUCED),
         ((2.0, 100.0), Verdict.CONTRADICTED),
-        ((2.0, 2.0), Verdict.NOT_REPRODUCED),
+        ((2.0, 2.0), Verdict.NO_EFFECT),
     ],
 )
 def test_policies_of_every_process_are_held_against_the_freeze(

@@ -124,7 +124,7 @@ def test_a_prediction_alone_is_not_called_measured(tmp_path: Path) -> None:
     verdicts = claims.evaluate([campaign]).set_index("id")
     assert verdicts.loc["wide-ep-width", "verdict"] == "predicted"
     assert "twice it from 2 ranks on" in verdicts.loc["wide-ep-width", "number"]
-    assert verdicts.loc["wide-ep", "verdict"] == "not measured here"
+    assert verdicts.loc["wide-ep", "verdict"] == "not measured"
 
 
 @pytest.mark.parametrize(
@@ -136,16 +136,16 @@ def test_a_prediction_alone_is_not_called_measured(tmp_path: Path) -> None:
             "contradicted",
             "reproduced",
         ),
-        ({"pauses_at": [every(200)] * 2}, "not measured here", "contradicted"),
-        ({"pauses_at": [[100], [2000]]}, "reproduced", "not reproduced"),
-        ({"pauses_at": [[100], []]}, "not measured here", "not reproduced"),
+        ({"pauses_at": [every(200)] * 2}, "not measured", "contradicted"),
+        ({"pauses_at": [[100], [2000]]}, "reproduced", "undecided"),
+        ({"pauses_at": [[100], []]}, "not measured", "undecided"),
         (
             {
                 "pauses_at": [every(200), every(200, 100)],
                 "experiment__enable_expert_parallel": False,
             },
-            "not measured here",
-            "not measured here",
+            "not measured",
+            "not measured",
         ),
     ],
     ids=["apart", "not waiting", "together", "two pauses", "one pause", "nothing shared"],
@@ -154,7 +154,7 @@ def test_claims_about_ranks(tmp_path: Path, options: dict[str, Any], wait: str, 
     verdicts = claims.evaluate([loaded(tmp_path, **options)]).set_index("id")["verdict"]
     assert verdicts["ranks-wait"] == wait
     assert verdicts["ranks-pause-apart"] == apart
-    assert verdicts["ranks-pause-together"] == "not measured here"
+    assert verdicts["ranks-pause-together"] == "not measured"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_claims_about_ranks(tmp_path: Path, options: dict[str, Any], wait: str, 
     [
         ([every(200)] * 2, "reproduced"),
         ([every(200), every(200, 100)], "contradicted"),
-        ([[100], [100]], "not reproduced"),
+        ([[100], [100]], "undecided"),
     ],
 )
 def test_claim_about_tensor_parallel_ranks(
@@ -176,7 +176,7 @@ def test_claim_about_tensor_parallel_ranks(
     campaign = loaded(tmp_path, pauses_at=pauses_at, **tensor)
     verdicts = claims.evaluate([campaign]).set_index("id")["verdict"]
     assert verdicts["ranks-pause-together"] == together
-    assert {verdicts["ranks-pause-apart"], verdicts["ranks-wait"]} == {"not measured here"}
+    assert {verdicts["ranks-pause-apart"], verdicts["ranks-wait"]} == {"not measured"}
 
 
 def test_wilson() -> None:

@@ -8,9 +8,9 @@ import pytest
 from campaigns import story
 
 from repro import dataset
-from repro.analysis.release_comparison import likeness, twins
+from repro.analysis.release_comparison import release_pairs, release_ratios
 from repro.claims import Verdict
-from repro.claims.tail import patch_is_the_release
+from repro.claims.release import patch_is_the_release
 from repro.dataset import Campaign
 
 OLD, NEW = "0.22.1", "0.23.0"
@@ -32,7 +32,7 @@ def both_sides(root: Path, new_ms: dict[str, float] | None = None) -> Campaign:
 
 
 def test_twins_have_one_heap_and_two_releases(tmp_path: Path) -> None:
-    found = {(t.before, t.after, t.frozen) for t in twins(both_sides(tmp_path))}
+    found = {(t.before, t.after, t.frozen) for t in release_pairs(both_sides(tmp_path))}
     assert found == {
         (f"{OLD} freeze", f"{NEW} freeze", True),
         (f"{OLD} no-freeze", f"{NEW} no-freeze", False),
@@ -41,17 +41,17 @@ def test_twins_have_one_heap_and_two_releases(tmp_path: Path) -> None:
 
 def test_alike_collections_are_found_alike(tmp_path: Path) -> None:
     campaign = both_sides(tmp_path)
-    for pair in twins(campaign):
-        assert likeness(campaign, pair)["full collection"].value == pytest.approx(1, abs=0.05)
-        assert likeness(campaign, pair)["steps between"].value == pytest.approx(1, abs=0.01)
+    for pair in release_pairs(campaign):
+        assert release_ratios(campaign, pair)["full collection"].value == pytest.approx(1, abs=0.05)
+        assert release_ratios(campaign, pair)["steps between"].value == pytest.approx(1, abs=0.01)
     assert [f.verdict for f in patch_is_the_release(campaign)] == [Verdict.REPRODUCED] * 2
 
 
 def test_a_patch_that_misses_the_release_is_seen(tmp_path: Path) -> None:
     campaign = both_sides(tmp_path, new_ms={"freeze": 100.0})
-    verdicts = [finding.verdict for finding in patch_is_the_release(campaign)]
+    verdicts = [outcome.verdict for outcome in patch_is_the_release(campaign)]
     assert sorted(verdicts) == [Verdict.CONTRADICTED, Verdict.REPRODUCED]
 
 
 def test_one_release_alone_has_no_twins(tmp_path: Path) -> None:
-    assert twins(dataset.load(story(tmp_path))) == []
+    assert release_pairs(dataset.load(story(tmp_path))) == []

@@ -13,8 +13,8 @@ from repro import dataset
 from repro.analysis.attribution import covered
 from repro.analysis.silences import silences
 from repro.claims import evaluate
-from repro.report import tables
 from repro.report.figures import FIGURES, NotApplicable
+from repro.report.tables import itl_tails
 
 QUIET = START + 4 * SECOND
 LENGTH = 3 * SECOND
@@ -76,9 +76,9 @@ def test_a_silence_is_put_down_to_those_in_the_way(tmp_path: Path) -> None:
     assert found["held"] == pytest.approx(2 / 3)
     assert found["collecting"] == pytest.approx(1 / 6)
     assert found["waiting"] == pytest.approx(2 / 3, abs=0.01)
-    (row,) = tables.silent(campaign).to_dict("records")
+    (row,) = itl_tails.silence_causes(campaign).to_dict("records")
     assert (row["silences"], row["longest (s)"]) == ("1", "3.00")
-    assert row["of it the output handler holds the event loop"] == "66.7%"
+    assert row["under a hold of the output handler"] == "66.7%"
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_runs_that_did_not_look_say_nothing(tmp_path: Path) -> None:
     (folder / "a" / "holds.parquet").unlink()
     campaign = dataset.load(folder)
     assert silences(campaign).empty
-    assert tables.silent(campaign).empty
-    assert verdict("handler-holds", folder)["verdict"] == "not measured here"
-    with pytest.raises(NotApplicable, match="no silence of a second"):
+    assert itl_tails.silence_causes(campaign).empty
+    assert verdict("handler-holds", folder)["verdict"] == "not measured"
+    with pytest.raises(NotApplicable, match="no run recorded holds"):
         FIGURES["silence"](campaign)
 
 
@@ -116,7 +116,7 @@ def test_covered_cuts_spans_at_both_ends(tmp_path: Path) -> None:
     [
         (2 * SECOND, 0, "reproduced"),
         (2 * SECOND, 2 * SECOND, "contradicted"),
-        (SECOND, 0, "not reproduced"),
+        (SECOND, 0, "undecided"),
     ],
 )
 def test_who_makes_the_silences(
@@ -130,8 +130,8 @@ def test_who_makes_the_silences(
     ("quiet_ns", "tokens_per_s", "expected"),
     [
         (10 * MS, 150.0, "reproduced"),
-        (10 * MS, 100.5, "not reproduced"),
-        (LENGTH, 150.0, "not reproduced"),
+        (10 * MS, 100.5, "undecided"),
+        (LENGTH, 150.0, "undecided"),
         (10 * MS, 50.0, "contradicted"),
     ],
 )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repro.analysis.tails import (
-    QUANTILES,
+    TAIL_QUANTILES,
     effect,
     sample,
     step_intervals,
@@ -178,8 +178,8 @@ def test_grid_does_not_move_the_replicates() -> None:
     rng = np.random.default_rng(5)
     gaps = rng.lognormal(size=20 * GRID)
     steps, zeros = np.arange(len(gaps)), np.zeros(len(gaps), dtype=np.int64)
-    drawn = resampled_quantiles(gaps, np.ones(len(gaps)), zeros, steps, QUANTILES[:-1])
-    exact = np.quantile(gaps, QUANTILES[:-1])
+    drawn = resampled_quantiles(gaps, np.ones(len(gaps)), zeros, steps, TAIL_QUANTILES[:-1])
+    exact = np.quantile(gaps, TAIL_QUANTILES[:-1])
     off = np.abs(np.median(drawn, axis=0) / exact - 1)
     assert (off < [0.01, 0.01, 0.02, 0.05, 0.3]).all(), off
     low, high = interval(drawn)

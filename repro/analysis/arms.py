@@ -1,4 +1,4 @@
-"""Which arms of a campaign may be compared: the same in everything but the worker's freeze."""
+"""The arms of a campaign, and the pairs that differ only in the worker's freeze."""
 
 from __future__ import annotations
 
@@ -12,10 +12,34 @@ from repro.dataset import Campaign
 from repro.stats.ratios import NEEDS_RUNS
 
 EXPLICIT = {name: each.freeze for name, each in policy.SERVING.items() if not each.leaves_alone}
-"""Policies that say whether the worker freezes; `stock` leaves it to the installed vLLM."""
+"""Policies that state whether the worker freezes; `stock` leaves it to the installed vLLM."""
 
 FREEZE_ALONE = [name for name, each in policy.SERVING.items() if each.only_freezes]
-"""Policies that differ in the freeze and in nothing else."""
+"""Policies that differ only in the freeze."""
+
+ABOUT = ["arm", "policy", "setting"]
+POLICY_ORDER = ["no-freeze", *(name for name in policy.SERVING if name != "no-freeze")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """Runs of one policy under one setting.
+
+    Attributes
+    ----------
+    label : str
+        As in the column `arm`. For display and as a key, never to be taken apart.
+    policy : str
+        Of the worker.
+    setting : str
+        What else differs within the campaign; often empty.
+    runs : tuple of str
+    """
+
+    label: str
+    policy: str
+    setting: str
+    runs: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +49,9 @@ class Pair:
     Attributes
     ----------
     baseline, treated : str
-        Arms whose workers are not frozen, and are.
+        Labels of the arms whose workers are not frozen, and are.
     setting : str
-        What both have in common and other pairs of the campaign have not; often empty.
+        Common to both arms; often empty.
     """
 
     baseline: str
@@ -35,41 +59,52 @@ class Pair:
     setting: str
 
 
+def arms(campaign: Campaign) -> list[Arm]:
+    """All arms in the one order of every table and figure: by setting, then by policy."""
+    found = [
+        Arm(label=str(label), policy=name, setting=setting, runs=tuple(runs))
+        for (label, name, setting), runs in campaign.runs.groupby(ABOUT)["run"]
+    ]
+    return sorted(found, key=lambda arm: (natural(arm.setting), POLICY_ORDER.index(arm.policy)))
+
+
+def labels(campaign: Campaign) -> list[str]:
+    """The labels of all arms, in order."""
+    return [arm.label for arm in arms(campaign)]
+
+
+def in_order(table: pd.DataFrame, campaign: Campaign) -> pd.DataFrame:
+    """A table with a column `arm`, its rows in the order of the arms."""
+    return table.sort_values("arm", key=lambda arm: arm.map(labels(campaign).index), kind="stable")
+
+
 def pairs(campaign: Campaign) -> list[Pair]:
-    """Every pair of arms to compare; those with the policy set by name before those with `stock`.
+    """All pairs of arms to compare, those with a policy set by name before those with `stock`.
 
     Returns
     -------
     list of Pair
         Empty where the campaign has no two such arms.
     """
-    arms = campaign.runs.drop_duplicates("arm")[["arm", "policy"]].copy()
-    arms = arms[arms["policy"].isin(FREEZE_ALONE)]
-    arms["setting"] = [setting_of(row.arm, row.policy) for row in arms.itertuples()]
-    arms["freezes"] = [freezes(campaign, arm) for arm in arms["arm"]]
-    arms = arms.assign(stock=arms["policy"] == "stock").sort_values(["setting", "stock", "arm"])
+    found = [
+        (before, after)
+        for before in arms(campaign)
+        for after in arms(campaign)
+        if before.setting == after.setting
+        and {before.policy, after.policy} <= set(FREEZE_ALONE)
+        and (freezes(campaign, before.label), freezes(campaign, after.label)) == ("no", "yes")
+    ]
+    found.sort(key=lambda both: [(arm.setting, arm.policy == "stock", arm.label) for arm in both])
     return [
-        Pair(baseline=str(baseline), treated=str(treated), setting=str(setting))
-        for setting, group in arms.groupby("setting", sort=False)
-        for baseline in group.loc[group["freezes"] == "no", "arm"]
-        for treated in group.loc[group["freezes"] == "yes", "arm"]
+        Pair(baseline=before.label, treated=after.label, setting=before.setting)
+        for before, after in found
     ]
 
 
 def repeated(campaign: Campaign, pair: Pair) -> bool:
-    """Whether both arms have runs enough to tell a policy's effect from one engine's own."""
+    """Whether both arms have enough runs to tell the policy's effect from one engine's own."""
     runs = campaign.runs["arm"].value_counts()
     return bool(min(runs[pair.baseline], runs[pair.treated]) >= NEEDS_RUNS)
-
-
-def ordered_arms(campaign: Campaign) -> list[str]:
-    """The labels of all arms: by setting, and in each without the freeze before with it."""
-    arms = campaign.runs.drop_duplicates("arm")
-    order = ["no-freeze", *(name for name in policy.SERVING if name != "no-freeze")]
-    place = arms["policy"].map({name: number for number, name in enumerate(order)})
-    setting = [setting_of(row.arm, row.policy) for row in arms.itertuples()]
-    places = dict(zip(arms["arm"], zip(map(natural, setting), place, strict=True), strict=True))
-    return sorted(places, key=places.__getitem__)
 
 
 def natural(text: str) -> list[tuple[float, str]]:
@@ -78,16 +113,11 @@ def natural(text: str) -> list[tuple[float, str]]:
     return [(float(part), "") if part.isdigit() else (-1.0, part) for part in parts]
 
 
-def setting_of(arm: str, policy: str) -> str:
-    """What sets an arm apart besides the policy: its label is that, then the policy."""
-    return arm.removesuffix(policy).strip()
-
-
 def freezes(campaign: Campaign, arm: str) -> str:
     """Whether the workers of an arm decode with a frozen heap: `yes`, `no` or `unknown`.
 
-    By the policy where it says so, else by the census before load. `unknown` where the runs
-    disagree or no worker was counted, as with `uni`: there the worker has no heap of its own.
+    The policy decides, or else the census before load. `unknown` where the runs disagree or no
+    worker was counted, as with `uni`, where the worker has no heap of its own.
     """
     runs = campaign.runs.loc[campaign.runs["arm"] == arm]
     name = runs["policy"].iloc[0]
@@ -103,7 +133,7 @@ def freezes(campaign: Campaign, arm: str) -> str:
 def is_frozen(census: pd.DataFrame) -> pd.Series:
     """Whether most of each counted heap is frozen.
 
-    Not whether anything is: CPython 3.12 freezes a few hundred objects of its own at start.
+    A majority is required because CPython 3.12 freezes a few hundred objects of its own at start.
     """
     frozen: pd.Series = census["frozen"] > census["tracked"]
     return frozen
@@ -115,7 +145,7 @@ def heaps(campaign: Campaign, role: str, point: str) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row a process and run: the columns of `schema.TABLES["census"]`, `arm`, `policy`.
+        One row per process and run: the columns of `schema.TABLES["census"]`, `arm`, `policy`.
     """
     census = campaign.census
     rows = census[(census["role"] == role) & (census["point"] == point)]

@@ -1,10 +1,10 @@
-"""Which pauses explain the tail: each long gap is laid over the pauses of every process.
+"""Attributes long gaps between tokens to the pauses that overlap them.
 
-Through HTTP the API server has stops of another kind too: its output handler holds the event loop
-(`repro.plugin.output_handler`). They stand beside the collections as a cause of their own.
+A gap is attributed to a pause that overlaps it; the overlap expected by chance is reported beside
+it. Chance is measured with the same pauses, shifted round the window by a random time.
 
-Coincidence is measured beside it: the same pauses, shifted round the window by a random time,
-explain what they explain by chance alone.
+Through HTTP the API server's output handler can block its event loop as well
+(`repro.plugin.output_handler`). Such a hold counts as a cause of its own beside the collections.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SHIFTS = 100
 
 UNEXPLAINED = "unexplained"
 NOBODY = -1
-"""Rank and generation of the row that counts the unexplained gaps."""
+"""Rank and generation in the row of unexplained gaps."""
 
 HANDLER = -2
-"""In place of a generation: no collection, but the front end's output handler."""
+"""In place of a generation: a hold by the front end's output handler."""
 
 CAUSE = ["role", "rank", "generation"]
 _COLUMNS = [
@@ -36,8 +36,8 @@ _COLUMNS = [
 ]
 
 Train = tuple[Integers, Integers]
-"""Starts and ends of the pauses of one cause. A process runs one collection at a time, so both
-ascend."""
+"""Starts and ends of the pauses of one cause, both ascending: a process runs one collection at a
+time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +61,12 @@ def attribute(
 ) -> pd.DataFrame:
     """The share of each run's tail that pauses explain, by process and generation.
 
-    A hold of the event loop counts as a pause, of generation `HANDLER`, unless the front end
-    spent most of it collecting.
+    A gap belongs to the tail if it is longer than `factor` times the run's median ITL. The pause
+    with the longest overlap explains it, if that overlap is at least `min_share` of the gap's
+    excess over the median. Where the tokens of one step differ in gap, they share the step.
 
-    A gap belongs to the tail if it is longer than `factor` times the run's median ITL. It is
-    explained by the pause that overlaps it most, if that overlap is at least `min_share` of what
-    the gap has over the median. Where the tokens of one step differ in gap, they share the step.
+    A hold of the event loop counts as a pause of generation `HANDLER`, unless the front end spent
+    most of it collecting.
 
     Parameters
     ----------
@@ -76,14 +76,14 @@ def attribute(
     min_share : float
         Above 0, up to 1.
     shifts : int
-        Random shifts that the chance share is the mean of.
+        Random shifts; the chance share is their mean.
     seed : int
 
     Returns
     -------
     pandas.DataFrame
-        One row a run and cause: `run`, `arm`, `median_ns`, `tail_steps`, `tail_tokens` (of the
-        whole run), `role`, `rank`, `generation` (each that has a pause in the run; last
+        One row per run and cause: `run`, `arm`, `median_ns`, `tail_steps`, `tail_tokens` (of the
+        whole run), `role`, `rank`, `generation` (each with a pause in the run; last
         `unexplained`, -1, -1), `steps`, `tokens` (explained by it), `share` (of the tail's
         steps; NaN without a tail), `chance` (the share expected by coincidence).
 
@@ -113,7 +113,7 @@ def by_arm(attribution: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     attribution : pandas.DataFrame
-        As `attribute` returns.
+        From `attribute`.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def by_arm(attribution: pd.DataFrame) -> pd.DataFrame:
 
 
 def _stops(campaign: Campaign, run: str) -> pd.DataFrame:
-    """The pauses of one run, and the holds of its front end's event loop that are none."""
+    """The pauses of one run, and the holds of its event loop that are not collections."""
     pauses = campaign.pauses[campaign.pauses["run"] == run]
     holds = campaign.holds[campaign.holds["run"] == run]
     if holds.empty:
@@ -145,7 +145,7 @@ def _stops(campaign: Campaign, run: str) -> pd.DataFrame:
 
 
 def covered(spans: pd.DataFrame, start: Integers, end: Integers) -> Floats:
-    """How much of each time from `start` to `end` the spans cover, in ns, shape (n,).
+    """The time from `start` to `end` that the spans cover, in ns, shape (n,).
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def covered(spans: pd.DataFrame, start: Integers, end: Integers) -> Floats:
 
 def _check(factor: float, min_share: float, shifts: int) -> None:
     if not factor > 1:
-        raise ValueError(f"factor {factor} must be above 1: a tail is longer than the median")
+        raise ValueError(f"factor {factor} must be above 1: tail gaps are longer than the median")
     if not 0 < min_share <= 1:
         raise ValueError(f"min_share {min_share} must be above 0 and at most 1")
     if shifts < 1:
@@ -187,7 +187,7 @@ def _tail(itl: pd.DataFrame, factor: float, min_share: float) -> tuple[float, _G
 def _explained(
     gaps: _Gaps, pauses: pd.DataFrame, window: tuple[int, int], shifts: Integers
 ) -> pd.DataFrame:
-    """The causes of one run with what each explains, and what it would by chance."""
+    """The causes of one run, with the steps each explains and the share expected by chance."""
     causes, trains = _trains(pauses, at_least=gaps.needed.min(initial=np.inf))
     culprits = _culprits(gaps, trains)
     steps = _weigh(culprits, gaps.steps, len(causes))
@@ -207,7 +207,7 @@ def _explained(
 def _trains(pauses: pd.DataFrame, at_least: float) -> tuple[pd.DataFrame, list[Train]]:
     """The causes of one run, `unexplained` last, and the pauses of each but the last.
 
-    Pauses shorter than `at_least` are left out: there are many, and they can explain no gap.
+    Pauses shorter than `at_least` are left out: they can explain no gap.
     """
     causes, trains = [], []
     for cause, group in pauses.sort_values("start_ns").groupby(CAUSE):
@@ -219,7 +219,7 @@ def _trains(pauses: pd.DataFrame, at_least: float) -> tuple[pd.DataFrame, list[T
 
 
 def _shift(trains: list[Train], window: tuple[int, int], by: int) -> list[Train]:
-    """The pauses that begin in the window, all moved on by one time, round its end to its start."""
+    """The pauses that begin in the window, all shifted by one time, wrapped at its end."""
     first, last = window
     moved = []
     for start, end in trains:
@@ -242,11 +242,11 @@ def _culprits(gaps: _Gaps, trains: list[Train]) -> Integers:
 
 
 def _longest_overlap(gaps: _Gaps, train: Train) -> Floats:
-    """How long the pause that overlaps each gap most does so, 0 where none does."""
+    """The longest overlap of each gap with one pause, 0 where none overlaps."""
     start, end = train
     first = np.searchsorted(end, gaps.start, side="right")
     number = np.maximum(np.searchsorted(start, gaps.end) - first, 0)
-    # One row a pair of a gap and a pause that touches it.
+    # One row per pair of a gap and a pause that touches it.
     gap = np.repeat(np.arange(len(number)), number)
     pause = np.arange(number.sum()) + np.repeat(first - number.cumsum() + number, number)
     shared = np.minimum(end[pause], gaps.end[gap]) - np.maximum(start[pause], gaps.start[gap])

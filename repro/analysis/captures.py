@@ -1,31 +1,30 @@
-"""How long capturing CUDA graphs (on the CPU: compiling) took, and the collector's part in it."""
+"""Times of CUDA graph captures (on the CPU: compilations) and the collector's share of them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-from repro.analysis.tails import Estimate
 from repro.dataset import Campaign
+from repro.dataset.schema import NS_PER_S
+from repro.stats.estimate import Estimate
 from repro.stats.ratios import ratio_of_pairs, ratio_of_runs
-
-NS_PER_S = 1e9
-FULL = 2
+from repro.theory.cpython_rule import FULL
 
 BASELINE = "gc-on"
-"""The capture policy that the others are compared with."""
+"""The capture policy that all others are compared with."""
 
-SETTING = ["comparable", "graphs", "model", "vllm", "runner"]
-"""What captures must share to be compared: with them, all that they capture."""
+CAPTURE_SETTING = ["comparable", "graphs", "model", "vllm", "runner"]
+"""What captures must share to be compared."""
 
 _ABOUT = ["run", "arm", "policy", "model", "vllm", "runner", "machine", "comparable"]
 _COUNTS = ["collections_0", "collections_1", "collections_2"]
 
 
 def capture_times(campaign: Campaign) -> pd.DataFrame:
-    """One row a capture of CUDA graphs or, on the CPU, a compilation.
+    """One row per capture of CUDA graphs or, on the CPU, per compilation.
 
-    All workers capture side by side, so a capture's time is that of its slowest rank.
+    All ranks capture in parallel, so a capture's time is that of its slowest rank.
 
     Parameters
     ----------
@@ -35,13 +34,12 @@ def capture_times(campaign: Campaign) -> pd.DataFrame:
     -------
     pandas.DataFrame
         `run`, `arm`, `policy`, `model`, `vllm`, `runner`, `machine`, `comparable`,
-        `kind` ("capture" or "compile"), `capture_policy`, `number` (0 is the one at start-up),
-        `again` (whether its process had captured before), `capture_s`, `gc_s` (the pauses of the
-        capturing process that begin within the span, added up), `full_s` (the longest of them),
-        `collections_0`, `collections_1`, `collections_2` (how many there were), `heap` (objects
-        the collector saw before, NaN where not counted), `containers` (tracked allocations less
-        deallocations during the capture, as generation 0's passes count them; NaN likewise),
-        `graphs`, `memory_bytes`.
+        `kind` ("capture" or "compile"), `capture_policy`, `number` (0 at start-up), `again`
+        (whether its process had captured before), `capture_s`, `gc_s` (total of the capturing
+        process's pauses that begin within the span), `full_s` (the longest of them),
+        `collections_0`, `collections_1`, `collections_2` (their number), `heap` (objects tracked
+        before, NaN where not counted), `containers` (tracked allocations less deallocations
+        during the capture, from the number of passes; NaN likewise), `graphs`, `memory_bytes`.
     """
     spans = campaign.captures.rename(columns={"rank": "capturing"})
     spans = spans.assign(end_ns=spans["start_ns"] + spans["duration_ns"])
@@ -70,41 +68,41 @@ def capture_times(campaign: Campaign) -> pd.DataFrame:
 
 
 def principal(times: pd.DataFrame) -> pd.DataFrame:
-    """Of each setting the captures made again, where there are any, else those of start-up.
+    """The repeated captures of each setting, or the start-up captures where none was repeated.
 
-    The start-up capture also pays for what a process does once, such as loading kernels.
+    A start-up capture includes work that a process does once, such as loading kernels.
     """
     kept = [
         group[group["again"]] if group["again"].any() else group
-        for _, group in times.groupby([*SETTING, "kind"])
+        for _, group in times.groupby([*CAPTURE_SETTING, "kind"])
     ]
     return pd.concat(kept) if kept else times
 
 
 def policy_effects(times: pd.DataFrame) -> pd.DataFrame:
-    """Each capture policy's time over that of `gc-on`, first captures and repeated ones apart.
+    """Each capture policy's time over that of `gc-on`, start-up and repeated captures apart.
 
     Parameters
     ----------
     times : pandas.DataFrame
-        As `capture_times` returns it; compilations are left out.
+        From `capture_times`; compilations are left out.
 
     Returns
     -------
     pandas.DataFrame
-        One row a setting, `again` and policy: `SETTING`, `again`, `capture_policy`, `ratio` and
-        `besides_gc` (`Estimate`; the latter with the pauses taken off both), `runs` (tuple).
+        One row per setting, `again` and policy: `CAPTURE_SETTING`, `again`, `capture_policy`,
+        `ratio` and `besides_gc` (`Estimate`; the latter without the pauses), `runs` (tuple).
     """
     rows = []
     times = times[times["kind"] == "capture"]
-    for setting, group in times.groupby([*SETTING, "again"]):
+    for setting, group in times.groupby([*CAPTURE_SETTING, "again"]):
         of_policy = dict(list(group.groupby("capture_policy")))
         before = of_policy.pop(BASELINE, None)
         if before is None:
             continue
         for name, after in of_policy.items():
             rows.append(
-                dict(zip([*SETTING, "again"], setting, strict=True))
+                dict(zip([*CAPTURE_SETTING, "again"], setting, strict=True))
                 | {
                     "capture_policy": name,
                     "ratio": ratio_of_runs(before["capture_s"], after["capture_s"]),
@@ -112,14 +110,14 @@ def policy_effects(times: pd.DataFrame) -> pd.DataFrame:
                     "runs": tuple(dict.fromkeys((*before["run"], *after["run"]))),
                 }
             )
-    columns = [*SETTING, "again", "capture_policy", "ratio", "besides_gc", "runs"]
+    columns = [*CAPTURE_SETTING, "again", "capture_policy", "ratio", "besides_gc", "runs"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def collector_share(times: pd.DataFrame) -> Estimate:
-    """The collector's share of captures: what any policy can save at most.
+    """The collector's share of captures, an upper bound on what any policy can save.
 
-    It varies far less than the captures' time does, so it bounds an effect that the ratio of two
+    It varies far less than the captures' time, so it bounds an effect that the ratio of two
     policies' times leaves open.
 
     Parameters
@@ -130,51 +128,52 @@ def collector_share(times: pd.DataFrame) -> Estimate:
     Returns
     -------
     Estimate
-        With Student's interval over captures; not supported below two, or if one met no pause.
+        With Student's interval over captures; not supported below two, or if one had no pause.
     """
     met = times[times["gc_s"] > 0] if (times["gc_s"] > 0).all() else times[:0]
     return ratio_of_pairs(met["capture_s"], met["gc_s"])
 
 
 def again_over_first(times: pd.DataFrame) -> pd.DataFrame:
-    """Captures made again over the start-up capture of the same run and policy.
+    """Repeated captures over the start-up capture of the same run and policy.
 
     Returns
     -------
     pandas.DataFrame
-        One row a setting: `SETTING`, `time` and `memory` (`Estimate`, over runs), `runs` (tuple).
+        One row per setting: `CAPTURE_SETTING`, `time` and `memory` (`Estimate`, over runs), `runs`
+        (tuple).
     """
     rows = []
     times = times[times["kind"] == "capture"]
-    for setting, group in times.groupby(SETTING):
+    for setting, group in times.groupby(CAPTURE_SETTING):
         pairs = [pair for _, run in group.groupby("run") if (pair := _first_and_again(run))]
         if not pairs:
             continue
         first, again = (pd.DataFrame(part) for part in zip(*pairs, strict=True))
         rows.append(
-            dict(zip(SETTING, setting, strict=True))
+            dict(zip(CAPTURE_SETTING, setting, strict=True))
             | {
                 "time": ratio_of_pairs(first["capture_s"], again["capture_s"]),
                 "memory": ratio_of_pairs(first["memory_bytes"], again["memory_bytes"]),
                 "runs": tuple(first["run"]),
             }
         )
-    return pd.DataFrame(rows, columns=[*SETTING, "time", "memory", "runs"])
+    return pd.DataFrame(rows, columns=[*CAPTURE_SETTING, "time", "memory", "runs"])
 
 
 def same_memory_again(times: pd.DataFrame, within: tuple[float, float]) -> pd.DataFrame:
-    """The captures whose memory is that of a fresh process: first ones, and others shown alike.
+    """The captures whose memory counts: start-up captures, and repeated ones that took as much.
 
-    A driver may keep what a discarded graph held, and the next capture then seems to need less.
-    So a run's repeated captures count only where they took, under the policy of its start-up
-    capture, as much as that one did.
+    A driver may keep the memory of a discarded graph, and the next capture then seems to need
+    less. A run's repeated captures therefore count only where those under the policy of its
+    start-up capture took as much memory as that one.
 
     Parameters
     ----------
     times : pandas.DataFrame
-        As `capture_times` returns it.
+        From `capture_times`.
     within : tuple of float
-        Lowest and highest ratio that is called the same.
+        Lowest and highest ratio that counts as the same.
     """
     low, high = within
     alike = []
@@ -186,7 +185,7 @@ def same_memory_again(times: pd.DataFrame, within: tuple[float, float]) -> pd.Da
 
 
 def _first_and_again(run: pd.DataFrame) -> tuple[pd.Series, pd.Series] | None:
-    """A run's start-up capture, and the geometric means of those under the same policy since."""
+    """A run's start-up capture, and the geometric mean of later ones under the same policy."""
     first = run[~run["again"]].iloc[0]
     again = run[run["again"] & (run["capture_policy"] == first["capture_policy"])]
     if again.empty or (again["memory_bytes"] <= 0).any() or first["memory_bytes"] <= 0:
@@ -199,12 +198,12 @@ def _besides_gc(times: pd.DataFrame) -> pd.Series:
 
 
 def _collections(times: pd.DataFrame, pauses: pd.DataFrame) -> pd.DataFrame:
-    """By capture: the pauses of the capturing process that begin within its span."""
+    """The pauses of the capturing process that begin within each capture's span."""
     key = ["run", "number"]
     span = times[[*key, "role", "capturing", "start_ns", "end_ns"]].rename(
         columns={"start_ns": "span_start_ns", "end_ns": "span_end_ns", "capturing": "rank"}
     )
-    # Plain text: the pauses' categories may name runs that captured nothing.
+    # As text: the pauses' categories may name runs that captured nothing.
     pauses = pauses.assign(run=pauses["run"].astype(str))
     rows = pauses.merge(span, on=["run", "role", "rank"])
     rows = rows[rows["start_ns"].between(rows["span_start_ns"], rows["span_end_ns"])]
@@ -216,7 +215,7 @@ def _collections(times: pd.DataFrame, pauses: pd.DataFrame) -> pd.DataFrame:
 
 
 def _heaps(census: pd.DataFrame) -> pd.DataFrame:
-    """The heap that each capture found: the census before it, which goes by the same number."""
+    """The heap before each capture, from the census taken just before it."""
     before = census[census["point"] == "capture"].sort_values("t_ns")
     before = before.assign(run=before["run"].astype(str)).rename(
         columns={"rank": "capturing", "tracked": "heap"}

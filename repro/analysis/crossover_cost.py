@@ -1,8 +1,8 @@
-"""Fresh engines against a cross-over inside one: engine time for an interval of the same width.
+"""Engine time of a cross-over and of fresh engines for an interval of the same width.
 
-An interval narrows with the square root of what is measured, so engine time times the width squared
-says what a design costs, however much of it was run. The two intervals do not say the same: that
-of fresh engines holds how engines differ, that of a cross-over speaks for its engine alone.
+An interval narrows with the square root of the time measured. Engine time times the squared width
+is therefore the cost of a design, whatever the length of its runs. The two intervals differ in
+scope: fresh engines include the differences between engines, a cross-over holds for one engine.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from repro.dataset import Campaign
 
 FRESH, CROSSOVER = "fresh engines", "cross-over"
 
-ALIKE = ["comparable", "load", "model", "client", "executor"]
+SAME_WORK = ["comparable", "load", "model", "client", "executor"]
 """What two designs must share to be compared."""
 
 
-def designs(
+def interval_costs(
     campaign: Campaign, quantile: float = 0.99, metric: Metric = "itl", *, seed: int = 0
 ) -> pd.DataFrame:
-    """What each design paid for its interval of the freeze's effect.
+    """The engine time of each design, and the interval of the freeze's effect it bought.
 
     Parameters
     ----------
@@ -35,8 +35,9 @@ def designs(
     Returns
     -------
     pandas.DataFrame
-        One row a pair of arms with a supported effect and known engine time: `ALIKE`, `design`,
-        `baseline`, `treated`, `runs` (of a cross-over, periods), `engine_s` (start-up included),
+        One row per pair of arms with a supported effect and known engine time: `SAME_WORK`,
+        `design`, `baseline`, `treated`, `runs` (of a cross-over: periods), `engine_s` (start-up
+        included),
         `ratio` (`Estimate`), `width` (of its interval, in logarithms), `price_s` (engine time for
         an interval of width 1).
     """
@@ -50,7 +51,7 @@ def designs(
             continue
         engine_s, width = runs["wall_s"].sum(), np.log(ratio.high / ratio.low)
         rows.append(
-            {name: runs[name].iloc[0] for name in ALIKE}
+            {name: runs[name].iloc[0] for name in SAME_WORK}
             | {
                 "design": CROSSOVER if (runs["switch_s"] > 0).all() else FRESH,
                 "baseline": pair.baseline,
@@ -62,7 +63,7 @@ def designs(
                 "price_s": engine_s * width**2,
             }
         )
-    columns = [*ALIKE, "design", "baseline", "treated", "runs", "engine_s", "ratio", "width"]
+    columns = [*SAME_WORK, "design", "baseline", "treated", "runs", "engine_s", "ratio", "width"]
     return pd.DataFrame(rows, columns=[*columns, "price_s"])
 
 
@@ -72,15 +73,19 @@ def crossover_over_fresh(found: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     found : pandas.DataFrame
-        As `designs` returns it.
+        From `interval_costs`.
 
     Returns
     -------
     pandas.DataFrame
-        One row a cross-over and pair of arms of fresh engines beside it: the columns of `designs`
-        but `ALIKE` and `design`, with `_crossover` and `_fresh`; `time`, below 1 where the
-        cross-over is the cheaper.
+        One row per cross-over and pair of arms of fresh engines: the columns of `interval_costs`
+        without `SAME_WORK` and `design`, suffixed `_crossover` and `_fresh`; `time`, below 1 where
+        the cross-over is cheaper.
     """
     each = [found[found["design"] == name].drop(columns="design") for name in (CROSSOVER, FRESH)]
-    both = each[0].merge(each[1], on=ALIKE, suffixes=("_crossover", "_fresh")).drop(columns=ALIKE)
+    both = (
+        each[0]
+        .merge(each[1], on=SAME_WORK, suffixes=("_crossover", "_fresh"))
+        .drop(columns=SAME_WORK)
+    )
     return both.assign(time=both["price_s_crossover"] / both["price_s_fresh"])

@@ -1,16 +1,14 @@
-"""What the collector costs: time lost per 1,000 steps, and every full collection by itself."""
+"""Time lost to collections per 1,000 steps, and a list of all full collections."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-from repro.analysis.tails import NS_PER_MS
 from repro.dataset import Campaign, in_window
+from repro.dataset.schema import NS_PER_MS
 from repro.stats.bootstrap import Integers
-
-FULL = 2
-"""The generation whose collection visits every tracked object."""
+from repro.theory.cpython_rule import FULL
 
 GENERATIONS = (0, 1, FULL)
 
@@ -31,9 +29,9 @@ def gc_time(campaign: Campaign) -> pd.DataFrame:
     -------
     pandas.DataFrame
         `arm`, `role`, `generation` (all three for each role that recorded anything in the arm),
-        `processes` (of the role, over the arm's runs), `steps` (that these processes lived
-        through, added up), `pauses`, `per_1000_steps`, `ms_per_1000_steps` (both for one process
-        of the role), `max_ms`, `median_ms` (of one pause; NaN where there was none).
+        `processes` (of the role, over the arm's runs), `steps` (total over these processes),
+        `pauses`, `per_1000_steps`, `ms_per_1000_steps` (both for one process of the role),
+        `max_ms`, `median_ms` (of one pause; NaN where there was none).
     """
     arms = campaign.runs.set_index("run")["arm"]
     steps = _steps_taken(campaign)
@@ -66,7 +64,7 @@ def gc_time(campaign: Campaign) -> pd.DataFrame:
 
 
 def full_collections(campaign: Campaign) -> pd.DataFrame:
-    """Every full collection in the measured windows, and the steps since the one before it.
+    """All full collections in the measured windows, with the steps since the previous one.
 
     Parameters
     ----------
@@ -76,9 +74,9 @@ def full_collections(campaign: Campaign) -> pd.DataFrame:
     -------
     pandas.DataFrame
         `run`, `arm`, `role`, `rank`, `pid`, `start_ns`, `duration_ns`, `collected`, `step`
-        (entered by then, counted from the first recorded of the process's own rank, or of rank 0
-        where that took no steps), `period_steps` (since the process's previous one in the window;
-        NaN for its first). Ascending in time within a process.
+        (steps entered by then of the process's own rank, or of rank 0 where it took none),
+        `period_steps` (since the process's previous one in the window; NaN for its first).
+        Ascending in time within a process.
     """
     full = in_window(campaign, campaign.pauses)
     full = full[full["generation"] == FULL].sort_values(["run", "role", "rank", "start_ns"])
@@ -98,7 +96,7 @@ def full_collections(campaign: Campaign) -> pd.DataFrame:
 
 
 def _steps_taken(campaign: Campaign) -> pd.Series:
-    """Steps in the window of each run, as its ranks took them on average."""
+    """Steps in the window of each run, the mean over its ranks."""
     inside = in_window(campaign, campaign.steps)
     per_rank = inside.groupby(["run", "rank"], observed=True).size()
     taken = per_rank.groupby("run", observed=True).mean()

@@ -1,4 +1,4 @@
-"""What a policy costs in memory: what stays resident, and what is never reclaimed."""
+"""Memory cost of a policy: resident memory, and garbage that is never reclaimed."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def resident(campaign: Campaign) -> pd.DataFrame:
 
 
 def resident_by_arm(campaign: Campaign) -> pd.DataFrame:
-    """Resident memory a process gains under load, with the steps it gained it in.
+    """Resident memory that processes gain under load, with the steps of the window.
 
-    The ramp is in it: what a first request makes a process allocate is no growth to come.
+    The gain includes the ramp, so it is not a rate of growth.
 
     Returns
     -------
     pandas.DataFrame
-        One row an arm and role of the runs under load: `arm`, `role`, `runs`, `steps` (of the
+        One row per arm and role of the runs under load: `arm`, `role`, `runs`, `steps` (of the
         measured window), `start_bytes`, `growth_bytes`, each the mean over runs and ranks.
     """
     campaign = under_load(campaign)
@@ -48,13 +48,13 @@ def resident_by_arm(campaign: Campaign) -> pd.DataFrame:
 
 
 def garbage_left(campaign: Campaign) -> pd.DataFrame:
-    """Objects in abandoned cycles that a worker still held at its end, by arm.
+    """Objects in unreachable cycles that a worker still held at its end, by arm.
 
     Returns
     -------
     pandas.DataFrame
         `arm`, `runs`, `since` and `since_bytes` (made since the freeze, or since warm-up),
-        `kept` and `kept_bytes` (what the freeze had kept): the most over the arm's runs.
+        `kept` and `kept_bytes` (kept by the freeze): the maximum over the arm's runs.
     """
     census = campaign.census[campaign.census["garbage"].notna()]
     rows = []

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from repro.analysis.gc_cost import FULL
-from repro.analysis.tails import NS_PER_MS, sample, step_quantiles
+from repro.analysis.tails import sample, step_quantiles
 from repro.dataset import Campaign, in_window
+from repro.dataset.schema import NS_PER_MS
 from repro.stats.bootstrap import RESAMPLES, Floats, Integers, interval
 from repro.theory.common_step import predict, take_apart
+from repro.theory.cpython_rule import FULL
 from repro.theory.lockstep import QUANTILES
 
 SHIFTS = 1000

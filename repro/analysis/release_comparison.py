@@ -1,34 +1,32 @@
-"""The patch against the release: does an old vLLM with the policy behave as the new one does?"""
+"""The patch of this package compared with the vLLM releases on both sides of the pull request."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
+from repro import releases
 from repro.analysis.arms import freezes
 from repro.analysis.gc_cost import full_collections
-from repro.analysis.tails import Estimate, effect
+from repro.analysis.tails import effect
 from repro.dataset import Campaign, in_window, under_load
-from repro.stats.ratios import ratio_of_runs
+from repro.stats.estimate import Estimate, unsupported
+from repro.stats.ratios import NEEDS_RUNS, ratio_of_runs
 
-FIRST_FROZEN = (0, 23)
-"""The first vLLM release with the pull request in it."""
-
-SETTING = ["machine", "model", "client", "executor", "load", "capture_policy"]
-SETTING += ["tensor_parallel_size", "data_parallel_size"]
+SAME_LOAD = ["machine", "model", "client", "executor", "load", "capture_policy"]
+SAME_LOAD += ["tensor_parallel_size", "data_parallel_size"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Twins:
+class ReleasePair:
     """Two arms with the same heap and the same load, one on each side of the pull request.
 
     Attributes
     ----------
     before, after : str
-        Arms of a vLLM without and with the pull request; in one of them the policy, not the
-        release, decides the heap.
+        Labels of arms of a vLLM without and with the pull request. In one of them the policy, not
+        the release, decides the heap.
     frozen : bool
         Whether the workers of both are frozen.
     """
@@ -38,37 +36,37 @@ class Twins:
     frozen: bool
 
 
-def twins(campaign: Campaign) -> list[Twins]:
-    """The arms to compare, of runs under load; none on one side of the pull request alone."""
+def release_pairs(campaign: Campaign) -> list[ReleasePair]:
+    """All pairs of arms to compare, of runs under load."""
     arms = under_load(campaign).runs.drop_duplicates("arm").copy()
     arms["frozen"] = [freezes(campaign, arm) for arm in arms["arm"]]
-    arms["after"] = [release(version) >= FIRST_FROZEN for version in arms["vllm"]]
+    arms["after"] = _has_freeze(arms)
     found = []
-    for (*_, frozen), alike in arms.groupby([*SETTING, "frozen"]):
+    for (*_, frozen), alike in arms.groupby([*SAME_LOAD, "frozen"]):
         if frozen == "unknown":
             continue
         before, after = (alike.loc[alike["after"] == side, "arm"] for side in (False, True))
         found += [
-            Twins(before=str(b), after=str(a), frozen=frozen == "yes")
+            ReleasePair(before=str(b), after=str(a), frozen=frozen == "yes")
             for b in before
             for a in after
         ]
     return found
 
 
-def likeness(campaign: Campaign, pair: Twins) -> dict[str, Estimate]:
-    """What the two arms differ in, after over before the pull request, each with its interval.
+def release_ratios(campaign: Campaign, pair: ReleasePair) -> dict[str, Estimate]:
+    """Ratios of the arm after the pull request to the arm before it.
 
     Parameters
     ----------
     campaign : Campaign
-    pair : Twins
+    pair : ReleasePair
 
     Returns
     -------
     dict of str to Estimate
-        Ratios of the `full collection`'s median length and of the `steps between` two of the
-        worker (by runs), of `P99 ITL` and of `tokens/s`.
+        Of the worker's median `full collection` and `steps between` two of them (by runs), of
+        `P99 ITL` and of `tokens/s`.
     """
     full = full_collections(campaign)
     full = full[full["role"] == "worker"]
@@ -90,37 +88,22 @@ def steps_between(campaign: Campaign, full: pd.DataFrame) -> pd.Series:
 
 
 def freezes_itself(runs: pd.DataFrame) -> pd.Series:
-    """Whether each run's vLLM freezes its workers unasked: from 0.23 on, and on a GPU alone.
+    """Whether each run's vLLM freezes its workers by itself: from 0.23 on, only on a GPU.
 
     Parameters
     ----------
     runs : pandas.DataFrame
         `Campaign.runs`, or rows of it.
     """
-    after = [release(version) >= FIRST_FROZEN for version in runs["vllm"]]
-    return runs["gpu_name"].notna() & pd.Series(after, index=runs.index, dtype=bool)
+    return runs["gpu_name"].notna() & _has_freeze(runs)
 
 
-def release(version: str) -> tuple[int, ...]:
-    """Major and minor of a version such as 0.22.1 or 0.23.0rc1.
-
-    Raises
-    ------
-    ValueError
-        If the text is no version.
-    """
-    parts = version.split(".")[:2]
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"vllm {version!r}: give a version like 0.23.0")
-    return tuple(map(int, parts))
+def _has_freeze(runs: pd.DataFrame) -> pd.Series:
+    after = [releases.has_freeze(version) for version in runs["vllm"]]
+    return pd.Series(after, index=runs.index, dtype=bool)
 
 
-def _of_runs(values: pd.Series, pair: Twins) -> Estimate:
-    arms = set(values.index.get_level_values("arm"))
-    before, after = (
-        values[arm].tolist() if arm in arms else [] for arm in (pair.before, pair.after)
-    )
-    if before and after:
-        return ratio_of_runs(before, after)
-    nan = np.nan
-    return Estimate(value=nan, low=nan, high=nan, supported=False, needs=2, steps=0)
+def _of_runs(values: pd.Series, pair: ReleasePair) -> Estimate:
+    if not {pair.before, pair.after} <= set(values.index.get_level_values("arm")):
+        return unsupported(needs=NEEDS_RUNS, steps=0)
+    return ratio_of_runs(values[pair.before].tolist(), values[pair.after].tolist())

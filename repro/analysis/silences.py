@@ -1,7 +1,7 @@
-"""Silences: times in which no client got a token, and who was in the way.
+"""Silences: times of a second or more in which no client received a token.
 
 Through HTTP one event loop passes on every token. A collection stops it, and so does an output
-handler that works off its backlog (`repro.plugin.output_handler`); the engine decodes on meanwhile.
+handler with a backlog (`repro.plugin.output_handler`); the engine goes on decoding.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ COLUMNS = ["run", "arm", "start_ns", "end_ns", "held", "collecting", "waiting"]
 
 
 def silences(campaign: Campaign, least_ns: int = LEAST_NS) -> pd.DataFrame:
-    """Every silence of a run through HTTP.
+    """All silences of runs through HTTP, with what occupied the event loop.
 
     Parameters
     ----------
     campaign : Campaign
     least_ns : int
-        Shorter ones are left out.
+        Shortest silence.
 
     Returns
     -------
     pandas.DataFrame
-        One row a silence: `run`, `arm`, `start_ns`, `end_ns` (the tokens before and after it), and
-        the shares of it for which the output handler held the event loop (`held`, collections in
-        it included), the front end collected (`collecting`), and the engine had nothing to do
-        (`waiting`: from the end of its last step with tokens). Empty where no run of the
-        campaign recorded a hold: older ones did not look.
+        One row per silence: `run`, `arm`, `start_ns`, `end_ns` (the tokens before and after it),
+        and the shares of it in which the output handler held the event loop (`held`, including
+        collections), the front end collected (`collecting`), and the engine was idle (`waiting`:
+        from the end of its last step with tokens). Empty where no run of the campaign recorded
+        holds, as in older runs.
     """
     if campaign.holds.empty:
         return pd.DataFrame(columns=COLUMNS)
@@ -65,7 +65,7 @@ def silences(campaign: Campaign, least_ns: int = LEAST_NS) -> pd.DataFrame:
 
 
 def _busy(steps: pd.DataFrame) -> pd.DataFrame:
-    """From each step with tokens to the next one, or its own length where none follows soon."""
+    """Spans from each step with tokens to the next, or of the step where none follows soon."""
     loaded = steps[steps["tokens"] > 0].sort_values("start_ns")
     start = loaded["start_ns"].to_numpy("int64")
     until_next = np.append(np.diff(start), np.iinfo(np.int64).max)

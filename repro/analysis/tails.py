@@ -1,14 +1,14 @@
-"""The tail of a latency: quantiles by arm with intervals, and ratios between two arms."""
+"""Quantiles of latencies by arm, with intervals, and their ratios between two arms."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 
 from repro.dataset import Campaign, in_window
+from repro.dataset.schema import NS_PER_MS
 from repro.stats.bootstrap import (
     Floats,
     interval,
@@ -16,48 +16,25 @@ from repro.stats.bootstrap import (
     steps_needed,
     weighted_quantiles,
 )
+from repro.stats.estimate import Estimate, unsupported
 
 Metric = Literal["itl", "ttft", "tpot", "step_interval"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
-QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
-"""The last is the maximum: the largest seen, no estimate of the largest possible. Its interval
-says how much hangs on single blocks of steps; it cannot reach above the value."""
+TAIL_QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
+"""The last is the maximum: the largest value measured, not an estimate of the largest possible. Its
+interval shows how much depends on single blocks of steps; it cannot reach above the value."""
 
 SCATTER_NS = {"serve": 10_000_000, "async_engine": 10_000_000}
-"""The tokens of one engine step reach the client spread over milliseconds: through HTTP, and from
-several ranks, each with a message of its own. Client -> width of the time bins that stand for its
-steps; any other client sees a step's tokens at once."""
-
-NS_PER_MS = 1e6
+"""Client -> width of the time bins that stand for its steps. The tokens of one engine step reach
+these clients spread over milliseconds: through HTTP, or from several ranks with a message each. Any
+other client receives the tokens of a step at once."""
 
 _SAMPLE_COLUMNS = ["run", "t_ns", "step", "value_ns", "count"]
 _TABLE_COLUMNS = [
     *("arm", "quantile", "value_ms", "low_ms", "high_ms"),
     *("supported", "needs", "steps", "runs"),
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """One number with its 95% interval.
-
-    Attributes
-    ----------
-    value, low, high : float
-        In the unit of the sample, or a ratio; NaN where not supported.
-    supported : bool
-        Whether the sample has the steps that the quantile needs.
-    needs, steps : int
-        Steps the quantile needs, and steps there are (of a ratio: in the smaller sample).
-    """
-
-    value: float
-    low: float
-    high: float
-    supported: bool
-    needs: int
-    steps: int
 
 
 def sample(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
@@ -72,7 +49,7 @@ def sample(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
     -------
     pandas.DataFrame
         `run`, `t_ns`, `step` (increasing in time within a run; rows of one step are one
-        observation), `value_ns`, `count` (how many times the value occurred).
+        observation), `value_ns`, `count` (occurrences of the value).
 
     Raises
     ------
@@ -124,21 +101,21 @@ def step_intervals(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def step_quantiles(
-    rows: pd.DataFrame, quantiles: tuple[float, ...] = QUANTILES, *, seed: int = 0
+    rows: pd.DataFrame, quantiles: tuple[float, ...] = TAIL_QUANTILES, *, seed: int = 0
 ) -> list[Estimate]:
-    """Quantiles of a sample, with intervals that resample runs, then blocks of steps.
+    """Quantiles of a sample, with intervals from resampled runs and blocks of steps.
 
     Parameters
     ----------
     rows : pandas.DataFrame
-        As `sample` returns; the runs must be of one arm.
+        From `sample`; the runs must be of one arm.
     quantiles : tuple of float
     seed : int
 
     Returns
     -------
     list of Estimate
-        One a quantile, in the unit of `value_ns`.
+        One per quantile, in the unit of `value_ns`.
     """
     steps = _count_steps(rows)
     if steps == 0:
@@ -168,7 +145,7 @@ def tail_table(campaign: Campaign, metric: Metric = "itl", *, seed: int = 0) -> 
     for arm, runs in campaign.runs.groupby("arm")["run"]:
         own = rows[rows["run"].isin(runs)]
         estimates = step_quantiles(own, seed=seed)
-        for quantile, found in zip(QUANTILES, estimates, strict=True):
+        for quantile, found in zip(TAIL_QUANTILES, estimates, strict=True):
             table.append(
                 {
                     "arm": arm,
@@ -194,7 +171,7 @@ def effect(
     *,
     seed: int = 0,
 ) -> Estimate:
-    """A quantile of the treated arm over that of the baseline: below 1, the treatment helps.
+    """The ratio of a quantile of the treated arm to the baseline's; below 1 is an improvement.
 
     Parameters
     ----------
@@ -217,7 +194,7 @@ def effect(
     if steps == 0:
         return _estimate(np.nan, np.full(2, np.nan), quantile, 0)
     ratio = _quantiles(treated, (quantile,))[0] / _quantiles(baseline, (quantile,))[0]
-    # Different seeds: the two arms are drawn independently of each other.
+    # Different seeds make the two arms independent.
     ratios = _replicates(treated, (quantile,), seed) / _replicates(baseline, (quantile,), seed + 1)
     return _estimate(ratio, interval(ratios)[:, 0], quantile, steps)
 
@@ -252,13 +229,14 @@ def _replicates(rows: pd.DataFrame, quantiles: tuple[float, ...], seed: int) -> 
 
 def _estimate(value: float, bounds: Floats, quantile: float, steps: int) -> Estimate:
     needs = steps_needed(quantile)
-    supported = steps >= needs
-    low, high = bounds if supported else (np.nan, np.nan)
+    if steps < needs:
+        return unsupported(needs=needs, steps=steps)
+    low, high = bounds
     return Estimate(
-        value=float(value) if supported else float("nan"),
+        value=float(value),
         low=float(low),
         high=float(high),
-        supported=supported,
+        supported=True,
         needs=needs,
         steps=steps,
     )

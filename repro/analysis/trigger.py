@@ -1,6 +1,6 @@
-"""CPython's rule held against real runs: when full collections were due, and when they came.
+"""Full collections predicted by CPython's rule, compared with those observed in runs.
 
-What decides it, of one process, from what its run recorded:
+A prediction for one process uses these records of its run:
 
 - **passes a step**: collections of every generation in the window, over its steps;
 - **promoted**: what one generation-1 pass moves into the oldest generation. That is what the step
@@ -34,20 +34,20 @@ from repro.dataset import Campaign, in_window
 from repro.theory.cpython_rule import FULL, UnknownCollector, passes_between_full, rule_for
 
 TOLERANCE = 0.1
-"""How far a prediction may lie from what was observed."""
+"""Largest deviation of a correct prediction from the observation."""
 
 FIRST, LATER = "first after the freeze", "from one to the next"
 
 WITHIN, OFF = "within 10%", "off by more than 10%"
 NONE_DUE, TOO_SHORT, UNKNOWN = "none due, none came", "none came in the steps there were", "unknown"
 UNLIKE = "no step is the average one"
-"""Where an API server hands the engine its requests in bursts."""
+"""As where an API server hands the engine its requests in bursts."""
 
 BURST = 3.0
-"""Of unlike steps every tenth holds more than so many times the tokens of the median one."""
+"""Steps are unlike if every tenth holds more than this many times the tokens of the median."""
 
-ALIKE = ["comparable", "model", "load", "role"]
-"""What processes have in common that hold as much in a step."""
+SAME_STEP = ["comparable", "model", "load", "role"]
+"""What processes must share to hold equally many containers in a step."""
 
 SEEN = ["tracked", "frozen"]
 
@@ -102,7 +102,7 @@ class Passes:
 
 
 def trigger_table(campaign: Campaign) -> pd.DataFrame:
-    """Predicted against observed full collections of every process that has steps to count by.
+    """Predicted and observed full collections of every process with recorded steps.
 
     Parameters
     ----------
@@ -111,8 +111,8 @@ def trigger_table(campaign: Campaign) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row a process and event, columns `COLUMNS`: `event` is `FIRST` (of workers that
-        were frozen) or `LATER`; `held_from` says where the containers in hand were taken from;
+        One row per process and event, columns `COLUMNS`: `event` is `FIRST` (of frozen workers)
+        or `LATER`; `held_from` is the source of the containers in hand;
         `predicted_steps` is infinite for never, NaN where nothing tells; `observed_steps` is the
         mean over `collections`, NaN where none came; `ratio` is predicted over observed.
         Left out: processes not counted before load, and Pythons without a rule.
@@ -140,9 +140,9 @@ def trigger_table(campaign: Campaign) -> pd.DataFrame:
 
 
 def _heaps(campaign: Campaign) -> pd.DataFrame:
-    """One row a process counted before load: what it held then and later, its run's parameters.
+    """One row per process counted before load, with its heap then and later and its parameters.
 
-    `old` is all of it before load, `kept_in_all` what requests in flight keep.
+    `old` is the heap before load, `kept_in_all` the objects that requests in flight keep.
     """
     census = campaign.census[campaign.census["point"] == "window-start"]
     about = ["run", "arm", "python", "comparable", "model", "load", "concurrency"]
@@ -261,7 +261,7 @@ def _held(row: dict[str, Any], heap: pd.DataFrame, event: str) -> tuple[float, s
         return seen.held * seen.place[event], "recorded"
     if rule_for(row["python"]).inside_allocation:
         return (seen.thresholds[0] + 1) * seen.place[event], "threshold"
-    alike = (heap[ALIKE] == pd.Series(row)[ALIKE]).all(axis=1) & (heap["arm"] != row["arm"])
+    alike = (heap[SAME_STEP] == pd.Series(row)[SAME_STEP]).all(axis=1) & (heap["arm"] != row["arm"])
     told = float(heap.loc[alike, "inferred"].median())
     return told, "nothing tells" if math.isnan(told) else "other arms"
 

@@ -1,63 +1,90 @@
-"""What decides the claims about the capture."""
+"""Claims about the CUDA graph capture."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pandas as pd
 
 from repro import fmt
 from repro.analysis.captures import (
     BASELINE,
-    SETTING,
+    CAPTURE_SETTING,
     capture_times,
     collector_share,
     principal,
     same_memory_again,
 )
-from repro.claims.verdict import SAME, Finding, Verdict, same, unsupported
+from repro.claims.registry import claim
+from repro.claims.verdict import (
+    SAME,
+    Outcome,
+    Sample,
+    Verdict,
+    not_measured,
+    sameness,
+    too_few,
+)
 from repro.dataset import Campaign
 from repro.stats.ratios import ratio_of_runs
 
 SAME_MEMORY = (0.99, 1.01)
-"""Closer than for times: memory hardly varies."""
+"""A smaller margin than for times, since memory hardly varies."""
 
 
-def capture_takes_as_long(campaign: Campaign) -> list[Finding]:
-    """Capture time with the heap frozen over that with the collector on, and the collector's part.
+@claim(
+    "capture-time",
+    "Freezing during the CUDA graph capture changes nothing: 56 s against 57 s.",
+    criterion=f"reproduced: the ratio lies within {fmt.bounds(*SAME)}; contradicted: outside",
+    needs="captures on a GPU with capture policies `gc-on` and `frozen`, two of each",
+)
+def capture_takes_as_long(campaign: Campaign) -> list[Outcome]:
+    """The ratio of capture times, frozen heap over collector on, with the collector's share.
 
-    The longest captures come first: they are the nearest to the report's.
+    The longest captures come first: they are closest to the report's.
     """
     alike = _on_and_frozen(capture_times(campaign))
     alike.sort(key=lambda case: -case[1]["capture_s"].median())
     return [
-        _bounded(_frozen_over_on(on, frozen, "capture_s", SAME, f"capture {where}"), on)
+        _frozen_over_on(on, frozen, "capture_s", SAME, f"capture {where}", _upper_bound(on))
         for where, on, frozen in alike
     ]
 
 
-def capture_takes_as_much_memory(campaign: Campaign) -> list[Finding]:
-    """GPU memory that the capture takes, likewise, where a repeated one takes it all again."""
+@claim(
+    "capture-memory",
+    "The capture takes the same memory either way: 6.25 GiB.",
+    criterion="reproduced: the ratio lies within "
+    f"{SAME_MEMORY[0]} to {SAME_MEMORY[1]}; contradicted: outside",
+    needs="first captures of GPU workers with `gc-on` and with `frozen`, two processes of each",
+)
+def capture_takes_as_much_memory(campaign: Campaign) -> list[Outcome]:
+    """The same ratio of the GPU memory that captures take."""
     times = capture_times(campaign)
     counted = same_memory_again(times, SAME_MEMORY)
     left_out = times[~times.index.isin(counted.index)]
-    findings = [
+    found = [
         _frozen_over_on(on, frozen, "memory_bytes", SAME_MEMORY, f"memory {where}")
         for where, on, frozen in _on_and_frozen(counted[counted["memory_bytes"] > 0])
     ]
-    return findings if findings or left_out.empty else [_memory_kept(left_out)]
+    return found if found or left_out.empty else [_memory_kept(left_out)]
 
 
-def no_collection_per_graph(campaign: Campaign) -> list[Finding]:
-    """Full collections of a capture with PyTorch as it is, against those with one asked for.
+@claim(
+    "no-collection-per-graph",
+    "PyTorch no longer collects before each CUDA graph.",
+    criterion="contradicted: at least half as many full collections in a capture with PyTorch's "
+    "default as where it is told to collect before each graph",
+    needs="captures on a GPU with capture policies `gc-on` and `collect-per-graph`",
+)
+def no_collection_per_graph(campaign: Campaign) -> list[Outcome]:
+    """Full collections of a capture with PyTorch's default and with a collection requested.
 
-    Not against the graphs: vLLM keeps PyTorch from collecting for all but the first piece of a
-    batch size, so even the collection before each graph is not one for each.
+    The number of graphs is no reference: vLLM lets PyTorch collect only for the first piece of a
+    batch size, so a requested collection before each graph does not mean one per graph.
     """
     times = capture_times(campaign)
     times = times[times["kind"] == "capture"]
-    findings = []
-    for _, alike in times.groupby(SETTING):
+    found = []
+    for _, alike in times.groupby(CAPTURE_SETTING):
         default = alike[alike["capture_policy"].isin(["gc-on", "stock"])]
         asked = alike[alike["capture_policy"] == "collect-per-graph"]
         if default.empty or asked.empty:
@@ -67,8 +94,8 @@ def no_collection_per_graph(campaign: Campaign) -> list[Finding]:
         longer = ratio_of_runs(
             *(principal(part)["capture_s"].tolist() for part in (default, asked))
         )
-        findings.append(
-            Finding(
+        found.append(
+            Outcome(
                 verdict=Verdict.CONTRADICTED if each else Verdict.REPRODUCED,
                 number=f"{most} full collections, {fewest} where PyTorch is told to collect",
                 reason=("about as many as" if each else "far fewer than")
@@ -77,17 +104,17 @@ def no_collection_per_graph(campaign: Campaign) -> list[Finding]:
                 runs=_used(default, asked),
             )
         )
-    return findings
+    return found
 
 
 def _on_and_frozen(times: pd.DataFrame) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
-    """Captures with the collector on and with the heap frozen that may be compared, and which.
+    """Comparable captures with the collector on and with the heap frozen, and their setting.
 
-    Start-up captures and repeated ones apart.
+    Start-up captures and repeated ones are kept apart.
     """
     found = []
     times = times[times["kind"] == "capture"]
-    for (_, _, *setting, again), alike in times.groupby([*SETTING, "again"]):
+    for (_, _, *setting, again), alike in times.groupby([*CAPTURE_SETTING, "again"]):
         on, frozen = (alike[alike["capture_policy"] == name] for name in (BASELINE, "frozen"))
         where = f"{'again, ' if again else 'at start-up, '}{fmt.setting(*setting)}"
         if len(on) and len(frozen):
@@ -96,32 +123,36 @@ def _on_and_frozen(times: pd.DataFrame) -> list[tuple[str, pd.DataFrame, pd.Data
 
 
 def _frozen_over_on(
-    on: pd.DataFrame, frozen: pd.DataFrame, column: str, within: tuple[float, float], what: str
-) -> Finding:
+    on: pd.DataFrame,
+    frozen: pd.DataFrame,
+    column: str,
+    within: tuple[float, float],
+    what: str,
+    further: str = "",
+) -> Outcome:
     ratio = ratio_of_runs(on[column].tolist(), frozen[column].tolist())
     name, runs = f"{what}: frozen over {BASELINE}", _used(on, frozen)
     if not ratio.supported:
-        return unsupported(ratio, name, runs, "captures an arm")
-    return same(ratio, within, name, runs)
+        return too_few(ratio, name, runs, "captures per policy")
+    minutes = float(pd.concat([on, frozen])["capture_s"].median()) / 60
+    sample = Sample(size=min(len(on), len(frozen)), minutes=minutes, unit="capture", group="policy")
+    return sameness(ratio, within, sample, name=name, runs=runs, further=further)
 
 
-def _bounded(found: Finding, on: pd.DataFrame) -> Finding:
-    """The finding with the most that a policy could save of these captures with the collector."""
+def _upper_bound(on: pd.DataFrame) -> str:
+    """The collector's share of these captures: the most that a policy can save."""
     share = collector_share(on)
     if not share.supported:
-        return found
-    part = fmt.share(share.value, share.low, share.high)
-    took = f"the collector takes {part} of it with {BASELINE}"
-    return replace(found, reason=f"{found.reason}; {took}: no policy can save more")
+        return ""
+    shown = fmt.share(share.value, share.low, share.high)
+    return f"; the collector takes {shown} of it with {BASELINE}: no policy can save more"
 
 
-def _memory_kept(again: pd.DataFrame) -> Finding:
-    return Finding(
-        verdict=Verdict.NOT_MEASURED,
-        number="–",
-        reason="a capture made again took less than the first of its process, for the driver keeps "
-        "what a discarded graph held: only first captures count, two of each policy",
-        runs=_used(again),
+def _memory_kept(again: pd.DataFrame) -> Outcome:
+    return not_measured(
+        "a repeated capture took less than the first of its process, because the driver keeps the "
+        "memory of discarded graphs: only first captures count, two of each policy",
+        _used(again),
     )
 
 

@@ -1,42 +1,65 @@
-"""What decides the claims about heaps: who was frozen, what is scanned, what it costs."""
+"""Claims about heaps: which are frozen, what is scanned, and the cost in memory."""
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import pandas as pd
 
 from repro import fmt
 from repro.analysis.arms import FREEZE_ALONE, freezes, heaps, is_frozen, pairs
-from repro.analysis.gc_cost import FULL, full_collections
+from repro.analysis.gc_cost import full_collections
 from repro.analysis.release_comparison import freezes_itself
-from repro.claims.verdict import SAME, Finding, Verdict, unsupported
+from repro.claims.registry import claim
+from repro.claims.verdict import SAME, Outcome, Verdict, outcome, sample_of, too_few
 from repro.dataset import Campaign, in_window
-from repro.stats.ratios import ratio_of_runs
-
-SHORTER = 1 / 20
-"""How much shorter a full collection must be for its objects not to have been scanned."""
+from repro.stats.ratios import NEEDS_RUNS, ratio_of_runs
+from repro.theory.cpython_rule import FULL
 
 HARDLY_ANY = 0.1
-"""Share of a frozen worker's objects that may be left for the collector to see."""
+"""Largest share of a frozen worker's objects that may still be tracked."""
 
 RESTORED = 0.9
 """Share of the objects before shutdown that must be tracked again after `gc.unfreeze()`."""
 
+MEMORY_GROWS = {
+    Verdict.REPRODUCED: [(0.0, SAME[1])],
+    Verdict.CONTRADICTED: [(SAME[1], math.inf)],
+}
 
-def engine_already_frozen(campaign: Campaign) -> list[Finding]:
-    """Frozen objects of the engine core where no worker was frozen."""
+
+@claim(
+    "engine-frozen",
+    "The engine core's heap was frozen already.",
+    criterion="contradicted: an engine core mostly unfrozen beside an unfrozen worker",
+    needs="a census of the engine core in runs without the freeze",
+)
+def engine_already_frozen(campaign: Campaign) -> list[Outcome]:
+    """Frozen objects of the engine core in runs without the freeze."""
     return _process_frozen(campaign, "engine", clients=("engine", "serve"))
 
 
-def frontend_already_frozen(campaign: Campaign) -> list[Finding]:
-    """Frozen objects of the API server; the `engine` client's front end is frozen by us."""
+@claim(
+    "frontend-frozen",
+    "The front end's heap was frozen already.",
+    criterion="contradicted: an API server mostly unfrozen beside an unfrozen worker",
+    needs="client `serve`: with client `engine` the load driver freezes the front end itself",
+)
+def frontend_already_frozen(campaign: Campaign) -> list[Outcome]:
+    """Frozen objects of the API server; this package freezes the `engine` client's front end."""
     return _process_frozen(campaign, "frontend", clients=("serve",))
 
 
-def worker_not_frozen(campaign: Campaign) -> list[Finding]:
-    """Frozen objects of workers whose vLLM is without the freeze and untouched.
+@claim(
+    "worker-not-frozen",
+    "The worker's heap was not frozen.",
+    criterion="contradicted: a worker mostly frozen in a vLLM without the pull request",
+    needs="a census of workers of vLLM before 0.23, or of its CPU backend",
+)
+def worker_not_frozen(campaign: Campaign) -> list[Outcome]:
+    """Frozen objects of workers whose vLLM does not freeze by itself.
 
-    `no-freeze` would not do where vLLM freezes by itself: there the policy makes it true.
+    Where it does, `no-freeze` would make the claim true by itself, so such runs are left out.
     """
     runs = campaign.runs
     upstream = runs[~freezes_itself(runs) & runs["policy"].isin(["stock", "no-freeze"])]
@@ -47,52 +70,56 @@ def worker_not_frozen(campaign: Campaign) -> list[Finding]:
     return _of_heaps(rows, not is_frozen(rows).any(), "no worker was frozen", "a worker was frozen")
 
 
-def no_configuration_needed(campaign: Campaign) -> list[Finding]:
-    """Frozen objects of GPU workers of an untouched vLLM that has the pull request."""
-    runs = campaign.runs
-    rows = heaps(campaign, "worker", "window-start")
-    untouched = runs[freezes_itself(runs) & (runs["policy"] == "stock")]
-    rows = rows[rows["run"].isin(untouched["run"])]
-    if rows.empty:
-        return []
-    every = "every stock worker was frozen"
-    return _of_heaps(rows, is_frozen(rows).all(), every, "a stock worker was not frozen")
-
-
-def frozen_objects_not_scanned(campaign: Campaign) -> list[Finding]:
-    """Full collections of the worker with over without the freeze, and what they still see."""
+@claim(
+    "not-scanned",
+    "Frozen objects are not scanned.",
+    criterion=f"reproduced: at most {HARDLY_ANY:.0%} of a frozen worker's objects are in sight of "
+    "the collector; contradicted: more. The time of full collections is given beside it",
+    needs="a census of frozen workers, and runs without the freeze beside them",
+)
+def frozen_objects_not_scanned(campaign: Campaign) -> list[Outcome]:
+    """The share of a frozen worker's objects that a full collection still visits."""
     full = full_collections(campaign)
-    medians = (
-        full[full["role"] == "worker"]
-        .groupby(["arm", "run"], observed=True)["duration_ns"]
-        .median()
-    )
+    full = full[full["role"] == "worker"]
+    medians = full.groupby(["arm", "run"], observed=True)["duration_ns"].median()
     heap = heaps(campaign, "worker", "window-start")
     heap = heap.assign(seen=heap["tracked"] / (heap["tracked"] + heap["frozen"]))
-    findings = []
+    found = []
     for pair in pairs(campaign):
-        if not {pair.baseline, pair.treated} <= set(medians.index.get_level_values("arm")):
+        counted = heap[heap["arm"] == pair.treated]
+        if counted.empty:
             continue
-        seen = heap.loc[heap["arm"] == pair.treated, "seen"].max()
-        ratio = ratio_of_runs(medians[pair.baseline].tolist(), medians[pair.treated].tolist())
-        runs = (*medians[pair.baseline].index, *medians[pair.treated].index)
-        if not ratio.supported or np.isnan(seen):
-            what = "the length of full collections"
-            findings.append(unsupported(ratio, what, runs, "runs an arm with a full collection"))
-            continue
-        if ratio.high < SHORTER and seen <= HARDLY_ANY:
-            verdict, reason = Verdict.REPRODUCED, "a full collection is over 20 times shorter"
-        elif ratio.high >= 1 or seen > 0.5:
-            verdict, reason = Verdict.CONTRADICTED, "a full collection still sees what was frozen"
-        else:
-            verdict, reason = Verdict.NOT_REPRODUCED, "shorter, but not surely 20 times"
-        number = f"full collection {fmt.ratio(ratio)}, {fmt.percent(seen)} of the heap in sight"
-        findings.append(Finding(verdict=verdict, number=number, reason=reason, runs=runs))
-    return findings
+        seen = float(counted["seen"].max())
+        hidden = seen <= HARDLY_ANY
+        times = [
+            medians[medians.index.get_level_values("arm") == arm]
+            for arm in (pair.baseline, pair.treated)
+        ]
+        reason = "no full collections to time"
+        if min(map(len, times)) >= NEEDS_RUNS:
+            reason = f"full collections ×{fmt.ratio(ratio_of_runs(*map(list, times)))[1:]} as long"
+        runs = dict.fromkeys(
+            (*times[0].index.get_level_values("run"), *counted["run"].astype(object))
+        )
+        found.append(
+            Outcome(
+                verdict=Verdict.REPRODUCED if hidden else Verdict.CONTRADICTED,
+                number=f"{fmt.percent(seen)} of the heap in sight",
+                reason=reason,
+                runs=tuple(runs),
+            )
+        )
+    return found
 
 
-def no_collection_after_freeze(campaign: Campaign) -> list[Finding]:
-    """Collections of decoding workers whose heap is frozen, and nothing else is done to it."""
+@claim(
+    "no-collection",
+    "After the freeze, inference triggers no collection any more.",
+    criterion="contradicted: a collection of a frozen worker in the measured window",
+    needs="runs with the freeze, the worker in a process of its own (`mp`)",
+)
+def no_collection_after_freeze(campaign: Campaign) -> list[Outcome]:
+    """Collections of decoding workers under policies that only freeze."""
     runs = campaign.runs[campaign.runs["policy"].isin(FREEZE_ALONE)]
     frozen = [arm for arm in runs["arm"].unique() if freezes(campaign, arm) == "yes"]
     runs = runs[runs["arm"].isin(frozen) & (runs["executor"] != "uni")]
@@ -103,7 +130,7 @@ def no_collection_after_freeze(campaign: Campaign) -> list[Finding]:
     full = int((pauses["generation"] == FULL).sum())
     none = pauses.empty
     return [
-        Finding(
+        Outcome(
             verdict=Verdict.REPRODUCED if none else Verdict.CONTRADICTED,
             number=f"{fmt.plural(len(pauses), 'collection')} of workers, {full:,} of them full",
             reason="none was seen" if none else "collections go on; the freeze makes them cheap",
@@ -112,11 +139,18 @@ def no_collection_after_freeze(campaign: Campaign) -> list[Finding]:
     ]
 
 
-def unfreeze_restores(campaign: Campaign) -> list[Finding]:
-    """What the collector sees after `gc.unfreeze()` over what the worker held before.
+@claim(
+    "unfreeze-restores",
+    "`gc.unfreeze()` at shutdown restores normal collection.",
+    criterion="reproduced: no object stays frozen and at least 90% are tracked again; "
+    "contradicted: an object stays frozen, or the collector stays off",
+    needs="a census of frozen workers before and in shutdown",
+)
+def unfreeze_restores(campaign: Campaign) -> list[Outcome]:
+    """The share of the worker's objects that are tracked after `gc.unfreeze()`.
 
-    Of policy `freeze` alone: its census in shutdown is taken after the thaw. Untouched workers
-    of later vLLM thaw in their own shutdown, after that census.
+    Only policy `freeze`: its census in shutdown follows the thaw. Untouched workers of later vLLM
+    thaw in their own shutdown, after that census.
     """
     key = ["run", "rank", "pid"]
     before = heaps(campaign, "worker", "window-end").set_index(key)
@@ -132,17 +166,23 @@ def unfreeze_restores(campaign: Campaign) -> list[Finding]:
     elif back >= RESTORED:
         verdict, reason = Verdict.REPRODUCED, "nothing is left frozen and the objects are back"
     else:
-        verdict, reason = Verdict.NOT_REPRODUCED, "nothing is left frozen, but objects are missing"
+        verdict, reason = Verdict.UNDECIDED, "nothing is left frozen, but objects are missing"
     number = f"{fmt.count(left)} frozen, {fmt.percent(back)} of the objects tracked again"
     runs = tuple(both.index.get_level_values("run").unique())
-    return [Finding(verdict=verdict, number=number, reason=reason, runs=runs)]
+    return [Outcome(verdict=verdict, number=number, reason=reason, runs=runs)]
 
 
-def memory_impact_minimal(campaign: Campaign) -> list[Finding]:
-    """Resident memory of the worker at the end of the window, with over without the freeze."""
+@claim(
+    "memory-minimal",
+    "The impact on memory is minimal.",
+    criterion="reproduced: the worker's resident memory grows under 5%; contradicted: more",
+    needs="a census at the window's end in runs with and without the freeze, two each",
+)
+def memory_impact_minimal(campaign: Campaign) -> list[Outcome]:
+    """The ratio of the worker's resident memory, with and without the freeze."""
     heap = heaps(campaign, "worker", "window-end")
     resident = heap[heap["rss_bytes"] > 0].groupby(["arm", "run"], observed=True)["rss_bytes"].sum()
-    findings = []
+    found = []
     for pair in pairs(campaign):
         if not {pair.baseline, pair.treated} <= set(resident.index.get_level_values("arm")):
             continue
@@ -151,20 +191,37 @@ def memory_impact_minimal(campaign: Campaign) -> list[Finding]:
         runs = (*before.index, *after.index)
         name = "resident memory of the worker"
         if not ratio.supported:
-            findings.append(unsupported(ratio, name, runs, "runs an arm"))
+            found.append(too_few(ratio, name, runs, "runs per arm"))
             continue
-        if ratio.high < SAME[1]:
-            verdict, reason = Verdict.REPRODUCED, "it grows by less than 5%, if at all"
-        elif ratio.low > SAME[1]:
-            verdict, reason = Verdict.CONTRADICTED, "it grows by more than 5%"
-        else:
-            verdict, reason = Verdict.NOT_REPRODUCED, "the interval leaves growth by 5% open"
-        number = f"{name} {fmt.ratio(ratio)}"
-        findings.append(Finding(verdict=verdict, number=number, reason=reason, runs=runs))
-    return findings
+        reasons = {
+            Verdict.REPRODUCED: "it grows by less than 5%, if at all",
+            Verdict.CONTRADICTED: "it grows by more than 5%",
+            Verdict.UNDECIDED: "the interval leaves growth by 5% open",
+        }
+        sample = sample_of(campaign, runs)
+        found.append(outcome(ratio, MEMORY_GROWS, sample, name=name, runs=runs, reasons=reasons))
+    return found
 
 
-def _process_frozen(campaign: Campaign, role: str, clients: tuple[str, ...]) -> list[Finding]:
+@claim(
+    "no-configuration",
+    "Nobody need configure anything: the worker freezes by itself.",
+    criterion="contradicted: an unfrozen worker of vLLM 0.23 or later with policy `stock`",
+    needs="runs with policy `stock` on a GPU and vLLM 0.23 or later",
+)
+def no_configuration_needed(campaign: Campaign) -> list[Outcome]:
+    """Frozen objects of GPU workers of an untouched vLLM with the pull request."""
+    runs = campaign.runs
+    rows = heaps(campaign, "worker", "window-start")
+    untouched = runs[freezes_itself(runs) & (runs["policy"] == "stock")]
+    rows = rows[rows["run"].isin(untouched["run"])]
+    if rows.empty:
+        return []
+    every = "every stock worker was frozen"
+    return _of_heaps(rows, is_frozen(rows).all(), every, "a stock worker was not frozen")
+
+
+def _process_frozen(campaign: Campaign, role: str, clients: tuple[str, ...]) -> list[Outcome]:
     runs = campaign.runs[campaign.runs["client"].isin(clients)]
     runs = runs[runs[f"{role}_policy"] == "stock"]
     arms = [arm for arm in runs["arm"].unique() if freezes(campaign, arm) == "no"]
@@ -178,11 +235,11 @@ def _process_frozen(campaign: Campaign, role: str, clients: tuple[str, ...]) -> 
     return _of_heaps(rows, is_frozen(rows).all(), every, f"a {name} was not frozen")
 
 
-def _of_heaps(census: pd.DataFrame, holds: bool, because: str, else_because: str) -> list[Finding]:
-    """What the counted heaps say, with their mean counts."""
+def _of_heaps(census: pd.DataFrame, holds: bool, because: str, else_because: str) -> list[Outcome]:
+    """The outcome of counted heaps, with their mean counts."""
     mean = census[["frozen", "tracked"]].mean()
     return [
-        Finding(
+        Outcome(
             verdict=Verdict.REPRODUCED if holds else Verdict.CONTRADICTED,
             number=f"{fmt.count(mean['frozen'])} frozen, {fmt.count(mean['tracked'])} tracked",
             reason=because if holds else else_because,

@@ -1,30 +1,62 @@
-"""What decides the claims about the mechanism."""
+"""Claims about the mechanism: CPython's rule, garbage, other policies, the output handler."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pandas as pd
 
 from repro import fmt
-from repro.analysis.mechanism import POLICIES
+from repro.analysis.mechanism import PROCESS_POLICIES
 from repro.analysis.memory import garbage_left
 from repro.analysis.release_comparison import freezes_itself
 from repro.analysis.silences import silences
-from repro.analysis.tails import Estimate, effect
+from repro.analysis.tails import effect
 from repro.analysis.trigger import OFF, WITHIN, trigger_table
-from repro.claims.verdict import Finding, Verdict
+from repro.claims.registry import claim
+from repro.claims.verdict import (
+    SAME_TAIL,
+    Outcome,
+    Verdict,
+    detail,
+    judge,
+    more_needed,
+    not_measured,
+    sample_of,
+)
 from repro.dataset import Campaign, under_load
+from repro.dataset.schema import NS_PER_S
+from repro.stats.estimate import Estimate
 from repro.stats.ratios import ratio_of_runs
 
 LITTLE_BYTES = 1 << 20
-"""What a worker may leave in abandoned cycles for nobody to mind."""
+"""Largest garbage in unreachable cycles that counts as little."""
 
 HALF, A_TENTH_MORE = 0.5, 1.1
 
+BELOW_HALF = {Verdict.REPRODUCED: [(0.0, HALF)], Verdict.CONTRADICTED: [(HALF, math.inf)]}
+A_TENTH_ABOVE = {
+    Verdict.REPRODUCED: [(A_TENTH_MORE, math.inf)],
+    Verdict.CONTRADICTED: [(0.0, A_TENTH_MORE)],
+}
+ABOVE_ONE = {Verdict.REPRODUCED: [(1.0, math.inf)], Verdict.CONTRADICTED: [(0.0, 1.0)]}
+LOWER = {
+    Verdict.REPRODUCED: [(0.0, 1.0)],
+    Verdict.NO_EFFECT: [SAME_TAIL],
+    Verdict.CONTRADICTED: [(1.0, math.inf)],
+}
 
-def rule_predicts(campaign: Campaign) -> list[Finding]:
-    """Full collections of workers against CPython's rule, each within a tenth."""
+
+@claim(
+    "rule-predicts",
+    "CPython's rule says beforehand when a worker's full collections come.",
+    criterion="reproduced: every prediction within 10%; contradicted: one is not",
+    needs="a worker with two full collections, or one after a freeze",
+    source="`repro.theory.cpython_rule`, fed with what a run recorded",
+)
+def rule_predicts(campaign: Campaign) -> list[Outcome]:
+    """Predicted over observed steps to the full collections of workers."""
     table = trigger_table(campaign)
     told = table[(table["role"] == "worker") & table["verdict"].isin([WITHIN, OFF])]
     measured = told[told["ratio"].notna()]
@@ -33,7 +65,7 @@ def rule_predicts(campaign: Campaign) -> list[Finding]:
     wrong = told[told["verdict"] == OFF]
     low, high = measured["ratio"].min(), measured["ratio"].max()
     return [
-        Finding(
+        Outcome(
             verdict=Verdict.REPRODUCED if wrong.empty else Verdict.CONTRADICTED,
             number=f"predicted over observed {fmt.bounds(low, high)}",
             reason=f"{len(told) - len(wrong)} of {len(told)} predictions within 10%",
@@ -42,8 +74,15 @@ def rule_predicts(campaign: Campaign) -> list[Finding]:
     ]
 
 
-def little_is_left(campaign: Campaign) -> list[Finding]:
-    """Bytes that frozen or uncollected workers held in abandoned cycles after load."""
+@claim(
+    "little-is-left",
+    "What a frozen or uncollected worker never reclaims is little.",
+    criterion="reproduced: under 1 MiB in abandoned cycles at its end; contradicted: more",
+    needs="a census with `garbage`, as runs of this version take at a worker's shutdown",
+    source="the price of every policy here",
+)
+def little_is_left(campaign: Campaign) -> list[Outcome]:
+    """Bytes in unreachable cycles that workers held after load."""
     found = garbage_left(under_load(campaign))
     if found.empty:
         return []
@@ -52,7 +91,7 @@ def little_is_left(campaign: Campaign) -> list[Finding]:
     little = worst["total"] <= LITTLE_BYTES
     runs = campaign.runs.loc[campaign.runs["arm"].isin(found["arm"]), "run"]
     return [
-        Finding(
+        Outcome(
             verdict=Verdict.REPRODUCED if little else Verdict.CONTRADICTED,
             number=f"{fmt.amount(worst['since'] + worst['kept'])} objects, "
             f"{fmt.amount(worst['total'])} bytes at most",
@@ -62,33 +101,68 @@ def little_is_left(campaign: Campaign) -> list[Finding]:
     ]
 
 
-def a_policy_beats_stock(campaign: Campaign) -> list[Finding]:
+@claim(
+    "beyond-freeze",
+    "Policies of every process lower P99 ITL further than the worker's freeze alone.",
+    criterion="reproduced: the ratio lies below 1 for one of them; no effect: within "
+    f"{fmt.bounds(*SAME_TAIL)}; contradicted: above 1",
+    needs="client `engine`, 1,024 in flight, `freeze` and another policy, two runs each",
+    source="what would be better still",
+    some=True,
+)
+def a_policy_beats_the_freeze(campaign: Campaign) -> list[Outcome]:
+    """P99 ITL at 1,024 in flight without HTTP, policies of every process against the freeze."""
+    runs = campaign.runs[
+        (campaign.runs["client"] == "engine") & (campaign.runs["concurrency"] == 1024)
+    ]
+    return _against(campaign, runs[_only_frozen(runs)], runs[~_others_stock(runs)], _is_lower)
+
+
+@claim(
+    "better-policy",
+    "Some policy halves P99 ITL through HTTP and adds a tenth to the tokens/s.",
+    criterion="reproduced: both intervals beyond these goals; contradicted: one surely missed",
+    needs="client `serve`, 1,024 in flight, `stock` (or `freeze`, where the release itself "
+    "freezes) and another policy, two runs each",
+    source="the goal set for policies beyond #44363",
+    some=True,
+)
+def a_policy_beats_stock(campaign: Campaign) -> list[Outcome]:
     """P99 ITL and tokens/s through HTTP at 1,024 in flight, each policy against untouched vLLM."""
     runs = _through_http(campaign)
-    stock = (runs[POLICIES] == "stock").all(axis=1)
+    stock = (runs[PROCESS_POLICIES] == "stock").all(axis=1)
     base = stock if stock.any() else _only_frozen(runs) & freezes_itself(runs)
     return _against(campaign, runs[base], runs[~base], _meets_both_goals)
 
 
-def the_handler_holds_the_loop(campaign: Campaign) -> list[Finding]:
+@claim(
+    "handler-holds",
+    "Through HTTP the longest gaps are no collection: vLLM's output handler holds its event loop.",
+    criterion="reproduced: over half of the silences' time lies under holds, over twice as "
+    "much as under collections; contradicted: over half lies under collections",
+    needs="client `serve`, 1,024 in flight, a silence of a second, and `holds` recorded",
+    source="what is left of the tail through HTTP",
+    some=True,
+)
+def the_handler_holds_the_loop(campaign: Campaign) -> list[Outcome]:
     """Silences through HTTP at vLLM's own chunk: under holds of its event loop, or collections."""
     found = silences(campaign)
     found = found[found["arm"].isin(_through_http(campaign)["arm"])]
     if found.empty:
         return []
-    length_s = (found["end_ns"] - found["start_ns"]) / 1e9
+    length_s = (found["end_ns"] - found["start_ns"]) / NS_PER_S
     held, collecting = (
         float((found[name] * length_s).sum() / length_s.sum()) for name in ("held", "collecting")
     )
-    verdict = Verdict.NOT_REPRODUCED
+    verdict = Verdict.UNDECIDED
     if held > HALF and held > 2 * collecting:
         verdict = Verdict.REPRODUCED
     elif collecting > HALF:
         verdict = Verdict.CONTRADICTED
     return [
-        Finding(
+        Outcome(
             verdict=verdict,
-            number=f"{len(found)} silences of {fmt.figures(length_s.sum())} s together, "
+            number=f"{len(found)} silences, {fmt.figures(length_s.sum())} s in total, "
             f"{fmt.percent(held)} of it under a hold",
             reason=f"{fmt.percent(collecting)} of it under a collection of the API server",
             runs=tuple(found["run"].unique()),
@@ -96,33 +170,46 @@ def the_handler_holds_the_loop(campaign: Campaign) -> list[Finding]:
     ]
 
 
-def whole_steps_end_silences(campaign: Campaign) -> list[Finding]:
+@claim(
+    "whole-steps",
+    "An output handler that takes whole steps ends the silences and brings tokens/s.",
+    criterion="reproduced: no silence is left and the ratio of tokens/s lies above 1; "
+    "contradicted: more silences, or a ratio below 1",
+    needs="client `serve` with `output_chunk` and without, two runs each",
+    source="what upstream could change beside the freeze",
+    some=True,
+)
+def whole_steps_end_silences(campaign: Campaign) -> list[Outcome]:
     """Tokens/s and silences of a handler that takes whole steps, against vLLM's own chunk."""
     runs = campaign.runs[campaign.runs["client"] == "serve"]
     usual, whole = (runs[(runs["output_chunk"] > 0) == large] for large in (False, True))
-    silent = silences(campaign)["run"].value_counts()
-    findings = []
-    same = [*POLICIES, "comparable", "load"]
-    for _, other in whole.groupby(same):
-        base = usual[(usual[same] == other[same].iloc[0]).all(axis=1)]
-        if base.empty:
-            continue
+    silent_runs = silences(campaign)["run"].value_counts()
+    found = []
+    alike = [*PROCESS_POLICIES, "comparable", "load"]
+    for _, other in whole.groupby(alike):
+        base = usual[(usual[alike] == other[alike].iloc[0]).all(axis=1)]
         rate = ratio_of_runs(base["tokens_per_s"].tolist(), other["tokens_per_s"].tolist())
         if not rate.supported:
             continue
-        before, after = (int(silent.reindex(part["run"]).sum()) for part in (base, other))
-        ended = before > 0 and after == 0
-        more = rate.low > 1
-        verdict = Verdict.REPRODUCED if ended and more else Verdict.NOT_REPRODUCED
-        findings.append(
-            Finding(
-                verdict=Verdict.CONTRADICTED if rate.high < 1 or after > before else verdict,
+        before, after = (int(silent_runs.reindex(rows["run"]).sum()) for rows in (base, other))
+        verdict = judge(rate, ABOVE_ONE)
+        if after > before:
+            verdict = Verdict.CONTRADICTED
+        elif verdict is Verdict.REPRODUCED and not before > after == 0:
+            verdict = Verdict.UNDECIDED
+        used = (*base["run"], *other["run"])
+        sample = sample_of(campaign, used)
+        more = [more_needed(rate, ABOVE_ONE, sample.size)] if not rate.clear else []
+        found.append(
+            Outcome(
+                verdict=verdict,
                 number=f"tokens/s {fmt.ratio(rate)}, silences {before} before, {after} after",
                 reason=str(other["arm"].iloc[0]),
-                runs=(*base["run"], *other["run"]),
+                runs=used,
+                detail=detail(verdict, ABOVE_ONE, sample, *more),
             )
         )
-    return findings
+    return found
 
 
 def _through_http(campaign: Campaign) -> pd.DataFrame:
@@ -132,63 +219,70 @@ def _through_http(campaign: Campaign) -> pd.DataFrame:
     return runs[asked & (runs["output_chunk"] == 0)]
 
 
-def a_policy_beats_the_freeze(campaign: Campaign) -> list[Finding]:
-    """P99 ITL at 1,024 in flight without HTTP, policies of every process against the freeze."""
-    runs = campaign.runs[
-        (campaign.runs["client"] == "engine") & (campaign.runs["concurrency"] == 1024)
-    ]
-    return _against(campaign, runs[_only_frozen(runs)], runs[~_others_stock(runs)], _is_lower)
-
-
 def _others_stock(runs: pd.DataFrame) -> pd.Series:
-    return (runs[["engine_policy", "frontend_policy"]] == "stock").all(axis=1)
+    return (runs[PROCESS_POLICIES[1:]] == "stock").all(axis=1)
 
 
 def _only_frozen(runs: pd.DataFrame) -> pd.Series:
     return _others_stock(runs) & (runs["policy"] == "freeze")
 
 
-Judge = Callable[[Estimate, Estimate], tuple[Verdict, str]]
-"""Verdict and reason from the ratios of P99 ITL and of tokens/s."""
+Judge = Callable[[Estimate, Estimate, int], tuple[Verdict, str, list[float]]]
+"""Verdict, reason and further runs needed, from the ratios of P99 ITL and of tokens/s and the
+number of runs per arm."""
 
 
-def _meets_both_goals(tail: Estimate, rate: Estimate) -> tuple[Verdict, str]:
-    if tail.high <= HALF and rate.low >= A_TENTH_MORE:
-        return Verdict.REPRODUCED, "both goals are met"
-    if tail.low > HALF or rate.high < A_TENTH_MORE:
-        return Verdict.CONTRADICTED, "at least one goal is surely missed"
-    return Verdict.NOT_REPRODUCED, "an interval leaves a goal open"
+def _meets_both_goals(
+    tail: Estimate, rate: Estimate, size: int
+) -> tuple[Verdict, str, list[float]]:
+    goals = ((tail, BELOW_HALF), (rate, A_TENTH_ABOVE))
+    verdicts = {judge(ratio, ranges) for ratio, ranges in goals}
+    if verdicts == {Verdict.REPRODUCED}:
+        return Verdict.REPRODUCED, "both goals are met", []
+    if Verdict.CONTRADICTED in verdicts:
+        return Verdict.CONTRADICTED, "at least one goal is surely missed", []
+    more = [more_needed(*goal, size) for goal in goals if judge(*goal) is Verdict.UNDECIDED]
+    return Verdict.UNDECIDED, "an interval leaves a goal open", more
 
 
-def _is_lower(tail: Estimate, _: Estimate) -> tuple[Verdict, str]:
-    if tail.high < 1:
-        return Verdict.REPRODUCED, "P99 is lower yet"
-    if tail.low > 1:
-        return Verdict.CONTRADICTED, "P99 is higher"
-    return Verdict.NOT_REPRODUCED, "the interval leaves both open"
+def _is_lower(tail: Estimate, _: Estimate, size: int) -> tuple[Verdict, str, list[float]]:
+    verdict = judge(tail, LOWER)
+    reasons = {
+        Verdict.REPRODUCED: "P99 is lower yet",
+        Verdict.NO_EFFECT: "P99 is the same",
+        Verdict.CONTRADICTED: "P99 is higher",
+        Verdict.UNDECIDED: "the interval leaves both open",
+    }
+    return verdict, reasons[verdict], [more_needed(tail, LOWER, size)]
 
 
 def _against(
-    campaign: Campaign, base: pd.DataFrame, others: pd.DataFrame, judge: Judge
-) -> list[Finding]:
-    """One finding for each arm of `others` that has one arm of `base` to compare with."""
-    findings = []
+    campaign: Campaign, base: pd.DataFrame, others: pd.DataFrame, judge_both: Judge
+) -> list[Outcome]:
+    """One outcome for each arm of `others` that has one arm of `base` to compare with."""
+    found = []
     for _, other in others.groupby("arm", sort=False):
         alike = base[base["comparable"] == other["comparable"].iloc[0]]
         if alike["arm"].nunique() == 1:
-            findings.append(_compared(campaign, alike, other, judge))
-    return findings
+            found.append(_compared(campaign, alike, other, judge_both))
+    return found
 
 
-def _compared(campaign: Campaign, base: pd.DataFrame, other: pd.DataFrame, judge: Judge) -> Finding:
+def _compared(
+    campaign: Campaign, base: pd.DataFrame, other: pd.DataFrame, judge_both: Judge
+) -> Outcome:
     baseline, treated = str(base["arm"].iloc[0]), str(other["arm"].iloc[0])
     tail = effect(campaign, baseline, treated, 0.99)
     rate = ratio_of_runs(base["tokens_per_s"].tolist(), other["tokens_per_s"].tolist())
     runs = (*base["run"], *other["run"])
     if not (tail.supported and rate.supported):
-        return Finding(
-            verdict=Verdict.NOT_MEASURED, number="–", reason="too few runs or steps", runs=runs
-        )
-    verdict, reason = judge(tail, rate)
-    number = f"P99 ITL {fmt.ratio(tail)}, tokens/s {fmt.ratio(rate)}"
-    return Finding(verdict=verdict, number=number, reason=f"{reason}; {treated}", runs=runs)
+        return not_measured("too few runs or steps", runs)
+    sample = sample_of(campaign, runs)
+    verdict, reason, more = judge_both(tail, rate, sample.size)
+    return Outcome(
+        verdict=verdict,
+        number=f"P99 ITL {fmt.ratio(tail)}, tokens/s {fmt.ratio(rate)}",
+        reason=f"{reason}; {treated}",
+        runs=runs,
+        detail=detail(verdict, LOWER, sample, *more),
+    )

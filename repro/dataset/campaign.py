@@ -116,7 +116,8 @@ class Campaign:
         `answer_tokens` the mean of the lengths asked for), and
         `machine` (GPU or, without one, CPU),
         `runner` (the module of the worker's model runner, empty where not recorded),
-        `arm` (the policy, preceded by whatever else differs within the campaign) and
+        `setting` (what differs within the campaign besides the worker's policy),
+        `arm` (the setting, then the policy: a label, not to be taken apart) and
         `comparable` (equal for runs that may be pooled), `load` (equal for the same work) and
         `unusual` (how requests or compilation differ from those of most runs).
     failed : pandas.DataFrame
@@ -264,7 +265,9 @@ def _runs(documents: list[dict[str, Any]]) -> pd.DataFrame:
     runs["machine"] = [name or cpu for name, cpu in zip(names, runs["cpu_model"], strict=True)]
     runs["answer_tokens"] = [sum(asked) / 2 for asked in runs["answer_tokens"]]  # shortest, longest
     runs["runner"] = [_runner(document) for document in documents]
-    runs["arm"] = _arms(documents)
+    runs["setting"] = _settings(documents)
+    both = zip(runs["setting"], runs["policy"], strict=True)
+    runs["arm"] = [f"{setting} {policy}".strip() for setting, policy in both]
     for column, keys in (("comparable", COMPARABLE), ("load", LOAD)):
         runs[column] = [
             " | ".join(_say(document, key, form) for key, form in keys.items())
@@ -292,8 +295,8 @@ def _runner(document: dict[str, Any]) -> str:
     return str(evidence[0].get("runner", ""))
 
 
-def _arms(documents: list[dict[str, Any]]) -> list[str]:
-    """Labels that name what splits the runs into arms, and nothing that does not."""
+def _settings(documents: list[dict[str, Any]]) -> list[str]:
+    """What splits the runs into arms besides the worker's policy, and nothing else."""
     labels: list[tuple[str, ...]] = [() for _ in documents]
     for key, form in ARM.items():
         longer = [
@@ -306,7 +309,7 @@ def _arms(documents: list[dict[str, Any]]) -> list[str]:
     return [
         " ".join(
             "all" if part == OTHERS.format(policy, policy) else part
-            for part in (*label, policy)
+            for part in label
             if part not in UNSAID
         )
         for label, policy in zip(labels, policies, strict=True)

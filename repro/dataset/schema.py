@@ -1,41 +1,42 @@
-"""What a run directory holds: the tables, their columns and units, and the shape of `run.json`.
+"""Contents of a run directory: tables, columns, units and the keys of `run.json`.
 
 A run directory is `data/<campaign>/<run>/` (or `runs/<campaign>/<run>/` on a user's machine):
 
     run.json           written last; a directory without it is an unfinished run
     pauses.parquet     every collection of every process
     steps.parquet      every `execute_model` call of every rank
-    holds.parquet      how long an API server's output handler kept its event loop waiting
+    holds.parquet      times in which the API server's output handler blocked its event loop
     itl.parquet        gaps between tokens, as the client saw them
-    requests.parquet   one row a finished request: TTFT and TPOT
+    requests.parquet   one row per finished request: TTFT and TPOT
     captures.parquet   CUDA graph capture (GPU) or compile (CPU) spans
     census.parquet     heap counts at fixed points outside the timed window
-    periods.parquet    of a cross-over: which policy held when
+    periods.parquet    of a cross-over: the policy in force, by time
 
 All times are nanoseconds of Linux's monotonic clock, which all processes of a host share.
-This module imports nothing of `repro`: the experiment writes by it, the dataset reads by it.
+This module imports nothing of `repro`: the experiment writes with it, the dataset reads with it.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
+NS_PER_MS, NS_PER_S = 1e6, 1e9
+
 SCHEMA_VERSION = 2
 """2: `captures` has `capture_policy` and `number`."""
 
 ROLES = ("frontend", "engine", "worker")
-"""A process is known by what it does. With the `uni` executor the worker lives in `engine`."""
+"""Roles of processes. With the `uni` executor the worker is part of `engine`."""
 
 CENSUS_POINTS = (
     *("imported", "loaded", "profiled", "capture", "captured", "ready"),
     *("window-start", "window-end", "shutdown", "thawed"),
 )
-"""When heaps are counted. In a worker's life: with its device at hand, with the model loaded, after
-the profiling run (on a GPU it compiles), before each capture of CUDA graphs and after it, at the
-end of warm-up. In every process: before load, after the measured window. In a worker's shutdown
-(through HTTP just before, with no request left): after `gc.unfreeze()` where the policy calls it,
-with the `garbage` made since the freeze; then with nothing left frozen, with the `garbage` that the
-freeze had kept."""
+"""Moments of the heap census. During a worker's start-up: device ready, model loaded, after the
+profiling run (on a GPU it compiles), before and after each capture of CUDA graphs, end of warm-up.
+In every process: before load and after the measured window. At a worker's shutdown (through HTTP
+just before it, with no request left): after `gc.unfreeze()` where the policy calls it, with the
+`garbage` made since the freeze; then with nothing frozen, with the `garbage` kept by the freeze."""
 
 _PROCESS = [("role", pa.string()), ("rank", pa.int32()), ("pid", pa.int32())]
 
@@ -131,7 +132,7 @@ LATER = {
     "pauses": ("allocations",),
     "census": ("objects_0", "objects_1", "objects_2", "garbage", "garbage_bytes"),
 }
-"""Columns that were added since the first runs were measured: empty there."""
+"""Columns added after the first runs were measured: empty there."""
 
 REQUIRED = {
     "schema_version": int,
@@ -141,8 +142,8 @@ REQUIRED = {
     "experiment": dict,  # every resolved parameter of `repro.experiment.config.Experiment`
     "machine": dict,  # gpu_name, gpu_count, gpu_driver, cpu_model, cpu_count, memory_bytes, kernel
     "versions": dict,  # python, vllm, torch, repro
-    "policy": dict,  # requested, verified, evidence (one entry a worker)
+    "policy": dict,  # requested, verified, evidence (one entry per worker)
 }
 """Keys of every `run.json` and their types. A failed run adds `reason` and `log_tail`;
-a run that is ok adds `window` {start_ns, end_ns, ramp_s} and `summary`. Runs but the first ones
+a run that is ok adds `window` {start_ns, end_ns, ramp_s} and `summary`. All but the first runs
 have `wall_s` too."""

@@ -1,4 +1,4 @@
-"""The one style of all figures, and how a figure becomes files that are the same every time."""
+"""The style of all figures, and their reproducible output as files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import seaborn as sns
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.4, 7.0
-"""Widths in inches: one column of a paper, and both."""
+"""Widths in inches: one column of a paper, and two."""
 
 INK = "#333333"
 PALETTE = sns.color_palette("colorblind").as_hex()
@@ -66,12 +64,6 @@ STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "repro",  # else the ids in an SVG are drawn at random
 }
-
-
-def lighter(colour: str, degree: int) -> str:
-    """A colour mixed with white: degree 0 is the colour itself."""
-    mixed = 1 - (1 - np.array(to_rgb(colour))) * 0.6**degree
-    return str(to_hex(mixed.tolist()))
 
 
 @contextlib.contextmanager

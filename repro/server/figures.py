@@ -10,7 +10,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from repro import fmt
 from repro.analysis.gc_cost import GENERATIONS
-from repro.analysis.tails import NS_PER_MS, sample
+from repro.analysis.tails import sample
+from repro.dataset.schema import NS_PER_MS, NS_PER_S
 from repro.report import style
 from repro.report.figures.itl_tail import survival
 from repro.report.style import COLUMN, INK, PALETTE, PROCESS_COLOUR
@@ -21,8 +22,6 @@ from repro.stats.bootstrap import EXPECTED_BEYOND
 KIND_COLOUR = {"all steps": PALETTE[3], "steps that no pause hit": PALETTE[0]}
 GENERATION_SIZE = {0: 3, 1: 8, 2: 26}
 QUANTILE_LINE = {0.5: ":", 0.99: "--", 0.999: "-"}
-
-NS_PER_S = 1e9
 
 
 def pauses_over_time(launch: Launch) -> Figure:
@@ -52,7 +51,7 @@ def _dots(axes: Axes, launch: Launch, pauses: pd.DataFrame, colour: str) -> None
             (of["start_ns"] - launch.origin_ns) / NS_PER_S,
             of["duration_ns"] / NS_PER_MS,
             s=GENERATION_SIZE[generation],
-            color=style.lighter(colour, int(generation == 0)),
+            color=colour,
             edgecolor=INK if generation == GENERATIONS[-1] else "none",
             linewidth=0.4,
             label=f"generation {generation}",

@@ -187,7 +187,9 @@ def as_campaign(folder: Path, engines: list[dict[str, pd.DataFrame]]) -> Campaig
         for e in engines
     ]
     names = [f"engine {number}" for number in range(len(engines))]
-    runs = pd.DataFrame({"run": names, "arm": ARM, "policy": "stock", "client": "server"})
+    runs = pd.DataFrame(
+        {"run": names, "arm": ARM, "setting": "", "policy": "stock", "client": "server"}
+    )
     runs["window_start_ns"], runs["window_end_ns"] = map(list, zip(*windows, strict=True))
 
     def stacked(parts: list[pd.DataFrame]) -> pd.DataFrame:

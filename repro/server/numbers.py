@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from repro.analysis.gc_cost import FULL
-from repro.analysis.tails import Estimate, sample, step_quantiles
+from repro.analysis.tails import sample, step_quantiles
 from repro.server.launches import Launch
+from repro.stats.estimate import Estimate
 from repro.theory.common_step import Steps, predict
+from repro.theory.cpython_rule import FULL
 
 HIT_SHARE = 0.1
 """A pause counts as hitting a step from this share of the median step on: a shorter one is lost in

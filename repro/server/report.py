@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 
 from repro import fmt
 from repro.analysis.attribution import FACTOR
-from repro.analysis.tails import NS_PER_MS
-from repro.report import style, tables
+from repro.dataset.schema import NS_PER_MS
+from repro.report import style
 from repro.report.page import STYLE
+from repro.report.tables import itl_tails
 from repro.server import figures, launches, numbers
 from repro.server.launches import Launch
 from repro.server.remedies import advice
@@ -99,7 +100,7 @@ def _tail(launch: Launch, hit: pd.DataFrame) -> Iterator[str]:
     )
     yield table(quantiles(launch, hit))
     yield paragraph(
-        tables.explanation(launch.campaign, FACTOR)
+        itl_tails.explanation(launch.campaign, FACTOR)
         .replace(f"**{launches.ARM}**: ", "")
         .capitalize()
     )
@@ -131,7 +132,7 @@ def processes(launch: Launch) -> pd.DataFrame:
 
 def collections(launch: Launch) -> pd.DataFrame:
     """What the collector took of each process while it served, in words."""
-    found = tables.collector(launch.campaign).drop(columns="arm")
+    found = itl_tails.collector(launch.campaign).drop(columns="arm")
     way = {process: place for place, process in enumerate(fmt.PROCESS.values())}
     return found.sort_values("process", key=lambda names: names.map(way), kind="stable")
 

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from repro import fmt
-from repro.dataset.schema import ROLES
+from repro.dataset.schema import NS_PER_MS, NS_PER_S, ROLES
 from repro.plugin.live_reader import Event, Launch, Process, newest_launch
 from repro.plugin.recorder import PAUSE, STEP, generation_of
 from repro.server.launches import NothingRecorded
@@ -23,8 +23,6 @@ RECENT_NS = 10_000_000_000
 """Rates are of the last ten seconds."""
 
 COLUMNS = ("gen 0", "gen 1", "full", "GC/s", "in GC", "max ms", "steps/s", "tokens/s")
-NS_PER_S = 1e9
-NS_PER_MS = 1e6
 
 
 @dataclass

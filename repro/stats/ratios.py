@@ -1,4 +1,4 @@
-"""Ratios between two arms of quantities that a run gives once, such as a capture's time."""
+"""Ratios between two arms of quantities that each run gives once, such as a capture's time."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repro.analysis.tails import Estimate
+from repro.stats.estimate import Estimate, unsupported
 
 NEEDS_RUNS = 2
 
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 8: 2.306, 10: 2.228}
 STUDENT |= {12: 2.179, 15: 2.131, 20: 2.086, 30: 2.042, 60: 2.000, 120: 1.980}
-"""Degrees of freedom -> the 97.5% quantile of Student's t. Between two of them the smaller serves:
-its interval is the wider. A table, since nothing else here needs SciPy."""
+"""Degrees of freedom -> the 97.5% quantile of Student's t. Between two entries the smaller number
+of degrees applies, which gives the wider interval. A table avoids a dependency on SciPy."""
 
 
 def ratio_of_runs(baseline: Sequence[float], treated: Sequence[float]) -> Estimate:
     """The treated arm's geometric mean over the baseline's, with Welch's interval on logarithms.
 
-    Three to five runs an arm are too few to resample: a bootstrap of them comes out too narrow.
+    Three to five runs per arm are too few to resample: a bootstrap interval would be too narrow.
 
     Parameters
     ----------
     baseline, treated : sequence of float
-        One number a run, above 0, in any one unit.
+        One number per run, above 0, in any one unit.
 
     Returns
     -------
     Estimate
-        `steps` and `needs` count runs of the smaller arm; not supported below two runs an arm.
+        `steps` and `needs` count runs of the smaller arm; not supported below two runs per arm.
 
     References
     ----------
@@ -39,22 +39,21 @@ def ratio_of_runs(baseline: Sequence[float], treated: Sequence[float]) -> Estima
     before, after = np.log(np.asarray(baseline)), np.log(np.asarray(treated))
     runs = min(len(before), len(after))
     if runs < NEEDS_RUNS:
-        return _too_few(runs)
-    parts = np.array([after.var(ddof=1) / len(after), before.var(ddof=1) / len(before)])
+        return unsupported(needs=NEEDS_RUNS, steps=runs)
+    variances = np.array([after.var(ddof=1) / len(after), before.var(ddof=1) / len(before)])
     freedom = 1.0
-    if parts.sum() > 0:  # else every run of an arm gave the very same number
-        freedom = parts.sum() ** 2 / (parts**2 / (len(after) - 1, len(before) - 1)).sum()
-    return _estimate(after.mean() - before.mean(), np.sqrt(parts.sum()), freedom, runs)
+    if variances.sum() > 0:  # else every run of an arm gave the very same number
+        freedom = variances.sum() ** 2 / (variances**2 / (len(after) - 1, len(before) - 1)).sum()
+    return _from_logs(after.mean() - before.mean(), np.sqrt(variances.sum()), freedom, runs)
 
 
 def ratio_of_pairs(baseline: Sequence[float], treated: Sequence[float]) -> Estimate:
-    """The geometric mean of treated over baseline, each run its own baseline, with Student's
-    interval on logarithms.
+    """The geometric mean of treated over baseline, paired by run, with Student's interval.
 
     Parameters
     ----------
     baseline, treated : sequence of float, of equal length
-        One number a run each, above 0, in any one unit.
+        One number per run each, above 0, in any one unit.
 
     Returns
     -------
@@ -64,11 +63,11 @@ def ratio_of_pairs(baseline: Sequence[float], treated: Sequence[float]) -> Estim
     change = np.log(np.asarray(treated)) - np.log(np.asarray(baseline))
     runs = len(change)
     if runs < NEEDS_RUNS:
-        return _too_few(runs)
-    return _estimate(change.mean(), change.std(ddof=1) / np.sqrt(runs), runs - 1, runs)
+        return unsupported(needs=NEEDS_RUNS, steps=runs)
+    return _from_logs(change.mean(), change.std(ddof=1) / np.sqrt(runs), runs - 1, runs)
 
 
-def _estimate(middle: float, error: float, freedom: float, runs: int) -> Estimate:
+def _from_logs(middle: float, error: float, freedom: float, runs: int) -> Estimate:
     """A ratio from the mean of logarithms, its standard error and its degrees of freedom."""
     width = student(freedom) * error
     value, low, high = np.exp([middle, middle - width, middle + width])
@@ -80,11 +79,6 @@ def _estimate(middle: float, error: float, freedom: float, runs: int) -> Estimat
         needs=NEEDS_RUNS,
         steps=runs,
     )
-
-
-def _too_few(runs: int) -> Estimate:
-    nan = float("nan")
-    return Estimate(value=nan, low=nan, high=nan, supported=False, needs=NEEDS_RUNS, steps=runs)
 
 
 def student(freedom: float) -> float:

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from repro.analysis.tails import NS_PER_MS, step_intervals
+from repro.analysis.tails import step_intervals
 from repro.dataset import Campaign, in_window
+from repro.dataset.schema import NS_PER_MS
 from repro.stats.bootstrap import (
     EXPECTED_BEYOND,
     Floats,

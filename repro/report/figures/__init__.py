@@ -1,7 +1,7 @@
-"""The figures, one a module and a function, drawn from a campaign's data alone.
+"""The figures, one module and function each, drawn from a campaign's data alone.
 
-To add one, add a module here with a function from `Campaign` to `Figure`, decorated with `@figure`:
-`FIGURES`, `draw_all`, the notebooks and the tests then know it.
+To add one, add a module with a function from `Campaign` to `Figure`, decorated with `@figure`:
+`FIGURES`, `draw_all`, the notebooks and the tests then include it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long capturing CUDA graphs took, and the collector's part in it."""
+"""Times of CUDA graph captures, with the collector's share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from repro import fmt, policy
-from repro.analysis.captures import BASELINE, SETTING, capture_times, policy_effects, principal
+from repro.analysis.captures import (
+    BASELINE,
+    CAPTURE_SETTING,
+    capture_times,
+    policy_effects,
+    principal,
+)
 from repro.dataset import Campaign
 from repro.report import style
 from repro.report.figures.registry import NotApplicable, figure
@@ -18,32 +24,34 @@ from repro.report.figures.shared import message
 from repro.report.style import COLUMN, INK, PAGE
 
 DWARFS = 3.0
-"""A policy that takes so many times as long as `gc-on` gets a panel with it, on a scale of its own:
-beside it no other difference could be seen."""
+"""A policy that takes this many times as long as `gc-on` gets a panel of its own: on its scale no
+other difference could be seen."""
 
 POINT = {False: "white", True: INK}
-"""Whether a process had captured before -> how the capture's point is filled."""
+"""Whether a process had captured before -> fill of the capture's point."""
 
 IN_ORDER = ["graphs", "model", "vllm", "runner", "comparable"]
-"""`SETTING`, with the versions of one model beside each other."""
+"""`CAPTURE_SETTING`, with the versions of one model beside each other."""
 
 TALLEST = 4
 """More panels than this stand in two columns."""
 
 BAR, FURNITURE = 0.17, 0.29
-"""Inches a bar, and inches for a panel's title and numbers."""
+"""Inches per bar, and inches for a panel's title and numbers."""
 
 
 @figure
 def capture_time(campaign: Campaign) -> Figure:
-    """Time to capture CUDA graphs (on the CPU: to compile), by policy, with the collector's part.
+    """Time to capture CUDA graphs (on the CPU: to compile) by policy, with the collector's share.
 
-    One panel a setting, and one more for policies that dwarf the others. A bar is the median, a
-    point one capture, hollow if it was the first of its process. Needs a recorded capture.
+    One panel per setting, and one more for policies that dwarf the others. A bar is the median, a
+    point one capture, hollow if it was the first of its process. Needs two capture policies.
     """
     times = capture_times(campaign)
     if times.empty:
         raise NotApplicable("no capture was recorded")
+    if times["capture_policy"].nunique() < 2:
+        raise NotApplicable("there is no second capture policy to compare")
     settings = [_apart(group) for _, group in times.groupby(IN_ORDER)]
     panels = [near for near, _ in settings] + [far for _, far in settings if len(far)]
     drawn = Figure(layout="constrained")
@@ -76,7 +84,7 @@ def _places(drawn: Figure, panels: list[pd.DataFrame], columns: int) -> list[Axe
 
 
 def _apart(times: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The captures of a setting but those that dwarf them; and these, beside the baseline again."""
+    """The captures of a setting without those that dwarf them; and these beside the baseline."""
     median = principal(times).groupby("capture_policy")["capture_s"].median()
     far = median.index[median > DWARFS * median.get(BASELINE, np.inf)]
     near = times[~times["capture_policy"].isin(far)]
@@ -84,7 +92,7 @@ def _apart(times: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _draw_captures(axes: Axes, times: pd.DataFrame) -> None:
-    """One panel: a bar a policy, the collector's part hatched, numbers beside it."""
+    """One panel: a bar per policy, the collector's share hatched, numbers beside it."""
     names = [name for name in policy.CAPTURE if name in set(times["capture_policy"])]
     longest = times["capture_s"].max()
     for place, name in enumerate(names):
@@ -121,7 +129,7 @@ def _legend(times: pd.DataFrame) -> list[Patch | Line2D]:
 
 
 def _capture_message(times: pd.DataFrame) -> str:
-    """What two policies change, and the collector's part with the baseline, over all panels."""
+    """The ratios of two policies and the collector's share with the baseline, over all panels."""
     shown = principal(times)
     effects = policy_effects(shown)
     said: list[str] = []
@@ -137,7 +145,11 @@ def _capture_message(times: pd.DataFrame) -> str:
         said.append(f"{'' if said else 'capturing '}{name} takes {span} of {BASELINE}{clear}")
     base = shown[shown["capture_policy"] == BASELINE]
     base = shown if base.empty else base
-    share = (base["gc_s"] / base["capture_s"]).groupby([base[name] for name in SETTING]).median()
+    share = (
+        (base["gc_s"] / base["capture_s"])
+        .groupby([base[name] for name in CAPTURE_SETTING])
+        .median()
+    )
     lost = " to ".join(dict.fromkeys(map(fmt.percent, (share.min(), share.max()))))
     what = "capture" if times["kind"].iloc[0] == "capture" else "compilation"
     under = f" with {BASELINE}" if times["capture_policy"].nunique() > 1 else ""

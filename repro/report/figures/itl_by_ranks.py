@@ -15,7 +15,7 @@ from repro.analysis.prediction_basis import bases
 from repro.analysis.ranks import measured_quantiles
 from repro.dataset import Campaign
 from repro.report.figures.registry import NotApplicable, figure
-from repro.report.figures.shared import amounts_to, message, name_of, plain_numbers
+from repro.report.figures.shared import effective_policy, message, name_of, plain_numbers
 from repro.report.style import INK, PAGE, POLICY_COLOUR
 from repro.theory.common_step import predict
 from repro.theory.lockstep import RANKS
@@ -41,14 +41,16 @@ def itl_by_ranks(campaign: Campaign) -> Figure:
     for quantile, axes in zip(FAR, panels, strict=True):
         for arm, steps in basis.steps.items():
             rows = predict(steps, ranks=RANKS, quantiles=[quantile])
-            _draw_prediction(axes, rows, POLICY_COLOUR[amounts_to(campaign, arm)])
+            _draw_prediction(axes, rows, POLICY_COLOUR[effective_policy(campaign, arm)])
         seen = measured[
             (measured["quantile"] == quantile)
             & measured["supported"]
             & measured["policy"].isin(policies)
             & (measured["arm"].isin(basis.steps) | (measured["kind"] == "DP"))
         ]
-        _draw_measured(axes, seen.assign(shown=[amounts_to(campaign, arm) for arm in seen["arm"]]))
+        _draw_measured(
+            axes, seen.assign(shown=[effective_policy(campaign, arm) for arm in seen["arm"]])
+        )
         axes.set(xscale="log", yscale="log", xlabel="ranks in lock-step")
         axes.xaxis.set_major_locator(FixedLocator(RANKS[::2]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.0f}"))
@@ -61,7 +63,7 @@ def itl_by_ranks(campaign: Campaign) -> Figure:
             [],
             [],
             lw=3,
-            color=POLICY_COLOUR[amounts_to(campaign, arm)],
+            color=POLICY_COLOUR[effective_policy(campaign, arm)],
             label=name_of(campaign, arm),
         )
         for arm in basis.steps

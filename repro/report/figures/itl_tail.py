@@ -1,4 +1,4 @@
-"""How often a token comes later than x after the one before it, by arm."""
+"""Survival curves of ITL, one per arm."""
 
 from __future__ import annotations
 
@@ -7,68 +7,85 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from repro import fmt
-from repro.analysis.arms import Pair, pairs
-from repro.analysis.tails import NS_PER_MS, effect, sample, tail_table
+from repro.analysis.arms import Arm, arms, pairs
+from repro.analysis.tails import effect, sample, tail_table
 from repro.dataset import Campaign
+from repro.dataset.schema import NS_PER_MS
 from repro.report.figures.registry import NotApplicable, figure
 from repro.report.figures.shared import (
-    arms_to_compare,
     legend_of_arms,
+    look,
     message,
-    name_of,
+    pair_to_compare,
     plain_numbers,
-    runs_of,
-    style_of,
 )
-from repro.report.style import COLUMN
+from repro.report.style import COLUMN, INK
 from repro.stats.bootstrap import EXPECTED_BEYOND
+from repro.stats.ratios import NEEDS_RUNS
 
 Floats = npt.NDArray[np.float64]
 
+MOST_ARMS = 4
+"""More curves cannot be told apart."""
 
-FITTING, SHORT = 4, 18
-"""So many arms, with names of so many letters, fit into the corner that the curves leave free."""
+THIN, FIRM = 0.7, 1.6
+"""Line widths: below and above the number of steps that a quantile needs."""
 
 
 @figure
 def itl_tail(campaign: Campaign) -> Figure:
-    """How often a token comes later than x after the one before it: log survival by arm.
+    """The share of tokens with a longer ITL than x, without and with the freeze.
 
-    One line an arm over all its runs, weighted by tokens; faint where fewer steps lie beyond
-    than a quantile needs. Needs token gaps.
+    One curve per arm over all its runs, weighted by tokens; thin where fewer steps lie beyond than
+    a quantile needs. Of a campaign without such a pair, up to four other arms. Needs token gaps
+    and two runs per arm.
     """
     gaps = sample(campaign, "itl")
     if gaps.empty:
         raise NotApplicable("no gap between tokens was recorded")
+    chosen = _arms(campaign)
     drawn = Figure(figsize=(COLUMN, 2.8), layout="constrained")
     axes = drawn.subplots()
     curves = {}
-    for arm in arms_to_compare(campaign):
-        rows = gaps[gaps["run"].isin(runs_of(campaign, arm))]
+    for arm in chosen:
+        rows = gaps[gaps["run"].isin(arm.runs)]
         if rows.empty:
-            continue
-        x, share = curves[arm] = survival(rows)
+            raise NotApplicable(f"no gap between tokens was recorded of {arm.label}")
+        x, share = curves[arm.label] = survival(rows)
         firm = share >= EXPECTED_BEYOND / len(rows[["run", "step"]].drop_duplicates())
-        look = style_of(campaign, arm)
-        axes.plot(x, share, alpha=0.35, **look)
-        axes.plot(x[firm], share[firm], label=name_of(campaign, arm), **look)
+        style = look(campaign, arm.label)
+        axes.plot(x, share, lw=THIN, **style)
+        axes.plot(x[firm], share[firm], lw=FIRM, **style)
     axes.set(xscale="log", yscale="log")
     axes.set(xlabel="ITL (ms)", ylabel="share of tokens with longer ITL")
     axes.set_ylim(min(share[-1] for _, share in curves.values()) / 2, 1.4)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}%"))
     axes.yaxis.set_minor_locator(NullLocator())
+    thin = Line2D([], [], color=INK, lw=THIN, label="too few steps for a quantile")
     if len(curves) == 2:
         _name_on_curves(axes, curves, campaign)
-    elif len(curves) <= FITTING and max(len(name_of(campaign, arm)) for arm in curves) <= SHORT:
-        axes.legend(loc="lower left", handlelength=1.6)
+        drawn.legend(handles=[thin], loc="outside lower center")
     else:
-        legend_of_arms(drawn, campaign, list(curves))
+        legend_of_arms(drawn, campaign, list(curves), [thin])
     plain_numbers(axes.xaxis)
-    message(drawn, _tail_message(campaign))
+    message(drawn, _message(campaign, chosen))
     return drawn
+
+
+def _arms(campaign: Campaign) -> list[Arm]:
+    """The pair to compare; else all arms, if they are few and repeated."""
+    if pairs(campaign):
+        return pair_to_compare(campaign)
+    found = arms(campaign)
+    if not 2 <= len(found) <= MOST_ARMS:
+        raise NotApplicable(f"{fmt.plural(len(found), 'arm')}: 2 to {MOST_ARMS} can be compared")
+    if min(len(arm.runs) for arm in found) < NEEDS_RUNS:
+        raise NotApplicable("one run per arm cannot be compared: measure two replicates")
+    return found
 
 
 def survival(rows: pd.DataFrame, points: int = 400) -> tuple[Floats, Floats]:
@@ -77,7 +94,7 @@ def survival(rows: pd.DataFrame, points: int = 400) -> tuple[Floats, Floats]:
     Parameters
     ----------
     rows : pandas.DataFrame
-        As `tails.sample` returns, at least one.
+        From `tails.sample`, at least one.
     points : int
 
     Returns
@@ -89,32 +106,30 @@ def survival(rows: pd.DataFrame, points: int = 400) -> tuple[Floats, Floats]:
     ordered = rows.sort_values("value_ns")
     at_least = ordered["count"].to_numpy()[::-1].cumsum()[::-1]
     share = np.geomspace(1, ordered["count"].iloc[-1] / at_least[0], points)
-    tokens = share * at_least[0] * (1 - 1e-9)  # a hair less: a share must not miss its own gap
+    tokens = share * at_least[0] * (1 - 1e-9)  # slightly less, so that a share meets its own gap
     last = np.searchsorted(-at_least, -tokens, side="right") - 1
     return ordered["value_ns"].to_numpy()[last] / NS_PER_MS, share
 
 
-def _tail_message(campaign: Campaign) -> str:
+def _message(campaign: Campaign, chosen: list[Arm]) -> str:
     found = tail_table(campaign).set_index(["arm", "quantile"])
-    pair = next(iter(pairs(campaign)), None)
-    if pair is None:
-        longest = found.xs(1.0, level="quantile")["value_ms"].dropna()
-        each = fmt.listed(f"{fmt.ms(value)} ({arm})" for arm, value in longest.items())
+    labels = [arm.label for arm in chosen]
+    if not pairs(campaign):
+        each = fmt.listed(f"{fmt.ms(found.loc[(a, 1.0), 'value_ms'])} ({a})" for a in labels)
         return f"The longest gap between two tokens: {each}"
-    both = found.loc[pair.baseline, "supported"] & found.loc[pair.treated, "supported"]
-    parts = []
-    for quantile in both.index[both & both.index.isin([0.99, 0.999])]:
-        ratio = effect(campaign, pair.baseline, pair.treated, quantile)
-        sure = "" if ratio.high < 1 or ratio.low > 1 else " (no clear difference)"
-        parts.append(f"{fmt.quantile(quantile)} {_change(found, pair, quantile)}{sure}")
-    parts.append(f"longest {_change(found, pair, 1.0)}")
-    where = f"{pair.setting}: " if pair.setting else ""
-    return f"{where}ITL as the worker's heap is frozen: {', '.join(parts)}"
-
-
-def _change(found: pd.DataFrame, pair: Pair, quantile: float) -> str:
-    before, after = (found.loc[(a, quantile), "value_ms"] for a in (pair.baseline, pair.treated))
-    return f"{fmt.figures(before)} → {fmt.ms(after)}"
+    clear: list[str] = []
+    unclear: list[str] = []
+    for quantile in (1.0, 0.999, 0.99):
+        ratio = effect(campaign, labels[0], labels[1], quantile)
+        if ratio.supported:
+            before, after = (found.loc[(label, quantile), "value_ms"] for label in labels)
+            name = "longest" if quantile == 1 else fmt.quantile(quantile)
+            change = f"{name} {fmt.figures(before)} → {fmt.ms(after)}"
+            (clear if ratio.clear else unclear).append(change)
+    where = f"{chosen[0].setting}: " if chosen[0].setting else ""
+    said = [", ".join(clear)] if clear else []
+    said += [f"no clear difference in {', '.join(unclear)}"] if unclear else []
+    return f"{where}ITL with the worker's heap frozen: {'; '.join(said)}"
 
 
 def _name_on_curves(
@@ -136,7 +151,7 @@ def _name_on_curves(
             textcoords="offset points",
             ha=across,
             va=upright,
-            color=style_of(campaign, arm)["color"],
+            color=look(campaign, arm)["color"],
             weight="bold",
         )
     low, high = axes.get_xlim()

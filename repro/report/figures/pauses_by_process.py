@@ -1,86 +1,69 @@
-"""Collections of each process by generation and arm: how many, how long."""
+"""Lengths of collections by process and generation, without and with the freeze."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from repro import fmt
-from repro.analysis.arms import ordered_arms, pairs
-from repro.analysis.gc_cost import FULL, GENERATIONS, full_collections
-from repro.analysis.tails import NS_PER_MS
+from repro.analysis.gc_cost import GENERATIONS, full_collections
 from repro.dataset import Campaign, in_window, under_load
+from repro.dataset.schema import NS_PER_MS
 from repro.report.figures.registry import NotApplicable, figure
 from repro.report.figures.shared import (
-    arms_to_compare,
     legend_of_arms,
+    look,
     message,
+    pair_to_compare,
     plain_numbers,
-    runs_of,
-    style_of,
 )
-from repro.report.style import PAGE, PROCESS_COLOUR
+from repro.report.style import INK, PAGE, PROCESS_COLOUR
+from repro.theory.cpython_rule import FULL
 
 
 @figure
 def pauses_by_process(campaign: Campaign) -> Figure:
-    """How long pauses are, by process, generation and arm: from shortest to longest, and median.
+    """Length of pauses by process and generation, without and with the freeze.
 
-    The number over each bar is how many there were in the measured windows of the arm's runs.
-    Needs a pause in them.
+    A bar spans the shortest to the longest, a circle marks the median. Needs full collections of
+    workers in the measured windows.
     """
     campaign = under_load(campaign)
+    full = full_collections(campaign)
+    if not full["role"].eq("worker").any():
+        raise NotApplicable("no full collection of a worker in the measured windows")
+    arms = pair_to_compare(campaign)
     pauses = in_window(campaign, campaign.pauses)
-    if pauses.empty:
-        raise NotApplicable("no collection in the measured windows")
     roles = [role for role in fmt.PROCESS if role in set(pauses["role"])]
-    arms = arms_to_compare(campaign)
-    spread = 0.7 / len(arms)
-    drawn = Figure(figsize=(PAGE, 2.5), layout="constrained")
+    drawn = Figure(figsize=(PAGE, 2.3), layout="constrained")
     panels = drawn.subplots(1, len(roles), sharey=True, squeeze=False)[0]
     for axes, role in zip(panels, roles, strict=True):
-        for number, arm in enumerate(arms):
-            look = style_of(campaign, arm)
-            of_arm = pauses[pauses["run"].isin(runs_of(campaign, arm)) & (pauses["role"] == role)]
+        for side, arm in zip((-0.15, 0.15), arms, strict=True):
+            style = look(campaign, arm.label)
+            of_arm = pauses[pauses["run"].isin(arm.runs) & (pauses["role"] == role)]
             for generation, group in of_arm.groupby("generation")["duration_ns"]:
-                at = generation + (number - (len(arms) - 1) / 2) * spread
+                at = generation + side
                 shortest, median, longest = np.quantile(group / NS_PER_MS, (0, 0.5, 1))
-                axes.vlines(at, shortest, longest, lw=2, **look)
-                axes.plot(at, median, "o", ms=4.5, mfc="white", mec=look["color"], mew=1.2)
-                axes.annotate(
-                    _compact(len(group)),
-                    (at, longest),
-                    (0, 3),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=6,
-                    rotation=90 if len(arms) > 2 else 0,
-                    color=look["color"],
-                )
+                axes.vlines(at, shortest, longest, lw=2, color=style["color"])
+                axes.plot(at, median, "o", ms=4.5, mfc="white", mec=style["color"], mew=1.2)
         axes.set_title(fmt.PROCESS[role], fontsize=7, weight="bold", color=PROCESS_COLOUR[role])
         axes.set(yscale="log", xlabel="generation collected", xlim=(-0.6, FULL + 0.6))
         axes.set_xticks(GENERATIONS)
-        axes.margins(y=0.15)
         axes.grid(visible=False, axis="x")
     plain_numbers(panels[0].yaxis)
     panels[0].set_ylabel("pause (ms)")
-    legend_of_arms(drawn, campaign, arms)
-    message(drawn, _full_message(campaign, roles))
+    marks = [
+        Line2D([], [], color=INK, lw=2, label="shortest to longest"),
+        Line2D([], [], ls="", marker="o", ms=4.5, mfc="white", mec=INK, label="median"),
+    ]
+    legend_of_arms(drawn, campaign, [arm.label for arm in arms], marks)
+    longest_ms = full.groupby(["role", "arm"])["duration_ns"].max() / NS_PER_MS
+    each = []
+    for role in reversed(roles):
+        values = [longest_ms.get((role, arm.label)) for arm in arms]
+        said = " → ".join("none" if value is None else fmt.figures(value) for value in values)
+        each.append(f"{fmt.PROCESS[role]} {said} ms")
+    names = " → ".join(arm.label for arm in arms)
+    message(drawn, f"Longest full collection ({names}): {', '.join(each)}")
     return drawn
-
-
-def _full_message(campaign: Campaign, roles: list[str]) -> str:
-    full = full_collections(campaign)
-    longest = full.groupby(["role", "arm"])["duration_ns"].max() / NS_PER_MS
-    pair = next(iter(pairs(campaign)), None)
-    arms = [pair.baseline, pair.treated] if pair else ordered_arms(campaign)[:1]
-    parts = []
-    for role in roles:
-        values = [longest.get((role, arm)) for arm in arms]
-        said = ["none" if value is None else fmt.ms(value) for value in values]
-        parts.append(f"{fmt.PROCESS[role]} {' → '.join(dict.fromkeys(said))}")
-    return f"Longest full collection ({' → '.join(arms)}): {', '.join(parts)}"
-
-
-def _compact(count: int) -> str:
-    return f"{count}" if count < 10_000 else f"{count / 1000:.0f}k"

@@ -9,13 +9,12 @@ from matplotlib.figure import Figure
 from repro import fmt
 from repro.analysis.gc_cost import full_collections
 from repro.analysis.ranks import several
-from repro.analysis.tails import NS_PER_MS, step_intervals
+from repro.analysis.tails import step_intervals
 from repro.dataset import Campaign
+from repro.dataset.schema import NS_PER_MS, NS_PER_S
 from repro.report.figures.registry import NotApplicable, figure
 from repro.report.figures.shared import message, plain_numbers
 from repro.report.style import PAGE, RANK_COLOUR
-
-NS_PER_S = 1e9
 
 
 @figure

@@ -1,4 +1,4 @@
-"""How a figure is entered under its name, and what it says where the data have nothing for it."""
+"""Registration of figures, and the error of a campaign without the data for one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FIGURES: dict[str, Draw] = {}
 
 
 class NotApplicable(ValueError):
-    """A figure that this campaign has no data for; the message says what is missing."""
+    """A figure without data or message in this campaign; the text states what is missing."""
 
 
 def figure(draw: Draw) -> Draw:
-    """Enter a function into `FIGURES` under its name, and draw it in the one style."""
+    """Register a function in `FIGURES` under its name, drawn in the one style."""
 
     @functools.wraps(draw)
     def drawn(campaign: Campaign) -> Figure:

@@ -1,91 +1,90 @@
-"""What several figures share: their headings, legends and axes."""
+"""Headings, legends, axes and the choice of arms, shared by several figures."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from textwrap import fill
 from typing import Any
 
-import pandas as pd
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from repro.analysis.arms import ordered_arms, pairs
+from repro.analysis.arms import Arm, arms, pairs, repeated
 from repro.dataset import Campaign
-from repro.report import style
 from repro.report.figures.registry import NotApplicable
-from repro.report.style import POLICY_COLOUR
+from repro.report.style import POLICY_COLOUR, SETTING_LINE
 
 
-def runs_of(campaign: Campaign, arm: str) -> pd.Series:
-    """The names of an arm's runs."""
-    return campaign.runs.loc[campaign.runs["arm"] == arm, "run"]
-
-
-def arms_to_compare(campaign: Campaign) -> list[str]:
-    """All arms in their order, where one figure can tell them apart.
+def pair_to_compare(campaign: Campaign) -> list[Arm]:
+    """The first two arms that differ in the freeze alone, without the freeze first.
 
     Raises
     ------
     NotApplicable
-        If they differ in more than the policy and a few settings, as a sweep over loads does.
+        If there are no two such arms, or one run per arm.
     """
-    arms = ordered_arms(campaign)
-    settings = {arm.removesuffix(arm.rpartition(" ")[2]) for arm in arms}
-    if len(settings) > len(style.SETTING_LINE):
-        raise NotApplicable(f"{len(settings)} settings are too many to tell apart in one figure")
-    return arms
+    found = pairs(campaign)
+    if not found:
+        raise NotApplicable("there are no two arms that differ in the freeze alone")
+    for pair in found:
+        if repeated(campaign, pair):
+            return [arm_of(campaign, label) for label in (pair.baseline, pair.treated)]
+    raise NotApplicable(
+        "one run per arm shows no effect beyond the run's own: measure two replicates"
+    )
+
+
+def arm_of(campaign: Campaign, label: str) -> Arm:
+    """The arm of this label."""
+    return next(arm for arm in arms(campaign) if arm.label == label)
 
 
 def message(drawn: Figure, sentence: str) -> None:
-    """What the figure shows, over its whole width."""
+    """The finding of the figure as its title, over its whole width."""
     characters = int(16.5 * drawn.get_figwidth())
     drawn.suptitle(fill(sentence, characters), x=0.01, ha="left", fontsize=8)
 
 
-def amounts_to(campaign: Campaign, arm: str) -> str:
-    """The arm's policy; of `stock` the one that does the same, where that has no arm of its own."""
-    arms = campaign.runs.drop_duplicates("arm").set_index("arm")["policy"]
-    for pair in pairs(campaign) if arms[arm] == "stock" else ():
-        alike = {pair.baseline: "no-freeze", pair.treated: "freeze"}.get(arm)
-        if alike and f"{pair.setting} {alike}".strip() not in arms.index:
+def effective_policy(campaign: Campaign, label: str) -> str:
+    """The arm's policy. For `stock` the policy that does the same, unless it has its own arm."""
+    arm = arm_of(campaign, label)
+    taken = {(other.setting, other.policy) for other in arms(campaign)}
+    for pair in pairs(campaign) if arm.policy == "stock" else ():
+        alike = {pair.baseline: "no-freeze", pair.treated: "freeze"}.get(label)
+        if alike and (arm.setting, alike) not in taken:
             return alike
-    return str(arms[arm])
+    return arm.policy
 
 
-def name_of(campaign: Campaign, arm: str) -> str:
-    """What a legend calls an arm."""
-    policy = amounts_to(campaign, arm)
-    return arm if arm.endswith(policy) else f"{arm} (as {policy})"
+def name_of(campaign: Campaign, label: str) -> str:
+    """The name of an arm in a legend."""
+    policy = effective_policy(campaign, label)
+    return label if arm_of(campaign, label).policy == policy else f"{label} (as {policy})"
 
 
-def style_of(campaign: Campaign, arm: str) -> dict[str, Any]:
-    """The hue says the policy; its lightness and the kind of line what else sets the arm apart."""
-    policies = campaign.runs.drop_duplicates("arm").set_index("arm")["policy"]
-    settings = [label.removesuffix(name) for label, name in policies.items()]
-    by_plainness = sorted(dict.fromkeys(settings), key=len)  # nothing else: the full hue
-    place = by_plainness.index(arm.removesuffix(policies[arm]))
+def look(campaign: Campaign, label: str) -> dict[str, Any]:
+    """Colour by policy, line by setting; a solid line for a pair, which has one setting."""
+    settings = list(dict.fromkeys(arm.setting for arm in arms(campaign)))
+    place = 0 if pairs(campaign) else settings.index(arm_of(campaign, label).setting)
     return {
-        "color": style.lighter(POLICY_COLOUR[amounts_to(campaign, arm)], place),
-        "linestyle": style.SETTING_LINE[place % len(style.SETTING_LINE)],
+        "color": POLICY_COLOUR[effective_policy(campaign, label)],
+        "linestyle": SETTING_LINE[place % len(SETTING_LINE)],
     }
 
 
 def legend_of_arms(
-    drawn: Figure, campaign: Campaign, arms: list[str], more: list[Patch] | None = None
+    drawn: Figure, campaign: Campaign, labels: list[str], more: Sequence[Patch | Line2D] = ()
 ) -> None:
-    """A legend of the arms in their looks, and of what else is drawn.
-
-    In one row where they fit, else in columns; the figure grows by the rows.
-    """
+    """A legend of the arms and of other marks, in as many columns as fit."""
     lines: list[Line2D | Patch] = [
-        Line2D([], [], lw=3, label=name_of(campaign, arm), **style_of(campaign, arm))
-        for arm in arms
+        Line2D([], [], lw=2, label=name_of(campaign, label), **look(campaign, label))
+        for label in labels
     ]
-    handles = lines + (more or [])
+    handles = [*lines, *more]
     names = [fill(str(handle.get_label()), 42) for handle in handles]
     widths = [max(map(len, name.splitlines())) + 8 for name in names]  # in characters
     room = int(17 * drawn.get_figwidth())

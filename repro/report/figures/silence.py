@@ -1,4 +1,4 @@
-"""The longest silence through HTTP: what the engine decodes, what reaches the clients."""
+"""The longest silence through HTTP: tokens decoded and tokens received by clients."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from matplotlib.patches import Patch
 from repro import fmt
 from repro.analysis.silences import silences
 from repro.dataset import Campaign
+from repro.dataset.schema import NS_PER_S
 from repro.report.figures.registry import NotApplicable, figure
 from repro.report.figures.shared import message
 from repro.report.style import INK, PAGE, PROCESS_COLOUR
 
-NS_PER_S = 1e9
 BIN_S = 0.1
 AROUND_S = 2.0
-"""What is shown before the silence, and after it."""
+"""Time shown before and after the silence."""
 
 COLLECTION = PROCESS_COLOUR["worker"]
 
 
 @figure
 def silence(campaign: Campaign) -> Figure:
-    """Tokens of the engine and what clients get around the longest silence, on one clock.
+    """Tokens decoded and chunks received around the longest silence, on one clock.
 
-    Needs a run through HTTP that recorded holds of the event loop, and a silence of a second.
+    Needs a run through HTTP with recorded holds of the event loop and a silence of a second.
     """
     found = silences(campaign)
     if found.empty:
-        raise NotApplicable("no silence of a second in a run that recorded the event loop")
+        if campaign.holds.empty:
+            raise NotApplicable("no run recorded holds of the event loop")
+        raise NotApplicable("no silence of a second")
     longest = found.loc[(found["end_ns"] - found["start_ns"]).idxmax()]
     begun, length_s = longest["start_ns"], (longest["end_ns"] - longest["start_ns"]) / NS_PER_S
     edges = np.arange(-AROUND_S, length_s + AROUND_S, BIN_S)
@@ -79,7 +81,7 @@ def silence(campaign: Campaign) -> Figure:
     message(
         drawn,
         f"{longest['arm']}: for {fmt.figures(length_s)} s no token leaves the API server. "
-        f"Its output handler holds the event loop for {held} of that time (collecting: "
+        f"The output handler holds the event loop for {held} of that time (collecting: "
         f"{collecting}), and the engine runs out of requests",
     )
     return drawn

@@ -1,4 +1,4 @@
-"""Steps and the collections of every process around a long pause, on one clock."""
+"""Steps and the collections of all processes around a long pause, on one clock."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from repro import fmt
-from repro.analysis.arms import pairs
-from repro.analysis.gc_cost import FULL
-from repro.analysis.tails import NS_PER_MS, step_intervals
+from repro.analysis.arms import Arm
+from repro.analysis.tails import step_intervals
 from repro.dataset import Campaign, in_window, under_load
+from repro.dataset.schema import NS_PER_MS, NS_PER_S
 from repro.report.figures.registry import NotApplicable, figure
-from repro.report.figures.shared import arms_to_compare, message, plain_numbers, style_of
-from repro.report.style import PAGE, PROCESS_COLOUR
+from repro.report.figures.shared import look, message, pair_to_compare, plain_numbers
+from repro.report.style import INK, PAGE, PROCESS_COLOUR
+from repro.theory.cpython_rule import FULL
 
-NS_PER_S = 1e9
+LONG = 2.0
+"""A pause worth a figure takes this many times as long as a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Scene:
-    """Where an arm's longest pause is, and how long its steps and that pause are."""
+    """The longest pause of an arm's workers, and its length and that of a step."""
 
+    arm: Arm
     run: str
     rank: int
     at_ns: int
@@ -34,56 +39,62 @@ class _Scene:
 
 @figure
 def timeline(campaign: Campaign) -> Figure:
-    """Steps around the longest pause, with every process's pauses beneath, on one clock.
+    """Steps around the worker's longest pause, with all processes' pauses, on one clock.
 
-    Without and with the freeze one above the other, where the campaign has both. The pause is the
-    longest of a worker; of any process, where no worker has a heap of its own. Needs steps and
-    pauses in the measured windows.
+    Without the freeze above, with it below. Needs a pause of a worker that is longer than two
+    steps.
     """
     campaign = under_load(campaign)
     steps = step_intervals(in_window(campaign, campaign.steps))
     pauses = in_window(campaign, campaign.pauses)
-    if steps.empty or pauses.empty:
-        missing = "engine step" if steps.empty else "collection"
+    workers = pauses[pauses["role"] == "worker"]
+    if steps.empty or workers.empty:
+        missing = "engine step" if steps.empty else "collection of a worker"
         raise NotApplicable(f"no {missing} in the measured windows")
-    roles = [role for role in fmt.PROCESS if role in set(pauses["role"])]
-    pair = next(iter(pairs(campaign)), None)
-    arms = [pair.baseline, pair.treated] if pair else arms_to_compare(campaign)[:1]
-    scenes = [_scene(campaign, arm, pauses[pauses["role"] == roles[-1]], steps) for arm in arms]
+    scenes = [_scene(campaign, arm, workers, steps) for arm in pair_to_compare(campaign)]
+    if scenes[0].pause_ms < LONG * scenes[0].step_ms:
+        raise NotApplicable("no pause of a worker is longer than two steps")
     half_ms = max(max(2.5 * scene.pause_ms, 25 * scene.step_ms) for scene in scenes)
+    roles = [role for role in fmt.PROCESS if role in set(pauses["role"])]
 
-    drawn = Figure(figsize=(PAGE, 0.6 + 1.6 * len(arms)), layout="constrained")
-    heights = [1, 0.12 * len(roles)] * len(arms)
+    drawn = Figure(figsize=(PAGE, 3.9), layout="constrained")
+    heights = [1, 0.12 * len(roles)] * len(scenes)
     grid = drawn.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for arm, scene, upper, lower in zip(arms, scenes, grid[::2], grid[1::2], strict=True):
-        colour = style_of(campaign, arm)["color"]
+    for scene, upper, lower in zip(scenes, grid[::2], grid[1::2], strict=True):
+        colour = look(campaign, scene.arm.label)["color"]
         _draw_steps(upper, scene, steps, half_ms, colour)
         _draw_pauses(upper, lower, scene, pauses, roles, half_ms)
-        upper.set_title(
-            arm, fontsize=7, weight="bold", color=style_of(campaign, arm)["color"], pad=3
-        )
+        upper.set_title(scene.arm.label, fontsize=7, weight="bold", color=colour, pad=3)
     limits = [axes.get_ylim() for axes in grid[::2]]
     for axes in grid[::2]:
         axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
         plain_numbers(axes.yaxis)
     grid[-1].set(
         xlim=(-half_ms / 1e3, half_ms / 1e3),
-        xlabel=f"time from the middle of the longest pause of the {fmt.PROCESS[roles[-1]]} (s)",
+        xlabel="time from the middle of the worker's longest pause (s)",
     )
-    message(drawn, _pause_message(roles[-1], arms, scenes))
+    handles = [
+        Line2D([], [], color=INK, lw=2, label="one step"),
+        Line2D([], [], color=INK, ls="", marker="|", ms=5, label="one collection, below the steps"),
+        Patch(color=INK, alpha=0.3, lw=0, label="full collection, in the colour of its process"),
+    ]
+    drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    message(drawn, _message(scenes))
     return drawn
 
 
-def _scene(campaign: Campaign, arm: str, pauses: pd.DataFrame, steps: pd.DataFrame) -> _Scene:
-    runs = campaign.runs[campaign.runs["arm"] == arm]
-    own = pauses[pauses["run"].isin(runs["run"])]
-    step_ms = float(steps.loc[steps["run"].isin(runs["run"]), "interval_ns"].median()) / NS_PER_MS
-    if own.empty:  # nothing to centre on: the middle of a window
-        first = runs.iloc[0]
+def _scene(campaign: Campaign, arm: Arm, pauses: pd.DataFrame, steps: pd.DataFrame) -> _Scene:
+    own = pauses[pauses["run"].isin(arm.runs)]
+    step_ms = float(steps.loc[steps["run"].isin(arm.runs), "interval_ns"].median()) / NS_PER_MS
+    if own.empty:  # then the middle of a window
+        first = campaign.runs[campaign.runs["run"] == arm.runs[0]].iloc[0]
         middle = (first["window_start_ns"] + first["window_end_ns"]) // 2
-        return _Scene(run=first["run"], rank=0, at_ns=middle, pause_ms=0.0, step_ms=step_ms)
+        return _Scene(
+            arm=arm, run=first["run"], rank=0, at_ns=middle, pause_ms=0.0, step_ms=step_ms
+        )
     longest = own.loc[own["duration_ns"].idxmax()]
     return _Scene(
+        arm=arm,
         run=longest["run"],
         rank=longest["rank"],
         at_ns=longest["start_ns"] + longest["duration_ns"] // 2,
@@ -113,7 +124,7 @@ def _draw_pauses(
     roles: list[str],
     half_ms: float,
 ) -> None:
-    """One lane a process beneath the steps; full collections shade the steps as well."""
+    """One lane per process beneath the steps; full collections shade the steps as well."""
     begin = (pauses["start_ns"] - scene.at_ns) / NS_PER_S
     end = begin + pauses["duration_ns"] / NS_PER_S
     near = (pauses["run"] == scene.run) & (end > -half_ms / 1e3) & (begin < half_ms / 1e3)
@@ -133,10 +144,12 @@ def _draw_pauses(
     lower.tick_params(axis="y", length=0)
 
 
-def _pause_message(role: str, arms: list[str], scenes: list[_Scene]) -> str:
+def _message(scenes: list[_Scene]) -> str:
     each = fmt.listed(
-        f"{fmt.ms(scene.pause_ms)} ({arm})" if scene.pause_ms else f"none ({arm})"
-        for arm, scene in zip(arms, scenes, strict=True)
+        f"{fmt.ms(scene.pause_ms)} ({scene.arm.label})"
+        if scene.pause_ms
+        else f"none ({scene.arm.label})"
+        for scene in scenes
     )
     step = fmt.ms(float(np.median([scene.step_ms for scene in scenes])))
-    return f"The longest pause of the {fmt.PROCESS[role]}: {each}; a step usually takes {step}"
+    return f"The longest pause of the worker: {each}; the median step takes {step}"

@@ -1,4 +1,4 @@
-"""Collections of a worker against the requests in flight, with the rule's line."""
+"""Collections of a worker against the requests in flight, measured and predicted."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from repro.report.style import INK, PAGE, POLICY_COLOUR
 from repro.theory.advice import Setting, advise, setting_of
 
 LOADS = 3
-"""Loads that a map of the trigger needs at least."""
+"""The fewest loads for a map."""
 
 MARKERS = "osD^vP*"
-"""By what is asked of the requests; the usual first."""
+"""By kind of request; the usual kind first."""
 
-VLLM_DEFAULTS = {256: "vLLM's default", 1024: "on a large GPU"}
-"""`max_num_seqs` of a server that is told nothing: 1,024 from 70 GiB of GPU memory on."""
+VLLM_DEFAULTS = (256, 1024)
+"""Default `max_num_seqs` of a vLLM server: 1,024 from 70 GiB of GPU memory on."""
 
 
 @figure
 def trigger_map(campaign: Campaign) -> Figure:
     """Collections of a worker per 1,000 steps against the requests in flight, by generation.
 
-    Measured points, the rule's line for full collections, vLLM's default `max_num_seqs`. Needs
-    one policy measured at three loads or more. Requests of another kind, such as with log
-    probabilities, have marks of their own.
+    Measured points, CPython's rule for full collections, and vLLM's default `max_num_seqs`.
+    Requests of another kind, such as with log probabilities, have their own marks. Needs one
+    policy measured at three loads or more.
     """
     found = collections_by_load(campaign)
     found = found[found["policy"].isin(["no-freeze", "freeze", "stock"])]
@@ -54,19 +54,8 @@ def trigger_map(campaign: Campaign) -> Figure:
             alike = (of_generation["policy"] == name) & (of_generation["unusual"] == kind)
             points = of_generation[alike]
             axes.plot(points["concurrency"], points["per_1000_steps"], **_mark(name, kinds, kind))
-        for load, what in VLLM_DEFAULTS.items():
-            axes.axvline(load, color=INK, lw=0.7, ls=":")
-            axes.annotate(
-                f"{load:,}: {what}",
-                (load, 1),
-                (-2, -2),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                rotation=90,
-                ha="right",
-                va="top",
-                fontsize=5.5,
-            )
+        for load in VLLM_DEFAULTS:
+            axes.axvline(load, color=INK, lw=0.7, ls=":", zorder=1)
         axes.set(xscale="log", yscale="symlog", xlabel="requests in flight")
         axes.set_title(f"generation {generation}", fontsize=7, weight="bold")
         axes.set_ylim(0, 10_000)
@@ -77,13 +66,15 @@ def trigger_map(campaign: Campaign) -> Figure:
     handles = [Line2D([], [], label=name, **_mark(name, kinds)) for name in names]
     handles += [Line2D([], [], label=kind, **_mark(names[0], kinds, kind)) for kind in kinds[1:]]
     handles.append(Line2D([], [], color=INK, lw=1, label="CPython's rule"))
+    default = "vLLM's default: 256, on a large GPU 1,024"
+    handles.append(Line2D([], [], color=INK, lw=0.7, ls=":", label=default))
     drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
     message(drawn, _trigger_message(usual, names[0]))
     return drawn
 
 
 def _mark(policy: str, kinds: list[str], kind: str = "") -> dict[str, Any]:
-    """The colour says the policy, the shape what is asked of the requests."""
+    """Colour by policy, shape by kind of request."""
     colour = POLICY_COLOUR[policy]
     return {
         "marker": MARKERS[kinds.index(kind) % len(MARKERS)],
@@ -95,7 +86,7 @@ def _mark(policy: str, kinds: list[str], kind: str = "") -> dict[str, Any]:
 
 
 def _draw_rule(axes: Axes, campaign: Campaign, name: str) -> None:
-    """Full collections as the rule makes them, of the campaign's worker at every load."""
+    """Full collections of the campaign's worker at every load, predicted by CPython's rule."""
     runs = campaign.runs[(campaign.runs["policy"] == name) & (campaign.runs["unusual"] == "")]
     setting = setting_of(campaign, str(runs["run"].iloc[0]))
     loads = np.unique(np.geomspace(runs["concurrency"].min(), runs["concurrency"].max(), 200))

@@ -1,4 +1,4 @@
-"""Tables and sentences of the mechanism: the rule against the runs, policies, advice."""
+"""Tables of the notebook `mechanism`: CPython's rule, loads, heaps, policies, memory, advice."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import pandas as pd
 
 from repro import fmt
-from repro.analysis.arms import ordered_arms
-from repro.analysis.mechanism import collections_by_load, policies_of, policies_table
+from repro.analysis.arms import in_order, labels
+from repro.analysis.mechanism import collections_by_load, objects_added, policies_table
 from repro.analysis.memory import resident_by_arm
 from repro.analysis.trigger import trigger_table
 from repro.dataset import Campaign
@@ -17,23 +17,35 @@ from repro.theory.cpython_rule import UnknownCollector
 
 MIB = 2**20
 
+STAGES = {
+    "imported": "imports",
+    "loaded": "model",
+    "profiled": "compiling",
+    "captured": "capture",
+    "ready": "warm-up",
+}
+"""Census point -> the stage of a worker's start-up that ends there."""
+
 
 def rule(campaign: Campaign) -> pd.DataFrame:
-    """Predicted against observed full collections, by arm, process and event."""
+    """Predicted and observed full collections by arm, process and event.
+
+    Both are means over the processes with an observed collection; ratios are given by process.
+    """
     found = trigger_table(campaign)
     rows = []
     for (arm, role, event), group in found.groupby(["arm", "role", "event"], sort=False):
-        seen = group["observed_steps"].mean()
+        seen = group[group["observed_steps"].notna()]
         rows.append(
             {
                 "arm": arm,
                 "process": fmt.PROCESS[str(role)],
                 "full collection": event,
-                "predicted (steps)": _steps(group["predicted_steps"].mean()),
-                "observed (steps)": _steps(seen) if not math.isnan(seen) else "none",
+                "predicted (steps)": _steps((seen if len(seen) else group)["predicted_steps"]),
+                "observed (steps)": _steps(seen["observed_steps"]) if len(seen) else "none",
                 "collections": fmt.amount(group["collections"].sum()),
-                "predicted over observed": fmt.figures(group["ratio"].mean()),
-                "what a step holds from": ", ".join(group["held_from"].unique()),
+                "predicted over observed": _spread(seen["ratio"]),
+                "step's containers from": ", ".join(group["held_from"].unique()),
                 "verdict": ", ".join(group["verdict"].unique()),
             }
         )
@@ -41,40 +53,48 @@ def rule(campaign: Campaign) -> pd.DataFrame:
 
 
 def loads(campaign: Campaign) -> pd.DataFrame:
-    """Collections of the workers per 1,000 steps, by arm, one column a generation."""
+    """Collections of the workers per 1,000 steps, by arm, one column per generation."""
     found = collections_by_load(campaign)
     table = found.pivot_table("per_1000_steps", "arm", "generation")
-    table = table.reindex([arm for arm in ordered_arms(campaign) if arm in table.index])
+    table = table.reindex([arm for arm in labels(campaign) if arm in table.index])
     table.columns = pd.Index([f"generation {generation}" for generation in table])
     return table.map(fmt.figures).reset_index()
 
 
+def heap_origins(campaign: Campaign) -> pd.DataFrame:
+    """Objects that each stage of a worker's start-up adds to its heap, by arm."""
+    added = objects_added(campaign)
+    if added.empty:
+        return added
+    added = added.loc[[arm for arm in labels(campaign) if arm in added.index]]
+    share = (added["imported"] / added.sum(axis=1)).map(fmt.percent)
+    table = added.clip(lower=0).map(fmt.count).rename(columns=STAGES)
+    return table.assign(**{"share of imports": share}).reset_index()
+
+
 def policies(campaign: Campaign) -> pd.DataFrame:
-    """What each arm's policies do: pauses, time lost, tail, throughput, memory, garbage."""
-    table = policies_table(campaign).reindex(ordered_arms(campaign))
+    """Pauses, lost time, tail, throughput, memory and garbage of each arm."""
+    table = policies_table(campaign).reindex(labels(campaign))
     return pd.DataFrame(
         {
-            "worker / engine core / front end": [
-                policies_of(row) for row in table.reset_index().to_dict("records")
-            ],
+            "arm": table.index,
             "longest pause (ms)": table["longest_ms"].map(fmt.figures),
             "GC per 1,000 steps (ms)": table["ms_per_1000_steps"].map(fmt.figures),
-            "P99 ITL (ms)": table["p99_ms"].map(fmt.figures),
-            "P99.9 ITL (ms)": table["p999_ms"].map(fmt.figures),
+            "P99 ITL (ms)": _with_interval(table, "p99_ms"),
+            "P99.9 ITL (ms)": _with_interval(table, "p999_ms"),
             "tokens/s": table["tokens_per_s"].map(fmt.count),
             "RSS gained (MiB)": (table["rss_growth_bytes"] / MIB).map(fmt.figures),
-            "worker never reclaimed, from before the freeze": _garbage(table, "kept"),
-            "and made since": _garbage(table, "since"),
+            "garbage in the worker from before the freeze": _garbage(table, "kept"),
+            "garbage since": _garbage(table, "since"),
         }
     )
 
 
 def memory(campaign: Campaign) -> pd.DataFrame:
-    """Resident memory by arm and process: before load, and what the load added."""
+    """Resident memory by arm and process: before load, and the gain under load."""
     found = resident_by_arm(campaign)
-    arms = found["arm"].map(ordered_arms(campaign).index)
     roles = found["role"].map(list(fmt.PROCESS).index)
-    found = found.assign(arms=arms, roles=roles).sort_values(["arms", "roles"])
+    found = in_order(found.assign(roles=roles).sort_values("roles"), campaign)
     return pd.DataFrame(
         {
             "arm": found["arm"],
@@ -88,9 +108,9 @@ def memory(campaign: Campaign) -> pd.DataFrame:
 
 
 def advice(campaign: Campaign) -> str:
-    """What `repro advise` says of the first run of each arm, as Markdown."""
+    """The output of `repro advise` for the first run of each arm, as Markdown."""
     said = []
-    for arm in ordered_arms(campaign):
+    for arm in labels(campaign):
         run = campaign.runs.loc[campaign.runs["arm"] == arm, "run"].iloc[0]
         try:
             lines = advise(setting_of(campaign, str(run))).lines
@@ -100,13 +120,28 @@ def advice(campaign: Campaign) -> str:
     return "\n\n".join(said)
 
 
+def _with_interval(table: pd.DataFrame, name: str) -> list[str]:
+    """A quantile by arm with its 95% interval; a dash where it is not supported."""
+    return [
+        "–" if math.isnan(value) else f"{fmt.figures(value)} ({fmt.bounds(low, high)})"
+        for value, low, high in table[[name, f"{name}_low", f"{name}_high"]].to_numpy()
+    ]
+
+
 def _garbage(table: pd.DataFrame, kind: str) -> list[str]:
-    """Objects in abandoned cycles, and their bytes; a dash where they were not counted."""
+    """Objects in unreachable cycles, and their bytes; a dash where they were not counted."""
     return [
         "–" if math.isnan(number) else f"{fmt.amount(number)} ({fmt.amount(size)} bytes)"
         for number, size in zip(table[kind], table[f"{kind}_bytes"], strict=True)
     ]
 
 
-def _steps(value: float) -> str:
-    return "never" if math.isinf(value) else fmt.figures(value)
+def _steps(values: pd.Series) -> str:
+    return "never" if math.isinf(values.mean()) else fmt.figures(values.mean())
+
+
+def _spread(ratios: pd.Series) -> str:
+    """The one ratio, or the smallest and the largest of several."""
+    if ratios.empty:
+        return "–"
+    return " to ".join(dict.fromkeys(map(fmt.figures, (ratios.min(), ratios.max()))))

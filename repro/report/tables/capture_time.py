@@ -1,0 +1,148 @@
+"""Tables and sentences of the notebook `capture_time`."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from repro import fmt
+from repro.analysis.captures import (
+    BASELINE,
+    CAPTURE_SETTING,
+    again_over_first,
+    capture_times,
+    collector_share,
+    policy_effects,
+    principal,
+)
+from repro.claims.capture import SAME_MEMORY
+from repro.claims.verdict import SAME
+from repro.dataset import Campaign
+
+GIB = 2**30
+
+
+def captures(campaign: Campaign) -> pd.DataFrame:
+    """Capture (CPU: compile) time by setting and policy, with its ratio to `gc-on`."""
+    times = capture_times(campaign)
+    times["share"] = times["gc_s"] / times["capture_s"]
+    effects = policy_effects(times).set_index([*CAPTURE_SETTING, "again", "capture_policy"])
+    rows = []
+    for key, group in times.groupby([*CAPTURE_SETTING, "again", "capture_policy"]):
+        seconds = group["capture_s"]
+        effect = effects.loc[key] if key in effects.index else None
+        rows.append(
+            _setting_cells(group)
+            | {
+                "capture policy": key[-1],
+                "kind": f"{group['kind'].iloc[0]}{' again' if key[-2] else ''}",
+                "median (s)": fmt.figures(seconds.median()),
+                "range (s)": fmt.bounds(seconds.min(), seconds.max()),
+                "over gc-on": _ratio_cell(effect, "ratio"),
+                "the same without GC": _ratio_cell(effect, "besides_gc"),
+                "GC share": fmt.percent(group["share"].median()),
+                "memory (GiB)": fmt.figures(group["memory_bytes"].median() / GIB),
+                "captures": f"{len(group)}",
+                "runs": f"{group['run'].nunique()}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def collections(campaign: Campaign) -> pd.DataFrame:
+    """Collections in a capture by setting and policy: their number and the time of one."""
+    rows = []
+    found = principal(capture_times(campaign))
+    for key, group in found.groupby([*CAPTURE_SETTING, "capture_policy"]):
+        middle = group.median(numeric_only=True)
+        full, heap = middle["full_s"], middle["heap"]
+        rows.append(
+            _setting_cells(group)
+            | {
+                "capture policy": key[-1],
+                "graphs": fmt.amount(middle["graphs"]),
+                "objects before": fmt.count(heap) if heap > 0 else "–",
+                "full collections": fmt.amount(middle["collections_2"]),
+                "the longest (s)": fmt.figures(full),
+                "ns per object": fmt.figures(1e9 * full / heap) if heap > 0 else "–",
+                "generation 0": fmt.amount(middle["collections_0"]),
+                "GC total (s)": fmt.figures(middle["gc_s"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def growth(campaign: Campaign) -> pd.DataFrame:
+    """Graphs that an automatic full collection would take, by setting, with `gc-on`.
+
+    An automatic full collection needs a quarter of the heap to be added first.
+    """
+    times = principal(capture_times(campaign))
+    times = times[(times["kind"] == "capture") & (times["capture_policy"] == BASELINE)]
+    rows = []
+    for _, group in times.groupby(CAPTURE_SETTING):
+        middle = group.median(numeric_only=True)
+        each = middle["containers"] / middle["graphs"]
+        if not (middle["heap"] > 0 and each > 0):
+            continue
+        rows.append(
+            _setting_cells(group)
+            | {
+                "containers left per graph": fmt.figures(each),
+                "graphs for a quarter of the heap": fmt.count(middle["heap"] / 4 / each),
+                "graphs captured": fmt.amount(middle["graphs"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def repetition(campaign: Campaign) -> str:
+    """One line per setting: repeated captures compared with the first of their process."""
+    said = []
+    for row in again_over_first(capture_times(campaign)).itertuples():
+        where = fmt.setting(row.model, row.vllm, row.runner)
+        if not row.time.supported:
+            said.append(f"**{where}**: one run cannot tell a repeated capture from the first.")
+            continue
+        compared = [
+            f"{'the same' if low <= ratio.low and ratio.high <= high else 'not shown the same'} in "
+            f"{name} ({fmt.ratio(ratio)})"
+            for name, ratio, (low, high) in (
+                ("time", row.time, SAME),
+                ("memory", row.memory, SAME_MEMORY),
+            )
+        ]
+        said.append(
+            f"**{where}**: a repeated capture over the start-up capture of its process and policy "
+            f"is {fmt.listed(compared)}, {fmt.plural(row.time.steps, 'run')}."
+        )
+    return "\n\n".join(said) or "No process of this campaign captured more than once."
+
+
+def upper_bound(campaign: Campaign) -> str:
+    """One line per setting: the most that a policy can save, and what freezing itself collects."""
+    times = principal(capture_times(campaign))
+    times = times[times["kind"] == "capture"]
+    said = []
+    for _, group in times.groupby(CAPTURE_SETTING):
+        on, frozen = (group[group["capture_policy"] == name] for name in (BASELINE, "frozen"))
+        share = collector_share(on)
+        if not share.supported or frozen.empty:
+            continue
+        before, after = (fmt.figures(rows["gc_s"].mean()) for rows in (on, frozen))
+        shown = fmt.share(share.value, share.low, share.high)
+        said.append(
+            f"**{fmt.setting(*group.iloc[0][['model', 'vllm', 'runner']])}**: the collector "
+            f"takes {shown} of a capture with `{BASELINE}`, and no policy can save "
+            f"more than that. With `frozen` it takes {after} s instead of {before} s."
+        )
+    return "\n\n".join(said) or "Two captures with the collector on and one frozen are needed."
+
+
+def _setting_cells(times: pd.DataFrame) -> dict[str, str]:
+    first = times.iloc[0]
+    runner = fmt.RUNNER.get(first["runner"], "–")
+    return {"model": first["model"], "vLLM": first["vllm"], "runner": runner}
+
+
+def _ratio_cell(effect: pd.Series | None, column: str) -> str:
+    return fmt.ratio(effect[column]) if effect is not None and effect[column].supported else "–"

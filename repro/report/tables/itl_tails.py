@@ -1,0 +1,224 @@
+"""Tables and sentences of the notebook `itl_tails`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from repro import fmt
+from repro.analysis.arms import Pair, in_order, labels, pairs, repeated
+from repro.analysis.attribution import HANDLER, UNEXPLAINED, attribute, by_arm
+from repro.analysis.crossover_cost import crossover_over_fresh, interval_costs
+from repro.analysis.gc_cost import gc_time
+from repro.analysis.release_comparison import release_pairs, release_ratios
+from repro.analysis.silences import silences
+from repro.analysis.tails import Metric, effect, tail_table
+from repro.dataset import Campaign
+from repro.dataset.schema import NS_PER_S
+from repro.stats.estimate import Estimate
+
+CLOSING = (0.5, 0.99, 0.999, 1.0)
+"""The quantiles of the closing table and sentence."""
+
+TOO_WIDE = 10.0
+"""An interval whose bounds differ by more than this factor says nothing and is not shown."""
+
+WAYS = {
+    "held": "under a hold of the output handler",
+    "collecting": "front end collecting",
+    "waiting": "engine idle",
+}
+"""Column of `silences` -> heading."""
+
+
+def quantiles(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
+    """Quantiles by arm in ms, each with its 95% interval or the number of steps it needs."""
+    found = tail_table(campaign, metric).set_index(["arm", "quantile"])
+    rows = []
+    for arm in labels(campaign):
+        of_arm = found.loc[arm]
+        if not of_arm["steps"].iloc[0]:
+            continue
+        row = {"arm": arm}
+        for quantile in CLOSING:
+            cell = of_arm.loc[quantile]
+            row[f"{fmt.quantile(quantile)} (ms)"] = (
+                f"{fmt.figures(cell['value_ms'])} ({fmt.bounds(cell['low_ms'], cell['high_ms'])})"
+                if cell["supported"]
+                else f"needs {cell['needs']:,.0f} steps"
+            )
+        rows.append(row | {"steps": f"{cell['steps']:,.0f}", "runs": f"{cell['runs']:.0f}"})
+    return pd.DataFrame(rows)
+
+
+def effects(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
+    """Ratios of the frozen arm to the other by quantile, each with its 95% interval."""
+    rows = []
+    for pair in pairs(campaign):
+        ratios = _ratios(campaign, pair, metric)
+        if any(ratio.supported for ratio in ratios.values()):
+            cells = {fmt.quantile(quantile): _cell(ratio) for quantile, ratio in ratios.items()}
+            rows.append({"frozen": pair.treated, "over": pair.baseline, **cells})
+    return pd.DataFrame(rows)
+
+
+def conclusion(campaign: Campaign, metric: Metric = "itl") -> str:
+    """One paragraph per pair of arms: the clearest effect of the freeze first."""
+    said = []
+    for pair in pairs(campaign):
+        who = f"**{pair.treated}** against **{pair.baseline}**"
+        if not repeated(campaign, pair):
+            what = "one run per arm cannot tell the policy's effect from the run's own"
+            said.append(f"{who}: {what}.")
+            continue
+        said.append(f"{who}: {clearest_first(_ratios(campaign, pair, metric))}.")
+    return "\n\n".join(said) or "The campaign has no two arms that differ in the freeze alone."
+
+
+def clearest_first(ratios: dict[float, Estimate]) -> str:
+    """Clear effects by size, then the quantiles without a clear difference."""
+    clear = {quantile: ratio for quantile, ratio in ratios.items() if ratio.clear}
+    open_ = {q: ratio for q, ratio in ratios.items() if ratio.supported and q not in clear}
+    by_size = sorted(clear, key=lambda quantile: -abs(math.log(clear[quantile].value)))
+    said = [f"{_name(quantile)} is {fmt.ratio(clear[quantile])}" for quantile in by_size]
+    if open_:
+        each = fmt.listed(f"{_name(q)} {fmt.ratio(ratio)}" for q, ratio in open_.items())
+        said.append(f"no clear difference in {each}")
+    return "; ".join(said) or "too few steps to say"
+
+
+def _name(quantile: float) -> str:
+    return "the longest gap" if quantile == 1 else fmt.quantile(quantile)
+
+
+def _ratios(campaign: Campaign, pair: Pair, metric: Metric) -> dict[float, Estimate]:
+    return {q: effect(campaign, pair.baseline, pair.treated, q, metric) for q in CLOSING}
+
+
+def _cell(ratio: Estimate) -> str:
+    """A ratio; a dash where it is not supported or its interval says nothing."""
+    if not ratio.supported or ratio.high > TOO_WIDE * ratio.low:
+        return "–"
+    return fmt.ratio(ratio)
+
+
+def crossover(campaign: Campaign) -> str:
+    """One line per cross-over: its engine time for an interval as wide as that of fresh engines."""
+    said = [
+        f"**{row.treated_crossover}**: P99 ITL {fmt.ratio(row.ratio_crossover)} from "
+        f"{fmt.plural(row.runs_crossover, 'period')} in {row.engine_s_crossover:,.0f} s of "
+        f"engine time; fresh engines {fmt.ratio(row.ratio_fresh)} from "
+        f"{fmt.plural(row.runs_fresh, 'run')} in {row.engine_s_fresh:,.0f} s. For the same width "
+        f"the cross-over takes ×{fmt.figures(row.time)} of their time."
+        for row in crossover_over_fresh(interval_costs(campaign)).itertuples()
+    ]
+    return "\n\n".join(said) or "The campaign has no cross-over beside fresh engines."
+
+
+def patch_against_release(campaign: Campaign) -> pd.DataFrame:
+    """Ratios of the release to the patch, frozen and not; all should include 1."""
+    rows = [
+        {"after": pair.after, "over before": pair.before}
+        | {name: _cell(found) for name, found in release_ratios(campaign, pair).items()}
+        for pair in release_pairs(campaign)
+    ]
+    return pd.DataFrame(rows)
+
+
+def attribution(campaign: Campaign, factor: float) -> pd.DataFrame:
+    """The pauses that explain gaps above `factor` times the median, beside chance."""
+    found = in_order(by_arm(attribute(campaign, factor)), campaign)
+    found = found[(found["tail_steps"] > 0) & ((found["steps"] > 0) | _unexplained(found))]
+    return pd.DataFrame(
+        {
+            "arm": found["arm"],
+            "pauses of": [
+                "no recorded pause" if role == UNEXPLAINED else f"{fmt.PROCESS[role]} {rank}"
+                for role, rank in zip(found["role"], found["rank"], strict=True)
+            ],
+            "generation": [
+                "–" if role == UNEXPLAINED else "output handler" if number == HANDLER else number
+                for role, number in zip(found["role"], found["generation"], strict=True)
+            ],
+            "steps with a long gap": [
+                f"{fmt.amount(steps)} of {fmt.amount(total)}"
+                for steps, total in zip(found["steps"], found["tail_steps"], strict=True)
+            ],
+            "share": found["share"].map(fmt.percent),
+            "by chance": found["chance"].map(fmt.percent),
+        }
+    )
+
+
+def explanation(campaign: Campaign, factor: float) -> str:
+    """One paragraph per arm: its long gaps, and the processes whose pauses explain them."""
+    found = by_arm(attribute(campaign, factor))
+    said = []
+    for arm in labels(campaign):
+        of_arm = found[found["arm"] == arm]
+        if of_arm.empty or of_arm["tail_steps"].iloc[0] == 0:
+            said.append(f"**{arm}**: no gap exceeds {factor:g} times the median.")
+            continue
+        known = of_arm[~_unexplained(of_arm)]
+        known = known.assign(handler=known["generation"] == HANDLER)
+        known = known.groupby(["role", "handler"])[["share", "chance"]].sum().reset_index()
+        known = known[known["share"] > 0].sort_values("share", ascending=False)
+        explained = [
+            f"the {fmt.PROCESS[row.role]}{chr(39) + 's output handler' if row.handler else ''} "
+            f"explains {fmt.percent(row.share)} (by chance: {fmt.percent(row.chance)})"
+            for row in known.itertuples()
+        ]
+        rest = of_arm.loc[_unexplained(of_arm), "share"].sum()
+        explained.append(f"{fmt.percent(rest)} coincide with no recorded pause")
+        steps = fmt.amount(of_arm["tail_steps"].iloc[0])
+        said.append(
+            f"**{arm}**: of {steps} steps with a gap above {factor:g} times the median, "
+            f"{fmt.listed(explained)}."
+        )
+    return "\n\n".join(said)
+
+
+def silence_causes(campaign: Campaign) -> pd.DataFrame:
+    """Silences of a second or more through HTTP by arm, and the shares of their causes."""
+    found = silences(campaign)
+    found = found.assign(length_s=(found["end_ns"] - found["start_ns"]) / NS_PER_S)
+    rows = []
+    for arm in labels(campaign):
+        own = found[found["arm"] == arm]
+        if own.empty:
+            continue
+        share = {name: np.average(own[name], weights=own["length_s"]) for name in WAYS}
+        rows.append(
+            {
+                "arm": arm,
+                "silences": fmt.amount(len(own)),
+                "longest (s)": fmt.figures(own["length_s"].max()),
+                "total (s)": fmt.figures(own["length_s"].sum()),
+                **{WAYS[name]: fmt.percent(value) for name, value in share.items()},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def collector(campaign: Campaign) -> pd.DataFrame:
+    """Time that each kind of process loses to collections, by arm and generation."""
+    found = in_order(gc_time(campaign), campaign)
+    found = found[found["steps"] > 0]
+    return pd.DataFrame(
+        {
+            "arm": found["arm"],
+            "process": found["role"].map(fmt.PROCESS),
+            "generation": found["generation"],
+            "collections": found["pauses"].map("{:,}".format),
+            "per 1,000 steps": found["per_1000_steps"].map(fmt.figures),
+            "ms per 1,000 steps": found["ms_per_1000_steps"].map(fmt.figures),
+            "median (ms)": found["median_ms"].map(fmt.figures),
+            "longest (ms)": found["max_ms"].map(fmt.figures),
+        }
+    )
+
+
+def _unexplained(found: pd.DataFrame) -> pd.Series:
+    return found["role"] == UNEXPLAINED

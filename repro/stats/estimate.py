@@ -1,0 +1,40 @@
+"""A number with its 95% interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One number with its 95% interval.
+
+    Attributes
+    ----------
+    value, low, high : float
+        In the unit of the sample, or a ratio; NaN where not supported.
+    supported : bool
+        Whether the sample has the observations that the number needs.
+    needs, steps : int
+        Observations needed, and those available (of a ratio: in the smaller sample). For
+        quantiles an observation is a step, for ratios of runs it is a run.
+    """
+
+    value: float
+    low: float
+    high: float
+    supported: bool
+    needs: int
+    steps: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval of a ratio excludes 1."""
+        return self.supported and (self.high < 1 or self.low > 1)
+
+
+def unsupported(*, needs: int, steps: int) -> Estimate:
+    """The estimate of a sample that is too small."""
+    nan = math.nan
+    return Estimate(value=nan, low=nan, high=nan, supported=False, needs=needs, steps=steps)
