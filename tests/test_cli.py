@@ -15,10 +15,10 @@ from repro.doctor import examine
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["run", "{tmp}", "--policies", "thaw"], "unknown policy 'thaw': choose one of stock"),
-        (["run", "{tmp}", "--concurrency", "0"], "concurrency 0: allowed is 1 to 1024"),
+        (["run", "{tmp}", "--policies", "thaw"], "policies 'thaw': choose one of stock"),
+        (["run", "{tmp}", "--concurrency", "0"], "concurrency 0: allowed is whole numbers"),
         (["run", "{tmp}", "--model", "nope"], "model 'nope' has no config.json"),
-        (["run", "{tmp}", "--output-tokens", "x"], "output_tokens 'x': give shortest,longest"),
+        (["run", "{tmp}", "--output-tokens", "x"], "output_tokens 'x': allowed is two whole"),
         (
             ["run", "{tmp}", "--recaptures", "2", "--capture-policies", "gc-on"],
             "recaptures 2 with client 'engine': use client 'capture'",
