@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from repro import releases
 from repro.analysis.arms import freezes
 from repro.analysis.gc_cost import full_collections
 from repro.analysis.tails import Estimate, effect
 from repro.dataset import Campaign, in_window, under_load
 from repro.stats.ratios import ratio_of_runs
-
-FIRST_FROZEN = (0, 23)
-"""The first vLLM release with the pull request in it."""
 
 SETTING = ["machine", "model", "client", "executor", "load", "capture_policy"]
 SETTING += ["tensor_parallel_size", "data_parallel_size"]
@@ -42,7 +40,7 @@ def twins(campaign: Campaign) -> list[Twins]:
     """The arms to compare, of runs under load; none on one side of the pull request alone."""
     arms = under_load(campaign).runs.drop_duplicates("arm").copy()
     arms["frozen"] = [freezes(campaign, arm) for arm in arms["arm"]]
-    arms["after"] = [release(version) >= FIRST_FROZEN for version in arms["vllm"]]
+    arms["after"] = [releases.has_freeze(version) for version in arms["vllm"]]
     found = []
     for (*_, frozen), alike in arms.groupby([*SETTING, "frozen"]):
         if frozen == "unknown":
@@ -97,22 +95,9 @@ def freezes_itself(runs: pd.DataFrame) -> pd.Series:
     runs : pandas.DataFrame
         `Campaign.runs`, or rows of it.
     """
-    after = [release(version) >= FIRST_FROZEN for version in runs["vllm"]]
-    return runs["gpu_name"].notna() & pd.Series(after, index=runs.index, dtype=bool)
-
-
-def release(version: str) -> tuple[int, ...]:
-    """Major and minor of a version such as 0.22.1 or 0.23.0rc1.
-
-    Raises
-    ------
-    ValueError
-        If the text is no version.
-    """
-    parts = version.split(".")[:2]
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"vllm {version!r}: give a version like 0.23.0")
-    return tuple(map(int, parts))
+    on_gpu = runs["gpu_name"].notna()
+    by_itself = map(releases.has_freeze, runs["vllm"])
+    return on_gpu & pd.Series(list(by_itself), index=runs.index, dtype=bool)
 
 
 def _of_runs(values: pd.Series, pair: Twins) -> Estimate:

@@ -13,10 +13,10 @@ from types import MappingProxyType
 
 from repro import fmt, policy
 from repro.analysis.arms import freezes
-from repro.analysis.release_comparison import FIRST_FROZEN, release
 from repro.analysis.tails import step_intervals
 from repro.analysis.trigger import kept_a_request
 from repro.dataset import Campaign, in_window, subset
+from repro.releases import has_freeze
 from repro.theory.cpython_rule import StepLoad, period_of_full_collections, rule_for
 
 HELD_A_REQUEST = 1.2
@@ -93,7 +93,7 @@ class Setting:
     def __post_init__(self) -> None:
         policy.serving(self.policy)
         rule_for(self.python)
-        release(self.vllm)
+        has_freeze(self.vllm)
         if self.device not in KEPT_A_REQUEST:
             raise ValueError(f"device {self.device!r}: choose one of {', '.join(KEPT_A_REQUEST)}")
         for name in ("concurrency", "ranks", "heap_objects", "output_tokens"):
@@ -106,9 +106,7 @@ class Setting:
     def frozen(self) -> bool:
         """Whether the workers decode with a frozen heap."""
         asked = policy.serving(self.policy).freeze
-        return (
-            self.device == "cuda" and release(self.vllm) >= FIRST_FROZEN if asked is None else asked
-        )
+        return self.device == "cuda" and has_freeze(self.vllm) if asked is None else asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +149,10 @@ def advise(setting: Setting) -> Advice:
     period = math.inf
     if asked.automatic:
         period = period_of_full_collections(
-            load, long_lived_total=round(seen), rule=rule, thresholds=asked.thresholds
+            load,
+            long_lived_total=round(seen),
+            rule=rule,
+            thresholds=asked.thresholds_over(rule.thresholds),
         )
     advice = Advice(
         setting=setting,
@@ -228,7 +229,7 @@ def _whether(advice: Advice) -> str:
     asked = policy.serving(setting.policy)
     if not asked.automatic:
         return f"Workers make no automatic collection: policy {asked.name!r} switches it off."
-    first = (asked.thresholds or rule_for(setting.python).thresholds)[0]
+    first = asked.thresholds_over(rule_for(setting.python).thresholds)[0]
     held = round(HELD_A_REQUEST * setting.concurrency)
     if not advice.fires:
         return (
@@ -283,7 +284,7 @@ def _what_to_set(advice: Advice) -> str:
         return f"Nothing need be set for the workers. {OTHERS}"
     if setting.frozen:
         return f"The workers are frozen already: nothing need be set for them. {OTHERS}"
-    if setting.device == "cuda" and release(setting.vllm) < FIRST_FROZEN:
+    if setting.device == "cuda" and not has_freeze(setting.vllm):
         way = "take vLLM 0.23.0 or later, or set REPRO_POLICY=freeze beside this package's plugin"
     else:
         way = "set REPRO_POLICY=freeze beside this package's plugin"

@@ -38,7 +38,7 @@ def policies_compared(campaign: Campaign) -> Figure:
     # Order and colour are those of the process whose policies set most arms apart.
     shown_by = table[POLICIES].nunique().idxmax()
     table = table.assign(colour=table[shown_by].map(POLICY_COLOUR))
-    table["place"] = table[shown_by].map(list(POLICY_COLOUR).index)
+    table["place"] = table[shown_by].map({name: i for i, name in enumerate(POLICY_COLOUR)})
     table = table.sort_values(["place", *POLICIES], kind="stable")
     rows = np.arange(len(table))
     drawn = Figure(figsize=(PAGE, 1.0 + 0.22 * len(table)), layout="constrained")
