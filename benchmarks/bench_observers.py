@@ -19,14 +19,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.observers import OBSERVERS, Observed
 from repro.experiment.clients.engine import start_engine
 from repro.experiment.config import Experiment
 from repro.experiment.supervise import environment
-from repro.plugin.observers import OBSERVERS
-from repro.plugin.rpc import OBSERVE_RPC
 
 WARM_STEPS = 50
 """Steps at first that are not timed: prefill, and shapes met for the first time."""
+
+EXTENSION = f"{Observed.__module__}.{Observed.__qualname__}"
 
 Turn = dict[str, float]
 
@@ -45,7 +46,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(environment(experiment, Path(folder)))
-        engine = start_engine(experiment)
+        engine = start_engine(experiment, worker_extension_cls=EXTENSION)
         with contextlib.ExitStack() as stack:
             stack.callback(engine.engine_core.shutdown)
             rounds = measure(engine, experiment, asked)
@@ -65,7 +66,7 @@ def measure(
     for _ in range(asked.rounds):
         turns = {}
         for what in order.sample(OBSERVERS, len(OBSERVERS)):
-            (took,) = engine.collective_rpc(OBSERVE_RPC, args=(what, asked.collections))
+            (took,) = engine.collective_rpc("exchange_observer", args=(what, asked.collections))
             engine.step()  # the one that the collections held up
             turns[what] = {
                 "full collection": statistics.median(took) / 1e6,

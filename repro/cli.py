@@ -6,9 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from repro import __version__, policy
-from repro.experiment.config import CLIENTS
+from repro.experiment.grid import PARAMETERS, grid, option
+from repro.experiment.parameters import as_text, described
 
 RECORDED = "what REPRO_RECORD_DIR named when vLLM was started"
 
@@ -90,41 +92,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_run_options(command: argparse.ArgumentParser) -> None:
-    """What a campaign's runs have in common, and what differs between them."""
-    add = command.add_argument
-    add("root", type=Path, help="the campaign's folder; one that exists is gone on with")
-    add(
-        "--policies",
-        help="arms, each worker or worker/engine core/front end: "
-        f"{', '.join(policy.SERVING)} (None: those to compare)",
+    """The campaign's folder, its parameters, and how long it may take."""
+    command.add_argument("root", type=Path, help="the campaign's folder; resumes if it exists")
+    for name, field in PARAMETERS.items():
+        # A list or a number stays text here: `grid` reads it.
+        how: dict[str, Any] = {"help": described(field).replace("%", "%%")}
+        how |= {"action": "store_true"} if field.type == "bool" else {"metavar": "VALUE"}
+        command.add_argument(option(name), default=as_text(field.default), **how)
+    command.add_argument(
+        "--budget-s", type=float, help="start no run that would not end within so many seconds"
     )
-    add("--capture-policies", default="stock", help=", ".join(policy.CAPTURE))
-    add("--replicates", type=int, default=2, help="independent runs an arm")
-    add("--first-replicate", type=int, default=0, help="number of the first of them")
-    add("--concurrency", default="1024", help="requests in flight a rank, one or several: 512,1024")
-    add("--max-num-seqs", type=int, default=1024, help="vLLM's limit of requests in one step")
-    add("--enforce-eager", action="store_true", help="neither compile nor capture")
-    add("--max-cudagraph-capture-size", type=int, help="largest batch captured, in tokens")
-    add("--duration-s", type=float, default=60.0, help="measured seconds a run, after the ramp")
-    add("--switch-s", type=float, default=0.0, help="seconds a period of policy alternate")
-    add("--prompt-tokens", type=int, default=16, help="tokens a prompt")
-    add("--output-tokens", default="16,64", help="shortest,longest answer in tokens")
-    add("--recaptures", type=int, default=0, help="times each capture policy in one process")
-    add("--logprobs", type=int, default=0, help="log probabilities with each token")
-    add("--structured-output", action="store_true", help="answers held to a regular expression")
-    add("--speculative", default="none", help="none or ngram: tokens proposed by look-up")
-    add("--runner", default="auto", help="vLLM's model runner: auto, v1, v2")
-    add("--output-chunk", type=int, default=0, help="outputs a turn of the API server (0: vLLM's)")
-    add("--executor", default="mp", help="mp: worker in its own process; uni: in the engine core")
-    add("--client", default="engine", help="what drives the load: " + ", ".join(CLIENTS))
-    add("--tensor-parallel-size", type=int, default=1, help="ranks that share each request")
-    add("--data-parallel-size", type=int, default=1, help="ranks with requests of their own")
-    add("--enable-expert-parallel", action="store_true", help="whole experts on each rank")
-    add("--identical-streams", action="store_true", help="the same requests for every rank")
-    add("--model", default="tiny", help="a shipped config, a folder, or a hub name")
-    add("--device", default="auto", help="auto, cuda, cpu")
-    add("--budget-s", type=float, help="begin no run that would not end within so many seconds")
-    add("--seed", type=int, default=0, help="of lengths and prompts")
 
 
 def add_setting(command: argparse.ArgumentParser) -> None:
@@ -155,21 +132,10 @@ def doctor(_: argparse.Namespace) -> int:
 def run(parsed: argparse.Namespace) -> int:
     """Measure a campaign."""
     from repro.experiment.campaign import run_campaign
-    from repro.experiment.config import grid, token_range
 
-    shared = ["replicates", "first_replicate", "duration_s", "switch_s", "prompt_tokens"]
-    shared += ["logprobs", "speculative", "runner", "recaptures", "max_cudagraph_capture_size"]
-    shared += ["tensor_parallel_size", "data_parallel_size", "enable_expert_parallel"]
-    shared += ["identical_streams", "structured_output", "output_chunk"]
-    shared += ["max_num_seqs", "enforce_eager", "executor", "client", "model", "device", "seed"]
-    experiments = grid(
-        policies=names(parsed.policies) if parsed.policies else None,
-        capture_policies=names(parsed.capture_policies),
-        output_tokens=token_range(parsed.output_tokens),
-        concurrency=numbers(parsed.concurrency),
-        **{name: getattr(parsed, name) for name in shared},
-    )
-    print(run_campaign(experiments, parsed.root, budget_s=parsed.budget_s))
+    given = {name: getattr(parsed, name) for name in PARAMETERS}
+    asked = {name: value for name, value in given.items() if value is not None}
+    print(run_campaign(grid(**asked), parsed.root, budget_s=parsed.budget_s))
     return 0
 
 
@@ -196,25 +162,6 @@ def advise(parsed: argparse.Namespace) -> int:
         else:
             print("\n  ".join((f"{run}:", *found.lines)))
     return 0
-
-
-def names(text: str) -> list[str]:
-    """Names out of text like `stock, freeze`."""
-    return [name.strip() for name in text.split(",")]
-
-
-def numbers(text: str) -> list[int]:
-    """Whole numbers out of text like `512, 1024`.
-
-    Raises
-    ------
-    ValueError
-        If one is none.
-    """
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"concurrency {text!r}: give whole numbers, like 512,1024") from None
 
 
 def figures(parsed: argparse.Namespace) -> int:

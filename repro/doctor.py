@@ -1,18 +1,23 @@
-"""What this machine can measure, and the remedy for each thing missing."""
+"""Finds out what this machine can measure, and names the remedy for each thing missing."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 from repro.experiment import provenance
 from repro.experiment.campaign import MEMORY_NEEDED
-from repro.plugin.hook_points import KNOWN_VLLM
+from repro.plugin.hook_points import HOOK_POINTS, HookPoint
+from repro.releases import READ, release
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,8 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at Python, vLLM, the plugin, the processor, memory and GPUs."""
-    return [python(), vllm(), entry_point(), compiler(), memory(), processor(), gpu()]
+    found = [python(), vllm(), entry_point(), compiler(), memory(), processor(), gpu()]
+    return found if found[1].blocks else [*found[:2], hooks(), *found[2:]]
 
 
 def python() -> Finding:
@@ -61,17 +67,73 @@ def vllm() -> Finding:
     except provenance.NoVllm as error:
         remedy = "make env installs it; data/ and figures need none"
         return Finding(what="vLLM", found=str(error).partition(":")[0], remedy=remedy, blocks=True)
-    first, last = map(release, KNOWN_VLLM)
-    if not first <= release(version) <= last:
-        known = " to ".join(KNOWN_VLLM)
-        return Finding(what="vLLM", found=version, remedy=f"the patch was read against {known}")
+    if not release(READ[0]) <= release(version) <= release(READ[1]):
+        remedy = f"the hooks were read against {READ[0]} to {READ[1]}"
+        return Finding(what="vLLM", found=version, remedy=remedy)
     return Finding(what="vLLM", found=version)
 
 
-def release(version: str) -> tuple[int, ...]:
-    """The numbers of a version like `0.23.0+cpu`."""
-    parts = version.split("+")[0].split(".")[:3]
-    return tuple(int(part) for part in parts if part.isdigit())
+def hooks() -> Finding:
+    """Whether the installed vLLM has every name that this package hooks."""
+    missing = missing_hooks(installed_vllm(), provenance.vllm_version())
+    if missing:
+        names = ", ".join(f"{point.module}.{point.name} ({point.use})" for point in missing)
+        remedy = f"install vLLM {READ[0]} to {READ[1]}"
+        return Finding(what="hooks", found=f"missing {names}", remedy=remedy)
+    return Finding(what="hooks", found=f"all of {len(HOOK_POINTS)} there")
+
+
+def installed_vllm() -> Path:
+    """The folder of the installed vLLM's sources; imports nothing of it."""
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
+def missing_hooks(root: Path, version: str) -> list[HookPoint]:
+    """Hook points that vLLM's sources lack, of those that this version had or newer ones should.
+
+    Parameters
+    ----------
+    root : Path
+        vLLM's package folder, installed or unpacked.
+    version : str
+    """
+    return [
+        point
+        for point in HOOK_POINTS
+        if release(point.first) <= release(version)
+        and (point.last == READ[1] or release(version) <= release(point.last))
+        and not has_hook(root, point)
+    ]
+
+
+def has_hook(root: Path, point: HookPoint) -> bool:
+    """Whether a module's source binds the name, at its top level or in the class."""
+    path = root.joinpath(*point.module.split(".")[1:])
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not path.is_file():
+        return False
+    tree: ast.AST = ast.parse(path.read_text(encoding="utf-8"))
+    owner, _, name = point.name.rpartition(".")
+    if owner:
+        classes = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == owner]
+        return any(name in bound(one) for one in classes)
+    return name in bound(tree)
+
+
+def bound(tree: ast.AST) -> Iterator[str]:
+    """Every name that a module or a class defines, imports or assigns, `self.name` included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.alias):
+            yield node.asname or node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
 
 
 def entry_point() -> Finding:

@@ -1,21 +1,25 @@
-"""The GC policies: a closed set, as data. Add one here and every other part knows it.
+"""The GC policies: a closed set, as data. One added here is known to every other part.
 
-Standard library only: this module is loaded inside vLLM's own processes.
+Standard library only: vLLM's own processes load this module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 from typing import TypeVar
+
+NO_COLOUR = "#333333"
+NEVER = 1_000_000_000
+"""A threshold that no count reaches."""
 
 
 class UnknownPolicy(ValueError):
     """A policy name outside the closed set; the message names the choices."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ServingPolicy:
     """What a process does with its heap and its collector once it is warm.
 
@@ -26,25 +30,34 @@ class ServingPolicy:
     freeze : bool or None
         True: collect 0, 1, 2, then `gc.freeze()`; a worker thaws first thing at shutdown.
         False: never freeze, whatever the installed vLLM does. None: leave vLLM as it is.
-    thresholds : tuple of int, optional
-        In place of Python's own, as by `gc.set_threshold()`.
+    thresholds : tuple of int or None
+        In place of Python's own, as by `gc.set_threshold()`; None keeps Python's.
     automatic : bool
         False: `gc.disable()`, no collection by itself.
     freeze_again : bool
         Freeze what each later full collection leaves alive, so that the next one sees little.
     between_steps : bool
         Collect at chosen moments instead of inside whatever allocates: young generations, when
-        they are due, as soon as the step is with those who compute it; all of them, when no
-        request is left to wait. A loop that is never idle never has that second moment.
+        they are due, as soon as others compute the step; all of them when no request waits. A
+        loop that is never idle never has that second moment.
+    freeze_every_s, collect_every_s : float
+        At the first such moment after so many seconds: freeze what is alive, or make a full
+        collection; 0: never.
+    colour : str
+        In figures.
     """
 
     name: str
     summary: str
+    _: KW_ONLY
     freeze: bool | None
-    thresholds: tuple[int, int, int] | None = None
+    thresholds: tuple[int | None, int | None, int | None] = (None, None, None)
     automatic: bool = True
     freeze_again: bool = False
     between_steps: bool = False
+    freeze_every_s: float = 0.0
+    collect_every_s: float = 0.0
+    colour: str = NO_COLOUR
 
     @property
     def leaves_alone(self) -> bool:
@@ -54,10 +67,31 @@ class ServingPolicy:
     @property
     def only_freezes(self) -> bool:
         """Whether it sets nothing but the freeze, as the pull request does."""
-        return self == ServingPolicy(name=self.name, summary=self.summary, freeze=self.freeze)
+        return self == ServingPolicy(
+            self.name, self.summary, freeze=self.freeze, colour=self.colour
+        )
+
+    @property
+    def chooses_moments(self) -> bool:
+        """Whether the process has to say when it can wait for a collection or a freeze."""
+        return bool(self.between_steps or self.freeze_every_s or self.collect_every_s)
+
+    @property
+    def rules_out_full(self) -> bool:
+        """Whether no full collection comes but those every `collect_every_s`."""
+        off = not self.automatic and not self.between_steps
+        return off or self.thresholds[2] == NEVER
+
+    def thresholds_over(self, own: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The collector's thresholds in a Python whose own are these."""
+        first, second, third = (
+            default if asked is None else asked
+            for asked, default in zip(self.thresholds, own, strict=True)
+        )
+        return first, second, third
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CapturePolicy:
     """What a worker does with its collector while it captures CUDA graphs.
 
@@ -75,6 +109,7 @@ class CapturePolicy:
 
     name: str
     summary: str
+    _: KW_ONLY
     leave: bool = False
     freeze: bool = False
     disable: bool = False
@@ -92,61 +127,93 @@ def _by_name(*policies: Policy) -> Mapping[str, Policy]:
 
 
 RAISED = (20_000, 50, 50)
-
 SERVING = _by_name(
-    ServingPolicy(name="stock", summary="the installed vLLM, untouched", freeze=None),
+    ServingPolicy("stock", "the installed vLLM, untouched", freeze=None, colour="#949494"),
     ServingPolicy(
-        name="no-freeze", summary="never freezes, as a worker before #44363", freeze=False
+        "no-freeze", "never freezes, as a worker before #44363", freeze=False, colour="#d55e00"
     ),
     ServingPolicy(
-        name="freeze", summary="collect, then freeze at the end of warm-up: #44363", freeze=True
+        "freeze",
+        "collect, then freeze at the end of warm-up: #44363",
+        freeze=True,
+        colour="#0173b2",
     ),
+    ServingPolicy(ALTERNATE, "no-freeze and freeze in turn inside one engine", freeze=False),
     ServingPolicy(
-        name=ALTERNATE, summary="no-freeze and freeze in turn inside one engine", freeze=False
-    ),
-    ServingPolicy(
-        name="freeze-again",
-        summary="freeze, and again what each full collection leaves alive",
+        "freeze-again",
+        "freeze, and again what each full collection leaves alive",
         freeze=True,
         freeze_again=True,
+        colour="#029e73",
     ),
     ServingPolicy(
-        name="thresholds",
-        summary=f"not frozen, collector thresholds {RAISED}",
+        "thresholds",
+        f"not frozen, collector thresholds {RAISED}",
         freeze=False,
         thresholds=RAISED,
+        colour="#ca9161",
     ),
     ServingPolicy(
-        name="freeze-thresholds",
-        summary=f"freeze, collector thresholds {RAISED}",
+        "freeze-thresholds",
+        f"freeze, collector thresholds {RAISED}",
         freeze=True,
         thresholds=RAISED,
+        colour="#56b4e9",
     ),
     ServingPolicy(
-        name="between-steps",
-        summary="freeze, then collect only while others compute or nothing is left to do",
+        "threshold-20k",
+        "not frozen, first threshold 20,000: TensorRT-LLM's",
+        freeze=False,
+        thresholds=(20_000, None, None),
+        colour="#de8f05",
+    ),
+    ServingPolicy(
+        "rare-full",
+        "not frozen, third threshold 100,000: AWS Neuron's",
+        freeze=False,
+        thresholds=(None, None, 100_000),
+        colour="#fbafe4",
+    ),
+    ServingPolicy(
+        "periodic-freeze",
+        "freeze, and again every 60 s; no full collection by itself: Dynamo's",
+        freeze=True,
+        thresholds=(None, None, NEVER),
+        freeze_every_s=60.0,
+        colour="#ece133",
+    ),
+    ServingPolicy(
+        "periodic-collect",
+        "not frozen, a full collection every 600 s, none by itself: SGLang's",
+        freeze=False,
+        automatic=False,
+        collect_every_s=600.0,
+        colour="#8c564b",
+    ),
+    ServingPolicy(
+        "between-steps",
+        "freeze, then collect only while others compute or nothing is left to do",
         freeze=True,
         automatic=False,
         between_steps=True,
+        colour="#cc78bc",
     ),
-    ServingPolicy(
-        name="disable", summary="not frozen, no collection at all", freeze=False, automatic=False
-    ),
+    ServingPolicy("disable", "not frozen, no collection at all", freeze=False, automatic=False),
 )
 
 CAPTURE = _by_name(
-    CapturePolicy(name="stock", summary="the installed vLLM, untouched", leave=True),
-    CapturePolicy(name="gc-on", summary="collect once, then capture with the collector on"),
-    CapturePolicy(name="frozen", summary="frozen heap, the part #44363 withdrew", freeze=True),
+    CapturePolicy("stock", "the installed vLLM, untouched", leave=True),
+    CapturePolicy("gc-on", "collect once, then capture with the collector on"),
+    CapturePolicy("frozen", "frozen heap, the part #44363 withdrew", freeze=True),
     CapturePolicy(
-        name="frozen-disabled",
-        summary="frozen heap and no automatic collection, as later vLLM does",
+        "frozen-disabled",
+        "frozen heap and no automatic collection, as later vLLM does",
         freeze=True,
         disable=True,
     ),
     CapturePolicy(
-        name="collect-per-graph",
-        summary="a full collection before each graph, PyTorch's former default",
+        "collect-per-graph",
+        "a full collection before each graph, PyTorch's former default",
         collect_per_graph=True,
     ),
 )

@@ -16,7 +16,8 @@ from builders import document
 from repro.dataset.run import DatasetError, read_document
 from repro.experiment import campaign, provenance
 from repro.experiment.campaign import CampaignError, interleaved, run_campaign
-from repro.experiment.config import Experiment, grid
+from repro.experiment.config import Experiment
+from repro.experiment.grid import grid
 from repro.experiment.provenance import NoVllm
 from repro.experiment.supervise import RunFailed
 
@@ -212,7 +213,7 @@ provenance.vllm_version = lambda: "0.32.0"
 supervise.CHILD = (sys.executable, "-c", "import sys, time, subprocess;"
     "grandchild = subprocess.Popen(['sleep', '1000']);"
     "open(sys.argv[1], 'w').write(str(grandchild.pid)); time.sleep(1000)", sys.argv[2])
-from repro.experiment.config import grid
+from repro.experiment.grid import grid
 campaign.run_campaign(grid(replicates=1), Path(sys.argv[1]), progress=False)
 """
 

@@ -18,7 +18,8 @@ from repro.analysis.captures import capture_times
 from repro.experiment import collect, provenance
 from repro.experiment.clients import capture
 from repro.experiment.clients.engine import engine_arguments
-from repro.experiment.config import Experiment, grid
+from repro.experiment.config import Experiment
+from repro.experiment.grid import grid
 from repro.experiment.verify import NotAsRequested
 from repro.plugin import rpc
 from repro.plugin.recorder import PAUSE, Recorder

@@ -10,15 +10,16 @@ from campaigns import story
 
 from repro import cli
 from repro.doctor import examine
+from repro.plugin.hook_points import HOOK_POINTS, HookPoint
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["run", "{tmp}", "--policies", "thaw"], "unknown policy 'thaw': choose one of stock"),
-        (["run", "{tmp}", "--concurrency", "0"], "concurrency 0: allowed is 1 to 1024"),
+        (["run", "{tmp}", "--policies", "thaw"], "policies 'thaw': choose one of stock"),
+        (["run", "{tmp}", "--concurrency", "0"], "concurrency 0: allowed is whole numbers"),
         (["run", "{tmp}", "--model", "nope"], "model 'nope' has no config.json"),
-        (["run", "{tmp}", "--output-tokens", "x"], "output_tokens 'x': give shortest,longest"),
+        (["run", "{tmp}", "--output-tokens", "x"], "output_tokens 'x': allowed is two whole"),
         (
             ["run", "{tmp}", "--recaptures", "2", "--capture-policies", "gc-on"],
             "recaptures 2 with client 'engine': use client 'capture'",
@@ -84,7 +85,8 @@ def test_predict_needs_one_rank_with_and_without(
 
 def test_the_doctor_looks_at_everything() -> None:
     found = {finding.what: finding for finding in examine()}
-    assert set(found) == {"Python", "vLLM", "plugin", "compiler", "memory", "processor", "GPU"}
+    looked_at = {"Python", "vLLM", "hooks", "plugin", "compiler", "memory", "processor", "GPU"}
+    assert set(found) == looked_at
     assert all(finding.found for finding in found.values())
 
 
@@ -94,3 +96,10 @@ def test_the_doctor_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.blocks
     assert "make env" in str(finding)
     assert cli.main(["doctor"]) == 1
+
+
+def test_the_doctor_names_each_hook_point_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = HookPoint("vllm.v1.engine.core", "EngineCore.no_such_method", "a test")
+    monkeypatch.setattr("repro.doctor.HOOK_POINTS", (*HOOK_POINTS, added))
+    finding = next(f for f in examine() if f.what == "hooks")
+    assert finding.found == "missing vllm.v1.engine.core.EngineCore.no_such_method (a test)"

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from repro.experiment.config import MODELS, ConfigError, Experiment, grid, token_range
-from repro.policy import UnknownPolicy
+from repro.experiment.config import MODELS, ConfigError, Experiment
+from repro.experiment.grid import PARAMETERS, grid, options
+from repro.experiment.parameters import described, parameters
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -17,40 +18,42 @@ DATA = Path(__file__).parent.parent / "data"
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"concurrency": 0}, r"concurrency 0: allowed is 1 to 1024"),
+        ({"concurrency": 0}, r"concurrency 0: allowed is a whole number from 1 \(requests\)"),
         ({"concurrency": 1025}, r"concurrency 1025: allowed is 1 to 1024; .*raise max_num_seqs"),
         ({"model": "no-such-model"}, r"'no-such-model'.*deep, dense-0.6b, moe, small, tiny"),
         ({"executor": "uni", "policy": "disable"}, r"'disable' with executor 'uni'.*engine_policy"),
-        ({"logprobs": 21}, r"logprobs 21: allowed is 0 to 20"),
-        ({"logprobs": 1, "client": "serve"}, r"only client 'engine' asks"),
+        ({"logprobs": 21}, r"logprobs 21: allowed is a whole number from 0 to 20"),
+        ({"logprobs": 1, "client": "serve"}, r"only client 'engine' has it"),
         (
             {"structured_output": True, "client": "async_engine"},
-            r"structured_output True with client 'async_engine': only client 'engine' asks",
+            r"structured_output True with client 'async_engine': only client 'engine' has it",
         ),
         ({"speculative": "medusa"}, r"speculative 'medusa': choose one of none, ngram"),
-        ({"output_chunk": 64}, r"output_chunk 64: allowed is 0 to 0; only client 'serve' has"),
-        ({"output_chunk": -1, "client": "serve"}, r"output_chunk -1: allowed is 0 or more"),
+        ({"output_chunk": 64}, r"output_chunk 64 with client 'engine': only client 'serve' has"),
+        (
+            {"output_chunk": -1, "client": "serve"},
+            r"output_chunk -1: allowed is .* from 0",
+        ),
         ({"runner": "v3"}, r"runner 'v3': choose one of auto, v1, v2"),
         ({"executor": "ray"}, r"executor 'ray': choose one of mp, uni"),
         ({"client": "curl"}, r"client 'curl'"),
         ({"device": "tpu"}, r"device 'tpu'"),
         ({"duration_s": 0}, r"duration_s 0"),
         ({"duration_s": float("nan")}, r"duration_s nan"),
-        ({"output_tokens": (1, 5)}, r"output_tokens \(1, 5\)"),
-        ({"output_tokens": (9, 5)}, r"output_tokens \(9, 5\)"),
-        ({"max_cudagraph_capture_size": 0}, r"max_cudagraph_capture_size 0: allowed is 1 or more"),
+        (
+            {"output_tokens": (1, 5)},
+            r"output_tokens 1: allowed is two whole .* from 2",
+        ),
+        ({"output_tokens": (9, 5)}, r"output_tokens 9,5: give the shorter"),
+        ({"max_cudagraph_capture_size": 0}, r"max_cudagraph_capture_size 0: allowed is .* from 1"),
         ({"data_parallel_size": 2}, r"client 'engine' drives one rank; use client 'async_engine'"),
         ({"tensor_parallel_size": 2, "client": "serve"}, r"client 'serve' drives one rank"),
-        ({"data_parallel_size": 0}, r"data_parallel_size 0: allowed is 1 or more"),
+        ({"data_parallel_size": 0}, r"data_parallel_size 0: allowed is a whole number from 1"),
         (
             {"tensor_parallel_size": 2, "client": "async_engine", "executor": "uni"},
             r"executor 'uni' holds one rank",
         ),
         ({"enable_expert_parallel": True}, r"enable_expert_parallel with one rank: raise"),
-        (
-            {"tensor_parallel_size": 2, "client": "async_engine", "identical_streams": True},
-            r"identical_streams with one rank: raise data_parallel_size",
-        ),
     ],
 )
 def test_a_value_outside_is_one_line(fields: dict[str, Any], named: str) -> None:
@@ -61,7 +64,7 @@ def test_a_value_outside_is_one_line(fields: dict[str, Any], named: str) -> None
 
 @pytest.mark.parametrize("process", ["policy", "engine_policy", "frontend_policy"])
 def test_an_unknown_policy_is_refused(process: str) -> None:
-    with pytest.raises(UnknownPolicy):
+    with pytest.raises(ConfigError, match=rf"^{process} 'freez': choose one of stock, no-freeze"):
         Experiment(**{process: "freez"})
 
 
@@ -78,7 +81,9 @@ def test_runs_of_before_keep_their_names() -> None:
     """Of the data that exist: a parameter added later must not change them."""
     for path in DATA.glob("*/*/run.json"):
         document = json.loads(path.read_text())
-        made = Experiment.from_dict(document["experiment"])
+        recorded = document["experiment"]
+        assert recorded.pop("identical_streams", False) is False, "a parameter of before"
+        made = Experiment.from_dict(recorded)
         assert path.parent.name == f"{document['versions']['vllm']}-{made.run_id}"
 
 
@@ -139,10 +144,10 @@ AGAIN = {**CAPTURE, "recaptures": 2, "recapture_policies": ("gc-on", "frozen")}
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({**AGAIN, "recaptures": -1}, r"recaptures -1: allowed is 0 or more"),
+        ({**AGAIN, "recaptures": -1}, r"recaptures -1: allowed is a whole number from 0"),
         ({**AGAIN, "recaptures": 0}, r"recaptures 0 under 2 recapture_policies: give both, or"),
         ({**CAPTURE, "recaptures": 2}, r"recaptures 2 under 0 recapture_policies: give both, or"),
-        ({**AGAIN, "recapture_policies": ("frozen",) * 2}, r"frozen, frozen: name each once"),
+        ({**AGAIN, "recapture_policies": ("frozen",) * 2}, r"frozen,frozen: name each once"),
         ({**AGAIN, "client": "engine"}, r"recaptures 2 with client 'engine': use client 'capture'"),
         ({**CAPTURE, "policy": "stock"}, r"policy 'stock' with client 'capture': use 'no-freeze'"),
         ({**CAPTURE, "policy": "freeze"}, r"policy 'freeze' with client 'capture': use 'no-fre"),
@@ -157,7 +162,9 @@ def test_a_capture_that_cannot_be_had_is_one_line(fields: dict[str, Any], named:
 
 
 def test_an_unknown_policy_to_capture_under_is_refused() -> None:
-    with pytest.raises(UnknownPolicy, match="unknown capture policy 'gc-off'"):
+    with pytest.raises(
+        ConfigError, match="recapture_policies 'gc-off': choose one of stock, gc-on"
+    ):
         Experiment(**{**AGAIN, "recapture_policies": ("gc-off",)})
 
 
@@ -185,10 +192,55 @@ def test_without_recaptures_each_policy_has_a_process_of_its_own() -> None:
     assert {(e.recaptures, e.recapture_policies) for e in made} == {(0, ())}
 
 
-@pytest.mark.parametrize("text", ["16", "a,b", "1,2,3", ""])
-def test_a_token_range_is_two_numbers(text: str) -> None:
-    with pytest.raises(ConfigError, match="shortest,longest"):
-        token_range(text)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("output_tokens", bad) for bad in ("16", "a,b", "1,2,3", "", [64], 64)],
+        *[("concurrency", bad) for bad in (0, 1.5, True, "many", None)],
+        *[("duration_s", bad) for bad in ("", "soon", True, None, 0)],
+        *[("enforce_eager", bad) for bad in ("yes", 1)],
+        *[("model", bad) for bad in (3, None)],
+        ("policies", ["freeze", "freeze"]),
+    ],
+)
+def test_a_value_of_another_kind_is_one_line(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} .*(allowed is|name each once)") as raised:
+        grid(**{name: value})
+    assert "\n" not in str(raised.value)
+
+
+def test_text_is_read_as_what_it_means() -> None:
+    (made,) = grid(
+        policies="[freeze]",
+        concurrency="[64]",
+        output_tokens=" 8, 9 ",
+        duration_s="5",
+        replicates="1",
+    )
+    assert made == Experiment(policy="freeze", concurrency=64, output_tokens=(8, 9), duration_s=5.0)
+    assert type(made.duration_s) is float, "else equal parameters would name two runs"
+
+
+def test_every_parameter_is_described() -> None:
+    fields = {**PARAMETERS, **parameters(Experiment)}
+    assert all(described(field) for field in fields.values())
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"policies": "freeze/stock/freeze-again", "concurrency": 7, "enforce_eager": True},
+        {"client": "serve", "output_chunk": 64, "first_replicate": 3, "output_tokens": (3, 9)},
+        {"client": "capture", "capture_policies": "gc-on", "max_cudagraph_capture_size": 8},
+    ],
+)
+def test_a_runs_options_measure_that_run(asked: dict[str, Any]) -> None:
+    from repro.cli import parser
+
+    (made,) = grid(**{"policies": "no-freeze", **asked, "replicates": 1})
+    parsed = vars(parser().parse_args(["run", "folder", *options(made)]))
+    again = {name: parsed[name] for name in PARAMETERS if parsed[name] is not None}
+    assert grid(**again) == [made]
 
 
 def test_concurrency_is_a_ranks_own() -> None:
@@ -202,5 +254,5 @@ def test_concurrency_is_a_ranks_own() -> None:
 def test_a_parameter_added_later_renames_no_run() -> None:
     """As in `data/`: the hash is of what is not at its default."""
     assert Experiment(policy="no-freeze").run_id.startswith("no-freeze-c1024-r0-")
-    explicit = Experiment(policy="no-freeze", data_parallel_size=1, identical_streams=False)
+    explicit = Experiment(policy="no-freeze", data_parallel_size=1, runner="auto")
     assert explicit.run_id == Experiment(policy="no-freeze").run_id

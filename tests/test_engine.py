@@ -238,7 +238,7 @@ CAMPAIGN = """
 import sys
 from pathlib import Path
 from repro.experiment.campaign import run_campaign
-from repro.experiment.config import grid
+from repro.experiment.grid import grid
 run_campaign(grid(policies=["freeze"], replicates=1), Path(sys.argv[1]), progress=False)
 """
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from repro.dataset import recording
-from repro.plugin import fault_handling, output_handler
+from repro.plugin import fault_handling, hook_points, output_handler
 from repro.plugin.hook_points import UnknownLayout
 from repro.plugin.recorder import Recorder
 
@@ -34,7 +34,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
     fresh = type("OutputProcessor", (OutputProcessor,), {})
     module = types.ModuleType("vllm.v1.engine.output_processor")
     module.OutputProcessor = fresh  # type: ignore[attr-defined]
-    monkeypatch.setattr(output_handler, "vllm_module", lambda name: {module.__name__: module}[name])
+    monkeypatch.setattr(hook_points, "vllm_module", lambda name: {module.__name__: module}[name])
     return fresh()
 
 

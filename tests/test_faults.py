@@ -33,7 +33,8 @@ from repro.dataset import DatasetError, recording
 from repro.dataset.schema import TABLES
 from repro.experiment import campaign, supervise
 from repro.experiment.clients import server
-from repro.experiment.config import Experiment, grid
+from repro.experiment.config import Experiment
+from repro.experiment.grid import grid
 from repro.experiment.verify import NotAsRequested, recording_is_whole
 from repro.plugin import recorder as recorder_module
 from repro.plugin import step_hooks

@@ -18,7 +18,7 @@ from repro import cli, dataset, plugin
 from repro.dataset import recording
 from repro.dataset.run import read_document
 from repro.experiment.campaign import CampaignError, run_campaign
-from repro.experiment.config import grid
+from repro.experiment.grid import grid
 from repro.experiment.supervise import alive
 from repro.plugin.recorder import PAUSE
 from repro.server import launches

@@ -18,7 +18,7 @@ import pytest
 
 from repro import policy
 from repro.plugin import discard_graphs
-from repro.plugin.capture import hold_capture
+from repro.plugin.capture import wrap_capture
 from repro.plugin.hook_points import UnknownLayout
 from repro.plugin.rpc import RECAPTURE_RPC
 
@@ -193,7 +193,7 @@ def worker(runner: Any) -> Any:
 def started(request: pytest.FixtureRequest, stubs: SimpleNamespace) -> tuple[Any, Notes]:
     """A worker after its start-up capture under `gc-on`, and its recorder."""
     made, notes = worker(request.param(stubs.usual)), Notes()
-    hold_capture(made, policy.capture("gc-on"), notes)  # type: ignore[arg-type]
+    wrap_capture(made, policy.capture("gc-on"), notes)  # type: ignore[arg-type]
     made.model_runner.capture_model()
     calls.clear()
     return made, notes
@@ -236,7 +236,7 @@ def test_no_graph_of_before_is_left(started: tuple[Any, Notes]) -> None:
 def test_buffers_of_full_graphs_are_made_anew(stubs: SimpleNamespace) -> None:
     """Else the first capture alone would pay for them."""
     made, notes = worker(V2Runner(stubs.usual)), Notes()
-    hold_capture(made, policy.capture("gc-on"), notes)  # type: ignore[arg-type]
+    wrap_capture(made, policy.capture("gc-on"), notes)  # type: ignore[arg-type]
     made.model_runner.capture_model()
     getattr(made, RECAPTURE_RPC)("gc-on")
     assert calls.count("allocate hidden states") == 2
@@ -245,7 +245,7 @@ def test_buffers_of_full_graphs_are_made_anew(stubs: SimpleNamespace) -> None:
 
 def test_breakable_graphs_are_discarded_too(stubs: SimpleNamespace) -> None:
     made, notes = worker(V2Runner(stubs.breakable)), Notes()
-    hold_capture(made, policy.capture("gc-on"), notes)  # type: ignore[arg-type]
+    wrap_capture(made, policy.capture("gc-on"), notes)  # type: ignore[arg-type]
     made.model_runner.capture_model()
     getattr(made, RECAPTURE_RPC)("gc-on")
     assert {row["graphs"] for row in notes.rows} == {FULL_AND_PIECES}

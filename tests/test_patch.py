@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from repro import policy
-from repro.plugin import capture, hook_points, step_hooks, worker_hooks
+from repro.plugin import apply_policy, capture, hook_points, step_hooks, worker_hooks
 from repro.plugin.hook_points import UnknownLayout
-from repro.plugin.worker_hooks import fit_out
+from repro.plugin.worker_hooks import hook_worker
 
 calls: list[str] = []
 
@@ -89,7 +89,7 @@ AFTER = BODY.format(
 
 
 def run(made: Any, name: str) -> list[str]:
-    fit_out(made, policy.serving(name), policy.capture("stock"), None)
+    hook_worker(made, policy.serving(name), policy.capture("stock"), None)
     assert made.compile_or_warm_up_model() == "times"
     made.shutdown()
     return calls
@@ -141,7 +141,36 @@ def test_a_freeze_in_a_parent_class_is_found() -> None:
 def test_an_unknown_layout_names_the_version(missing: str) -> None:
     source = BEFORE.replace(f"def {missing}", f"def other_{missing}")
     with pytest.raises(UnknownLayout, match=rf"vLLM 9\.9\.9.*{missing}.*0\.22\.1 to 0\.32\.0"):
-        fit_out(worker(source), policy.serving("freeze"), policy.capture("stock"), None)
+        hook_worker(worker(source), policy.serving("freeze"), policy.capture("stock"), None)
+
+
+@pytest.mark.parametrize("source", [BEFORE, AFTER])
+def test_a_second_warm_up_applies_the_policy_and_wraps_nothing_again(source: str) -> None:
+    """Elastic expert parallelism warms a worker up again."""
+    rows: list[tuple[int, ...]] = []
+    notes: Any = Notes()
+    notes.write = lambda *row: rows.append(row)
+    made = worker(source)
+    worker_hooks.wrap_warm_up(made, policy.serving("freeze"), notes)
+    made.compile_or_warm_up_model()
+    evidence = made.repro_evidence
+    assert made.compile_or_warm_up_model() == "times"
+    assert calls.count("freeze") == 2
+    assert calls.count("census ready") == 1
+    assert made.repro_evidence is evidence
+    made.execute_model(SimpleNamespace(total_num_scheduled_tokens=7))
+    assert len(rows) == 1, "each step is recorded once"
+
+
+def test_a_second_warm_up_acts_once_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    acted: list[str] = []
+    monkeypatch.setattr(apply_policy, "collect_due", lambda: acted.append("due"))
+    made = worker(BEFORE)
+    worker_hooks.wrap_warm_up(made, policy.serving("between-steps"), None)
+    made.compile_or_warm_up_model()
+    made.compile_or_warm_up_model()
+    made.execute_model(SimpleNamespace(total_num_scheduled_tokens=7))
+    assert acted == ["due"]
 
 
 def test_ranks_are_counted_over_all_engines() -> None:
@@ -243,7 +272,7 @@ def test_each_capture_policy_on_each_runner(
 ) -> None:
     made = worker(BEFORE)
     made.model_runner = runner()
-    capture.hold_capture(made, policy.capture(name), None)
+    capture.wrap_capture(made, policy.capture(name), None)
     assert made.model_runner.capture_model() == 5
     at = calls.index("capture")
     own = 1 if runner is V2Runner else 0  # its own collection comes between
@@ -270,7 +299,7 @@ def test_only_collect_per_graph_tells_pytorch_to_collect(
 
     made = worker(BEFORE)
     made.model_runner = Runner()
-    capture.hold_capture(made, policy.capture(name), None)
+    capture.wrap_capture(made, policy.capture(name), None)
     made.model_runner.capture_model()
     assert seen == [during(found)]
     assert torch_stub.force_cudagraph_gc is found, "left as it was found"
@@ -306,7 +335,7 @@ class Notes:
 
 def test_a_capture_for_profiling_is_passed_on_and_not_recorded(counter: SimpleNamespace) -> None:
     notes: Any = Notes()
-    timed = capture.span(notes, "capture", "stock", lambda **how: 5 if how else 7)
+    timed = capture.recorded(notes, "capture", "stock", lambda **how: 5 if how else 7)
     assert timed(profile_only=True) == 5
     assert (notes.rows, calls) == ([], [])
     assert timed() == 7
@@ -318,7 +347,7 @@ def test_a_capture_for_profiling_is_passed_on_and_not_recorded(counter: SimpleNa
 def test_a_capture_policy_on_the_cpu_is_refused() -> None:
     made = worker(BEFORE, device="cpu")
     with pytest.raises(UnknownLayout, match="needs CUDA graphs"):
-        capture.hold_capture(made, policy.capture("frozen"), None)
+        capture.wrap_capture(made, policy.capture("frozen"), None)
 
 
 def test_steps_are_recorded_with_their_tokens() -> None:

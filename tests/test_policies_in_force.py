@@ -1,4 +1,4 @@
-"""What each serving policy does to a real collector, and where vLLM's processes meet it."""
+"""Each serving policy on a real collector, and the hooks of vLLM's processes that apply it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.observers import OBSERVERS, observe
 from repro import policy
 from repro.plugin import apply_policy, engine_frontend_hooks, step_hooks, worker_hooks
-from repro.plugin.observers import OBSERVERS, observe
+from repro.plugin.apply_policy import Moments
 from repro.plugin.rpc import END_RPC
 from repro.policy import RAISED, SERVING
 
@@ -42,25 +43,25 @@ def loops(number: int) -> list[Loop]:
 
 @pytest.mark.parametrize("name", SERVING)
 def test_each_policy_leaves_the_collector_as_it_says(name: str) -> None:
-    before = gc.get_freeze_count()
+    before, before_thresholds = gc.get_freeze_count(), gc.get_threshold()
     serving = policy.serving(name)
-    apply_policy.put_in_force(serving)
+    apply_policy.apply(serving)
     assert gc.isenabled() == serving.automatic
-    assert gc.get_threshold() == (serving.thresholds or gc.get_threshold())
+    assert gc.get_threshold() == serving.thresholds_over(before_thresholds)
     assert (gc.get_freeze_count() > before) == bool(serving.freeze)
-    apply_policy.lift(serving)
+    apply_policy.undo(serving)
     assert gc.get_freeze_count() == (0 if serving.freeze else before)
 
 
 def test_raised_thresholds_are_the_ones_of_the_policy() -> None:
-    apply_policy.put_in_force(policy.serving("freeze-thresholds"))
+    apply_policy.apply(policy.serving("freeze-thresholds"))
     assert gc.get_threshold() == RAISED
 
 
 def test_freeze_again_hides_what_a_full_collection_left_alive() -> None:
     serving = policy.serving("freeze-again")
-    apply_policy.put_in_force(serving)
-    apply_policy.put_in_force(serving)
+    apply_policy.apply(serving)
+    apply_policy.apply(serving)
     assert gc.callbacks.count(apply_policy.freeze_survivors) == 1, "twice in force, once at work"
     kept = loops(5_000)
     young = gc.get_freeze_count()
@@ -68,7 +69,7 @@ def test_freeze_again_hides_what_a_full_collection_left_alive() -> None:
     assert gc.get_freeze_count() <= young
     gc.collect()
     assert gc.get_freeze_count() >= young + len(kept)
-    apply_policy.lift(serving)
+    apply_policy.undo(serving)
     gc.collect()
     assert gc.get_freeze_count() == 0, "nothing is frozen again after shutdown began"
 
@@ -80,7 +81,7 @@ def test_what_was_never_reclaimed_is_counted_once() -> None:
         strict=True, census=lambda point, **garbage: counted.append((point, garbage))
     )
     worker: Any = SimpleNamespace(shutdown=lambda: counted.append(("down", {})))
-    worker_hooks.hold_shutdown(worker, policy.serving("freeze"), recorder)
+    worker_hooks.wrap_shutdown(worker, policy.serving("freeze"), recorder)
     gc.disable()
     gc.collect()
     loops(300)
@@ -125,6 +126,76 @@ def test_idleness_makes_one_full_collection_not_one_a_look() -> None:
     assert gc.get_stats()[2]["collections"] == full + 1
 
 
+def test_a_threshold_is_raised_alone() -> None:
+    own = gc.get_threshold()
+    apply_policy.apply(policy.serving("rare-full"))
+    assert gc.get_threshold() == (own[0], own[1], 100_000)
+    gc.set_threshold(*own)
+    apply_policy.apply(policy.serving("threshold-20k"))
+    assert gc.get_threshold() == (20_000, own[1], own[2])
+
+
+def test_no_full_collection_comes_where_a_policy_rules_it_out() -> None:
+    """Churn that makes full collections under Python's own thresholds makes none."""
+    for name in ("no-freeze", "rare-full", "periodic-freeze", "periodic-collect"):
+        gc.set_threshold(700, 10, 10)
+        apply_policy.apply(policy.serving(name))
+        full, kept = gc.get_stats()[2]["collections"], []
+        for _ in range(400):
+            kept.append(loops(2_000))
+            del kept[:-20]
+        made = gc.get_stats()[2]["collections"] - full
+        assert (made > 0) == (name == "no-freeze"), name
+        gc.enable()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    made = SimpleNamespace(s=1.0)
+    monkeypatch.setattr(apply_policy.time, "monotonic_ns", lambda: int(made.s * 1e9))
+    return made
+
+
+@pytest.mark.parametrize("moment", ["step", "idle"])
+def test_a_periodic_freeze_comes_at_the_first_moment_after_its_period(
+    moment: str, clock: SimpleNamespace
+) -> None:
+    serving = policy.serving("periodic-freeze")
+    apply_policy.apply(serving)
+    act = getattr(Moments(serving), moment)
+    gc.disable()
+    act()
+    kept, frozen = loops(5_000), gc.get_freeze_count()
+    clock.s += 59
+    act()
+    assert gc.get_freeze_count() <= frozen
+    clock.s += 2
+    act()
+    assert gc.get_freeze_count() >= frozen + len(kept)
+    frozen = gc.get_freeze_count()
+    kept += loops(5_000)
+    act()
+    assert gc.get_freeze_count() <= frozen, "once per period"
+
+
+def test_a_periodic_collection_is_full_and_the_only_one(clock: SimpleNamespace) -> None:
+    serving = policy.serving("periodic-collect")
+    apply_policy.apply(serving)
+    moments = Moments(serving)
+    moments.step()
+    loops(5_000)
+    before = gc.get_stats()[2]
+    clock.s += 599
+    moments.step()
+    assert gc.get_stats()[2] == before
+    clock.s += 2
+    moments.step()
+    moments.step()
+    after = gc.get_stats()[2]
+    assert after["collections"] == before["collections"] + 1
+    assert after["collected"] >= before["collected"] + 5_000
+
+
 # --- in vLLM's processes ------------------------------------------------------------------
 
 
@@ -132,11 +203,8 @@ def test_idleness_makes_one_full_collection_not_one_a_look() -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     for name in ("collect_due", "collect_all"):
-        for module in (engine_frontend_hooks, step_hooks):
-            monkeypatch.setattr(module, name, lambda name=name: made.append(name))
-    monkeypatch.setattr(
-        engine_frontend_hooks, "put_in_force", lambda serving: made.append(serving.name)
-    )
+        monkeypatch.setattr(apply_policy, name, lambda name=name: made.append(name))
+    monkeypatch.setattr(apply_policy, "apply", lambda serving: made.append(serving.name))
     return made
 
 
@@ -287,7 +355,7 @@ def test_the_front_end_collects_before_it_waits(
 
 def test_a_worker_collects_behind_the_launch_of_a_step(calls: list[str]) -> None:
     worker = SimpleNamespace(execute_model=lambda output: calls.append("launch"))
-    step_hooks.collect_after_launch(worker)
+    step_hooks.act_after_launch(worker, Moments(policy.serving("between-steps")))
     worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=7))
     worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=0))
     assert calls == ["launch", "collect_due", "launch", "collect_all"]

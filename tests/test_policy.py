@@ -42,4 +42,4 @@ def test_the_plugin_imports_only_the_standard_library() -> None:
     packages, modules = ran.stdout.splitlines()
     assert packages == "repro"
     beside = {name for name in modules.split() if not name.startswith("repro.plugin")}
-    assert beside == {"repro", "repro.policy"}
+    assert beside == {"repro", "repro.policy", "repro.releases"}

@@ -18,7 +18,7 @@ from test_patch import AFTER, BEFORE, vllm_stub, worker
 
 from repro import plugin, policy
 from repro.plugin import fault_handling, step_hooks, worker_hooks
-from repro.plugin.capture import span
+from repro.plugin.capture import recorded
 
 __all__ = ["vllm_stub"]  # a fixture that every test here uses
 
@@ -50,12 +50,12 @@ def said(caplog: pytest.LogCaptureFixture, text: str) -> int:
 
 
 def warm_up(made: Any, broken: Any) -> None:
-    worker_hooks.hold_warm_up(made, policy.serving("freeze"), broken)
+    worker_hooks.wrap_warm_up(made, policy.serving("freeze"), broken)
     assert made.compile_or_warm_up_model() == "times"
 
 
 def shut_down(made: Any, broken: Any) -> None:
-    worker_hooks.hold_shutdown(made, policy.serving("freeze"), broken)
+    worker_hooks.wrap_shutdown(made, policy.serving("freeze"), broken)
     made.shutdown()
 
 
@@ -78,7 +78,7 @@ def capture(made: Any, broken: Any) -> None:
     )
     sys.modules["vllm.compilation.counter"] = counter  # type: ignore[assignment]
     try:
-        timed = span(broken, "capture", "stock", lambda: 5)
+        timed = recorded(broken, "capture", "stock", lambda: 5)
     finally:
         del sys.modules["vllm.compilation.counter"]
     assert timed() == 5
@@ -86,8 +86,8 @@ def capture(made: Any, broken: Any) -> None:
 
 def freeze(made: Any, broken: Any) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(worker_hooks, "put_in_force", broken.freeze)
-        worker_hooks.hold_warm_up(made, policy.serving("freeze"), None)
+        patched.setattr(worker_hooks.apply_policy, "apply", broken.freeze)
+        worker_hooks.wrap_warm_up(made, policy.serving("freeze"), None)
         assert made.compile_or_warm_up_model() == "times"
 
 
@@ -160,7 +160,7 @@ WRONG_STARTS: dict[str, tuple[tuple[str, ...], dict[str, str], str, str]] = {
     "unknown capture policy": ((), {plugin.CAPTURE_POLICY: "x"}, "unknown capture policy 'x'", "F"),
     "unwritable folder": ((), {plugin.RECORD_DIR: "/proc/none"}, "recording failed", "F"),
     "unknown layout": (("no-hook",), {}, "WorkerWrapperBase has no init_device", "T"),
-    "unknown worker": ((), {}, "fitting out a worker failed", "T"),
+    "unknown worker": ((), {}, "hooking a worker failed", "T"),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repro import policy
 from repro.dataset.recording import EVENT, Recording
 from repro.dataset.schema import ROLES
 from repro.experiment import verify
@@ -68,6 +69,7 @@ def test_a_policy_without_effect_fails_the_run(
 def census(role: str, **fields: Any) -> dict[str, Any]:
     """Front end and engine core as their policies `freeze` and `stock` leave them, one changed."""
     usual = {"frozen": 600_000, "tracked": 10, "enabled": True, "point": "window-start"}
+    usual |= {"rank": 0, "t_ns": 0, "collections_2": 5}
     usual |= {f"threshold_{g}": limit for g, limit in enumerate(gc.get_threshold())}
     rows = [usual | {"role": each} | (fields if each == role else {}) for each in ROLES]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -102,6 +104,59 @@ def test_a_process_that_does_not_fails_the_run(
 ) -> None:
     with pytest.raises(NotAsRequested, match=named):
         verify.processes_follow(Experiment(**asked), census(role, **fields))
+
+
+def from_start_to_end(role: str, seconds: float, **changes: Any) -> dict[str, Any]:
+    """The census at the window's start and its end, the counts of one role changed by then."""
+    limits = {f"threshold_{g}": limit for g, limit in enumerate(gc.get_threshold())}
+    usual = {"role": role, "rank": 0, "enabled": False, "tracked": 10, "frozen": 600_000, **limits}
+    start = (
+        usual | {"point": "window-start", "t_ns": 0, "collections_2": 5} | changes.pop("both", {})
+    )
+    end = start | {"point": "window-end", "t_ns": int(seconds * 1e9)}
+    end |= {name: start[name] + more for name, more in changes.items()}
+    other = {**start, "role": "frontend", "frozen": 600_000, "enabled": True, **limits}
+    rows = [start, end, other]
+    return {name: np.array([row[name] for row in rows]) for name in start}
+
+
+PERIODIC = {"both": {"enabled": True, "threshold_2": policy.NEVER}}
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "changes"),
+    [
+        ("disable", 60, {}),
+        ("periodic-collect", 60, {"collections_2": 1}),
+        ("periodic-collect", 1300, {"collections_2": 3}),
+        ("periodic-freeze", 70, {**PERIODIC, "frozen": 1}),
+        ("periodic-freeze", 50, PERIODIC),
+    ],
+)
+def test_what_a_policy_does_by_hand_is_accepted(
+    name: str, seconds: float, changes: dict[str, Any]
+) -> None:
+    verify.processes_follow(
+        Experiment(policy=name), from_start_to_end("worker", seconds, **changes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "changes", "named"),
+    [
+        ("disable", 60, {"collections_2": 1}, "worker 0: policy 'disable', yet 1 full"),
+        ("periodic-collect", 60, {"collections_2": 2}, "'periodic-collect', yet 2 full"),
+        ("periodic-freeze", 70, {**PERIODIC, "collections_2": 1, "frozen": 9}, "yet 1 full"),
+        ("periodic-freeze", 70, PERIODIC, "yet nothing was frozen"),
+    ],
+)
+def test_a_policy_that_does_not_act_fails_the_run(
+    name: str, seconds: float, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(NotAsRequested, match=named):
+        verify.processes_follow(
+            Experiment(policy=name), from_start_to_end("worker", seconds, **changes)
+        )
 
 
 def steps(*tokens: list[int]) -> dict[str, Any]:

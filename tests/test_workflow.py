@@ -13,7 +13,7 @@ import pytest
 from repro import dataset
 from repro.dataset.run import read_document
 from repro.experiment.campaign import interleaved
-from repro.experiment.config import grid
+from repro.experiment.grid import grid
 
 pytest.importorskip("snakemake", reason="Snakemake is not installed: make env installs it")
 
@@ -77,9 +77,9 @@ def test_the_grid_is_every_combination(tmp_path: Path) -> None:
     ("parameter", "said"),
     [
         ({"polcies": "freeze"}, "unknown parameter 'polcies': known are policies,"),
-        ({"policies": "thaw"}, "unknown policy 'thaw': choose one of"),
+        ({"policies": "thaw"}, "policies 'thaw': choose one of"),
         ({"models": "nope"}, "model 'nope' has no config.json"),
-        ({"concurrency": 0}, "concurrency 0: allowed is 1 to"),
+        ({"concurrency": 0}, "concurrency 0: allowed is"),
     ],
 )
 def test_a_wrong_parameter_names_the_choices(

@@ -1,6 +1,6 @@
 """Read a campaign back as data frames: its runs, and every table over all runs that are ok.
 
-A cross-over is read as one run a period, see `repro.dataset.crossover`.
+A cross-over is read as one run per period, see `repro.dataset.crossover`.
 """
 
 from __future__ import annotations
@@ -17,29 +17,19 @@ import pyarrow as pa
 from repro.dataset.crossover import Tables, expanded
 from repro.dataset.run import DatasetError, pick, read_document, read_table
 from repro.dataset.schema import TABLES
+from repro.experiment.config import Experiment
+from repro.experiment.parameters import about, parameters
 
 __all__ = ["Campaign", "DatasetError", "in_window", "is_campaign", "load", "subset"]
 __all__ += ["under_load"]
 
+OF_EXPERIMENT = {name: f"experiment.{name}" for name in parameters(Experiment)}
+"""Parameter -> dotted key of `run.json`."""
+
 RUN_COLUMNS = {
     "run": "run_id",
     "started_at": "started_at",
-    "policy": "experiment.policy",
-    "engine_policy": "experiment.engine_policy",
-    "frontend_policy": "experiment.frontend_policy",
-    "capture_policy": "experiment.capture_policy",
-    "client": "experiment.client",
-    "executor": "experiment.executor",
-    "concurrency": "experiment.concurrency",
-    "tensor_parallel_size": "experiment.tensor_parallel_size",
-    "data_parallel_size": "experiment.data_parallel_size",
-    "enable_expert_parallel": "experiment.enable_expert_parallel",
-    "identical_streams": "experiment.identical_streams",
-    "model": "experiment.model",
-    "seed": "experiment.seed",
-    "replicate": "experiment.replicate",
-    "switch_s": "experiment.switch_s",
-    "output_chunk": "experiment.output_chunk",
+    **{name: key for name, key in OF_EXPERIMENT.items() if name != "recapture_policies"},
     "wall_s": "wall_s",
     "vllm": "versions.vllm",
     "torch": "versions.torch",
@@ -66,38 +56,21 @@ COMPARABLE = {
 }
 """Runs that differ in any of these are never pooled."""
 
-LOAD = {
-    "experiment.concurrency": "{} in flight on each rank",
-    "experiment.prompt_tokens": "prompt {}",
-    "experiment.output_tokens": "output {}",
-    "experiment.logprobs": "{} logprobs",
-    "experiment.structured_output": "structured={}",
-    "experiment.speculative": "speculative {}",
-}
+_ABOUT = {OF_EXPERIMENT[name]: about(field) for name, field in parameters(Experiment).items()}
+LOAD = {key: said.label for key, said in _ABOUT.items() if said.load}
 """What a rank has to do, whatever the number of ranks."""
 
 OTHERS = "engine {}, front end {}:"
-UNSAID = {OTHERS.format("stock", "stock"), "eager=False", "EP=False", "identical=False"}
-UNSAID |= {"0 logprobs", "structured=False", "speculative none", "every 0 s", "chunk 0"}
-"""What goes without saying in the label of an arm, though others have it otherwise."""
+UNSAID = {OTHERS.format("stock", "stock")} | {
+    about(field).label.format(field.default)
+    for field in parameters(Experiment).values()
+    if field.default in (False, 0, "none", "auto")
+}
+"""What goes without saying in the label of an arm: switches that are off."""
 
 ARM = {
     **COMPARABLE,
-    "experiment.model": "{}",
-    "experiment.client": "{}",
-    "experiment.executor": "{}",
-    "experiment.tensor_parallel_size": "TP{}",
-    "experiment.data_parallel_size": "DP{}",
-    "experiment.enable_expert_parallel": "EP={}",
-    "experiment.identical_streams": "identical={}",
-    "experiment.enforce_eager": "eager={}",
-    **LOAD,
-    "experiment.concurrency": "{}",  # the number is enough here
-    "experiment.max_num_seqs": "of {}",
-    "experiment.runner": "runner {}",
-    "experiment.capture_policy": "{}",
-    "experiment.switch_s": "every {:g} s",
-    "experiment.output_chunk": "chunk {}",
+    **{key: said.label for key, said in _ABOUT.items() if said.label},
     "experiment.engine_policy, experiment.frontend_policy": OTHERS,
 }
 """What tells arms apart besides the worker's policy, by keys, and how a label says it, in order."""
@@ -112,7 +85,7 @@ class Campaign:
     path : Path
         The campaign's directory.
     runs : pandas.DataFrame
-        One row a run that is ok: `RUN_COLUMNS` (`wall_s` is NaN where older runs lack it,
+        One row per run that is ok: `RUN_COLUMNS` (`wall_s` is NaN where older runs lack it,
         `answer_tokens` the mean of the lengths asked for), and
         `machine` (GPU or, without one, CPU),
         `runner` (the module of the worker's model runner, empty where not recorded),
@@ -121,7 +94,7 @@ class Campaign:
         `comparable` (equal for runs that may be pooled), `load` (equal for the same work) and
         `unusual` (how requests or compilation differ from those of most runs).
     failed : pandas.DataFrame
-        One row a failed run: `run_id`, `reason`.
+        One row per failed run: `run_id`, `reason`.
     unfinished : tuple of str
         Directories without `run.json`.
     pauses, steps, holds, itl, requests, captures, census, periods : pandas.DataFrame

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from repro.dataset.schema import LATER, REQUIRED, SCHEMA_VERSION, TABLES
+from repro.experiment.config import Experiment
+from repro.experiment.parameters import parameters
 
 REMEDY = "restore the file, or delete the run's directory and measure it again"
 NULLABLE = {"tpot_ns", *(name for names in LATER.values() for name in names)}
@@ -50,11 +52,12 @@ OK_KEYS: dict[str, Types] = {
 }
 """What the analysis reads of a run that is ok, besides `schema.REQUIRED`."""
 
-ADDED: dict[str, Any] = {"engine_policy": "stock", "frontend_policy": "stock"}
-ADDED |= {"logprobs": 0, "structured_output": False, "speculative": "none", "runner": "auto"}
-ADDED |= {"enable_expert_parallel": False, "identical_streams": False, "switch_s": 0.0}
-ADDED |= {"output_chunk": 0}
-"""Parameters of an experiment that older runs lack, and what they ran with."""
+ADDED = {
+    name: field.default
+    for name, field in parameters(Experiment).items()
+    if f"experiment.{name}" not in OK_KEYS
+}
+"""Parameters that older runs lack, and what they ran with: one added later changes no run."""
 
 FAILED_KEYS: dict[str, Types] = {"reason": (str,), "log_tail": (list,)}
 

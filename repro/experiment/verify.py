@@ -1,4 +1,7 @@
-"""Did the run do what it was meant to? A run that did not is not data."""
+"""Checks that a run did what was asked of it; a run that did not is not data.
+
+Each check raises `NotAsRequested`, whose message says what is wrong and what to change.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,7 @@ class NotAsRequested(RuntimeError):
 
 
 def executor_is(asked: str, found: object) -> None:
-    """Check that vLLM runs its workers as asked: its CPU backend turns `uni` into `mp`.
-
-    Raises
-    ------
-    NotAsRequested
-        If it does not.
-    """
+    """Check that vLLM runs its workers as asked: its CPU backend turns `uni` into `mp`."""
     if found != asked:
         raise NotAsRequested(
             f"executor {asked!r} asked for, vLLM took {found!r}: its CPU backend has 'mp' alone; "
@@ -45,14 +42,9 @@ def policy_took_effect(experiment: Experiment, workers: Sequence[dict[str, Any]]
     ----------
     experiment : Experiment
     workers : sequence of dict
-        One a rank, in any order: `rank`, `policy`, `freeze_count_before` warm-up (CPython 3.12
+        One per rank, in any order: `rank`, `policy`, `freeze_count_before` warm-up (CPython 3.12
         itself starts with a few hundred objects frozen), `freeze_count` after it, `frozen` and
         `tracked` now, and the collector's `enabled` and `threshold_*`.
-
-    Raises
-    ------
-    NotAsRequested
-        If a worker is missing, ran another policy, or its heap is not as the policy leaves it.
     """
     answered = sorted(worker["rank"] for worker in workers)
     if answered != list(range(experiment.ranks)):
@@ -79,13 +71,8 @@ def switched(freeze: bool, heaps: Sequence[tuple[int, int]]) -> None:
     freeze : bool
         What was asked for.
     heaps : sequence of tuple of int
-        One a worker, after it: objects frozen, objects tracked and not frozen. CPython 3.12 has
+        One per worker, after it: objects frozen, objects tracked and not frozen. CPython 3.12 has
         a few hundred frozen on a thawed heap too.
-
-    Raises
-    ------
-    NotAsRequested
-        If most of a heap is not frozen that should be, or is that should not.
     """
     if not heaps or any((frozen > tracked) != freeze for frozen, tracked in heaps):
         counts = ", ".join(f"{frozen} of {frozen + tracked}" for frozen, tracked in heaps)
@@ -115,19 +102,13 @@ def _check_heap(
 
 
 def processes_follow(experiment: Experiment, census: Columns) -> None:
-    """Check the policies of front end and engine core against the census of their heaps.
+    """Check the policies of all processes against the census of their heaps.
 
     Parameters
     ----------
     experiment : Experiment
     census : dict of arrays, each of shape (n_rows,)
         The table `census`.
-
-    Raises
-    ------
-    NotAsRequested
-        If a process with a policy was not counted, or its heap or its collector is not as the
-        policy leaves it.
     """
     for role in ("frontend", "engine"):
         serving = policy.serving(experiment.policies[role])
@@ -144,6 +125,34 @@ def processes_follow(experiment: Experiment, census: Columns) -> None:
                     f"{role}: policy {serving.name!r}, yet {frozen} objects are frozen and "
                     f"{tracked} are not; its hooks were bypassed, or another plugin freezes"
                 )
+    for role, name in experiment.policies.items():
+        _check_between_census(role, policy.serving(name), census)
+
+
+def _check_between_census(role: str, serving: policy.ServingPolicy, census: Columns) -> None:
+    """Full collections and freezes of each process between the window's start and its end."""
+    own, counted = census["role"] == role, ("collections_2", "frozen", "t_ns")
+    for rank in np.unique(census["rank"][own]):
+        at = own & (census["rank"] == rank)
+        first, last = (
+            {name: census[name][at & (census["point"] == point)] for name in counted}
+            for point in ("window-start", "window-end")
+        )
+        if not len(first["t_ns"]) or not len(last["t_ns"]):
+            continue
+        full, frozen, ns = (int(last[name][0]) - int(first[name][0]) for name in counted)
+        by_hand = 1 + ns / 1e9 // serving.collect_every_s if serving.collect_every_s else 0
+        if serving.rules_out_full and full > by_hand:
+            raise NotAsRequested(
+                f"{role} {rank}: policy {serving.name!r}, yet {full} full collections in the "
+                "window; another plugin collects"
+            )
+        # A tenth more: a freeze waits for a moment between steps.
+        if serving.freeze_every_s and ns / 1e9 > 1.1 * serving.freeze_every_s and frozen <= 0:
+            raise NotAsRequested(
+                f"{role} {rank}: policy {serving.name!r}, yet nothing was frozen in the window; "
+                "its hooks were bypassed"
+            )
 
 
 def _check_collector(
@@ -151,7 +160,7 @@ def _check_collector(
 ) -> None:
     """Nothing but the policy may force or hold back the collector."""
     found = tuple(int(counted[f"threshold_{generation}"]) for generation in range(3))
-    expected = serving.thresholds or gc.get_threshold()
+    expected = serving.thresholds_over(gc.get_threshold())
     if bool(counted["enabled"]) != serving.automatic or found != expected:
         raise NotAsRequested(
             f"{process}: collector {_on(counted['enabled'])} with thresholds {found}, policy "
@@ -177,11 +186,6 @@ def engine_was_loaded(experiment: Experiment, steps: Columns, start_ns: int, end
         The table `steps` of all ranks, ramp included.
     start_ns, end_ns : int
         The measured window.
-
-    Raises
-    ------
-    NotAsRequested
-        If a rank's median step in the window held less than `FULL_LOAD` of the load.
     """
     inside = (steps["start_ns"] >= start_ns) & (steps["start_ns"] < end_ns)
     for rank in range(experiment.ranks):
@@ -205,11 +209,6 @@ def client_kept_up(busy: float) -> None:
     ----------
     busy : float
         CPU time that the busiest client's thread had or waited for, over the window's length.
-
-    Raises
-    ------
-    NotAsRequested
-        If it was above `CLIENT_BUSY`.
     """
     if busy > CLIENT_BUSY:
         raise NotAsRequested(
@@ -224,12 +223,7 @@ def load_lasted(start_times: Sequence[Sequence[float]]) -> None:
     Parameters
     ----------
     start_times : sequence of sequence of float
-        One a client: when each request was sent, 0 for those held back at the end.
-
-    Raises
-    ------
-    NotAsRequested
-        If a client held back none.
+        One per client: when each request was sent, 0 for those held back at the end.
     """
     if any(min(times) > 0 for times in start_times):
         raise NotAsRequested(
@@ -239,13 +233,7 @@ def load_lasted(start_times: Sequence[Sequence[float]]) -> None:
 
 
 def recording_is_whole(experiment: Experiment, recordings: Sequence[Recording]) -> None:
-    """Check that every process that matters was recorded to the end.
-
-    Raises
-    ------
-    NotAsRequested
-        If an engine core or a worker left no events, or a recorder had to stop.
-    """
+    """Check that every process that matters was recorded to the end."""
     ranks = {"frontend": 1, "engine": experiment.data_parallel_size}
     if experiment.executor == "mp":
         ranks["worker"] = experiment.ranks
@@ -266,11 +254,6 @@ def heap_is_thawed(workers: Sequence[dict[str, Any]], captures: Sequence[dict[st
         The workers' answers to a census, see `policy_took_effect`.
     captures : sequence of dict
         Their answers to each order to capture again: `rank`, `capture_policy`, `freeze_count`.
-
-    Raises
-    ------
-    NotAsRequested
-        If more objects were frozen than before warm-up.
     """
     initial = {worker["rank"]: worker["freeze_count_before"] for worker in workers}
     for found in captures:
@@ -283,14 +266,7 @@ def heap_is_thawed(workers: Sequence[dict[str, Any]], captures: Sequence[dict[st
 
 
 def captures_are_as_planned(experiment: Experiment, captures: Columns) -> None:
-    """Check that the run captured as often as asked, and as many graphs each time.
-
-    Raises
-    ------
-    NotAsRequested
-        If a capture is missing, is under another policy, or took fewer graphs than the first:
-        those it lacks were not discarded before.
-    """
+    """Check that the run captured as often as asked, and as many graphs each time."""
     if not experiment.needs_graphs:
         return
     found = captures.get("kind", np.array([])) == "capture"
@@ -331,12 +307,6 @@ def capture_policies_took_effect(
         The tables of these names.
     workers : sequence of dict
         What the workers said of themselves; of it `capture_sizes`.
-
-    Raises
-    ------
-    NotAsRequested
-        If `collect-per-graph` ran fewer full collections than there are batch sizes, or
-        `frozen-disabled` ran an automatic one between its own two.
     """
     sizes = max((worker.get("capture_sizes", 0) for worker in workers), default=0)
     role = "engine" if experiment.executor == "uni" else "worker"  # whose collector it is

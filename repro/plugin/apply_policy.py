@@ -1,27 +1,35 @@
-"""A serving policy in force in this process: the collector's settings and its chosen moments.
+"""Applies a serving policy to this process's collector, at once and at chosen moments.
 
-Knows nothing of vLLM: `patch` says when a process is warm, has handed a step on, or is idle.
+Knows nothing of vLLM: the hooks say when a process is warm, has passed a step on, or is idle.
 """
 
 from __future__ import annotations
 
 import gc
+import time
 
 from repro.policy import ServingPolicy
 
 FULL = 2
 
 
-def put_in_force(serving: ServingPolicy) -> None:
-    """Set this process's collector as the policy wants it; a second time does no harm."""
-    if serving.thresholds is not None:
-        gc.set_threshold(*serving.thresholds)
+def apply(serving: ServingPolicy) -> None:
+    """Set this process's collector as the policy says; a second time does no harm."""
+    gc.set_threshold(*serving.thresholds_over(gc.get_threshold()))
     if not serving.automatic:
         gc.disable()
     if serving.freeze:
         freeze_heap()
     if serving.freeze_again and freeze_survivors not in gc.callbacks:
         gc.callbacks.append(freeze_survivors)
+
+
+def undo(serving: ServingPolicy) -> None:
+    """First thing at shutdown: thaw what the policy froze, and freeze no more."""
+    if serving.freeze_again and freeze_survivors in gc.callbacks:
+        gc.callbacks.remove(freeze_survivors)
+    if serving.freeze:
+        gc.unfreeze()
 
 
 def freeze_heap() -> None:
@@ -37,6 +45,40 @@ def freeze_survivors(phase: str, info: dict[str, int]) -> None:
         gc.freeze()
 
 
+class Moments:
+    """What a policy does at moments when nobody waits for this process.
+
+    A period begins with the first such moment: then the process is warm.
+    """
+
+    def __init__(self, serving: ServingPolicy) -> None:
+        self.between_steps = serving.between_steps
+        self.freezes = bool(serving.freeze_every_s)
+        self.period_ns = int(1e9 * (serving.freeze_every_s or serving.collect_every_s))
+        self.due_ns = 0
+
+    def step(self) -> None:
+        """Others have the step, and this process waits for them."""
+        if self.between_steps:
+            collect_due()
+        self._periodic()
+
+    def idle(self) -> None:
+        """No request is left."""
+        if self.between_steps:
+            collect_all()
+        self._periodic()
+
+    def _periodic(self) -> None:
+        if not self.period_ns or (now := time.monotonic_ns()) < self.due_ns:
+            return
+        if self.due_ns and self.freezes:
+            gc.freeze()
+        elif self.due_ns:
+            gc.collect()
+        self.due_ns = now + self.period_ns
+
+
 def collect_due() -> None:
     """The young collection that Python would have made by itself by now, if there is one."""
     counts, thresholds = gc.get_count(), gc.get_threshold()
@@ -50,11 +92,3 @@ def collect_all() -> None:
     """A full collection, if anything grew old since the last one. For when nobody waits."""
     if gc.get_count()[FULL]:
         gc.collect()
-
-
-def lift(serving: ServingPolicy) -> None:
-    """First thing at shutdown: thaw what the policy froze, and freeze no more."""
-    if serving.freeze_again and freeze_survivors in gc.callbacks:
-        gc.callbacks.remove(freeze_survivors)
-    if serving.freeze:
-        gc.unfreeze()

@@ -1,4 +1,4 @@
-"""Where a capture policy meets the model runner: the capture at start-up, and again on request."""
+"""Hooks of the CUDA graph capture: its policy and its span, at start-up and again on request."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 from repro import policy
 from repro.plugin import discard_graphs
 from repro.plugin.fault_handling import stepping_aside
-from repro.plugin.hook_points import UnknownLayout, global_rank, replaced, require, vllm_module
+from repro.plugin.hook_points import UnknownLayout, global_rank, holder, replaced, require
 from repro.plugin.recorder import Recorder
 from repro.plugin.rpc import RECAPTURE_RPC
 from repro.policy import CapturePolicy
 
 
-def hold_capture(worker: Any, capture: CapturePolicy, recorder: Recorder | None) -> None:
+def wrap_capture(worker: Any, capture: CapturePolicy, recorder: Recorder | None) -> None:
     """Apply the capture policy to the model runner's capture, and record its span.
 
     A worker that never captures (the CPU backend) has the span of its compile recorded instead.
@@ -32,7 +32,7 @@ def hold_capture(worker: Any, capture: CapturePolicy, recorder: Recorder | None)
                 "CPU: use capture policy 'stock'"
             )
         if recorder is not None and hasattr(runner, "warming_up_model"):
-            runner.warming_up_model = span(
+            runner.warming_up_model = recorded(
                 recorder, "compile", capture.name, runner.warming_up_model
             )
         return
@@ -48,7 +48,7 @@ def capturing(
 ) -> Callable[..., Any]:
     """The runner's capture under a policy, and recorded."""
     captured = original if capture.leave else capture_under(capture, runner, original)
-    return captured if recorder is None else span(recorder, "capture", capture.name, captured)
+    return captured if recorder is None else recorded(recorder, "capture", capture.name, captured)
 
 
 def capture_under(
@@ -145,7 +145,7 @@ def recapture(
     return found
 
 
-def span(
+def recorded(
     recorder: Recorder, kind: str, policy_name: str, original: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Record one call with the graphs it captured and the bytes it says it took.
@@ -155,7 +155,8 @@ def span(
     kind : str
         `capture`, or `compile` for a worker that compiles but captures nothing.
     """
-    compilation_counter = vllm_module("vllm.compilation.counter").compilation_counter
+    counter = holder("vllm.compilation.counter", "compilation_counter")
+    compilation_counter = counter.compilation_counter
     require(compilation_counter, "num_cudagraph_captured")
 
     def timed(**how: Any) -> Any:

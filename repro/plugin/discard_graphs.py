@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from repro.plugin.hook_points import require, unknown, vllm_module
+from repro.plugin.hook_points import holder, require, unknown
 
 WRAPPERS = {
     "vllm.compilation.cuda_graph": "CUDAGraphWrapper",
@@ -31,7 +31,8 @@ def discard(worker: Any) -> None:
     refuse_other_graphs(worker.vllm_config)
     # A pool of its own for each capture: PyTorch refuses one whose graphs are all gone as long as
     # anything allocated in it is alive, and cuBLAS keeps its workspace there.
-    pool = vllm_module("vllm.platforms").current_platform.graph_pool_handle()
+    platforms = holder("vllm.platforms", "current_platform")
+    pool = platforms.current_platform.graph_pool_handle()
     clear_wrappers(pool)
     if hasattr(runner, "cudagraph_manager"):
         clear_manager(runner.cudagraph_manager, pool)
@@ -54,8 +55,7 @@ def refuse_other_graphs(config: Any) -> None:
 def clear_wrappers(pool: Any) -> None:
     """Empty every wrapper, and have it capture into `pool` from now on."""
     for module, name in WRAPPERS.items():
-        wrapper_class = getattr(vllm_module(module), name)
-        require(wrapper_class, "_all_instances", "clear_all_graphs")
+        wrapper_class = holder(module, f"{name}._all_instances", f"{name}.clear_all_graphs")
         wrapper_class.clear_all_graphs()
         for wrapper in list(wrapper_class._all_instances):
             require(wrapper, "graph_pool")

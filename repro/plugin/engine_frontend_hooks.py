@@ -1,8 +1,8 @@
-"""Where a policy meets an engine core and a front end; workers are met in `patch`.
+"""Hooks of the engine core and the front end; those of workers are in `worker_hooks`.
 
 vLLM freezes both by calling `freeze_gc_heap` by a module's own name for it: that name becomes the
 policy, whether the plugin is loaded before the object is made or while it is being made. The
-offline front end, which vLLM does not freeze, gets its policy when its engine stands.
+offline front end, which vLLM does not freeze, gets its policy when its engine is made.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import functools
 import sys
 from typing import Any
 
-from repro.plugin.apply_policy import collect_all, collect_due, put_in_force
+from repro.plugin import apply_policy
+from repro.plugin.apply_policy import Moments
 from repro.plugin.census import followed_by
 from repro.plugin.fault_handling import step_aside, stepping_aside
-from repro.plugin.hook_points import require, vllm_module
+from repro.plugin.hook_points import holder
 from repro.policy import ServingPolicy
+
+WHAT = "collecting between steps"
 
 
 def apply(engine: ServingPolicy, frontend: ServingPolicy, *, role: str) -> None:
@@ -34,102 +37,99 @@ def apply(engine: ServingPolicy, frontend: ServingPolicy, *, role: str) -> None:
         If the installed vLLM has no such hooks.
     """
     if role in ("frontend", "engine") and not engine.leaves_alone:
-        hold_engine(engine)
+        hook_engine_core(engine)
     if role == "frontend" and not frontend.leaves_alone:
-        hold_frontend(frontend)
+        hook_front_end(frontend)
 
 
 # --- engine core --------------------------------------------------------------------------
 
 
-def hold_engine(serving: ServingPolicy) -> None:
-    """Make the policy what the engine core does last when it starts."""
-    core = vllm_module("vllm.v1.engine.core")
-    require(core, "freeze_gc_heap", "EngineCoreProc")
-    core.freeze_gc_heap = functools.partial(put_in_force, serving)
-    if serving.between_steps:
-        collect_in_engine(core.EngineCoreProc)
+def hook_engine_core(serving: ServingPolicy) -> None:
+    """Apply the policy as the last thing the engine core does when it starts."""
+    core = holder("vllm.v1.engine.core", "freeze_gc_heap")
+    core.freeze_gc_heap = functools.partial(apply_policy.apply, serving)
+    if serving.chooses_moments:
+        act_in_engine_core(Moments(serving))
 
 
-def collect_in_engine(EngineCoreProc: Any) -> None:
-    """Collect while the workers have the step, and when no request is left."""
-    require(EngineCoreProc, "_process_input_queue", "has_work")
+def act_in_engine_core(moments: Moments) -> None:
+    """Act while the workers have the step, and when no request is left."""
+    names = ("EngineCoreProc.has_work", "EngineCoreProc._process_input_queue")
+    EngineCoreProc = holder("vllm.v1.engine.core", *names)
     original = EngineCoreProc._process_input_queue
 
     @functools.wraps(original)
     def process_input_queue(core: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            collect_while_workers_compute(core.model_executor)
+            executor = core.model_executor
+            if "execute_model" not in vars(executor):  # once per executor
+                executor.execute_model = followed_by(executor.execute_model, moments.step)
             if not core.has_work():
-                collect_all()
+                moments.idle()
         except Exception as error:
-            step_aside("collecting between steps", error)
+            step_aside(WHAT, error)
         return original(core, *args, **kwargs)
 
     EngineCoreProc._process_input_queue = process_input_queue
 
 
-def collect_while_workers_compute(executor: Any) -> None:
-    """Make what is due the first thing after a step has gone to the workers. Once an executor."""
-    if "execute_model" not in vars(executor):
-        executor.execute_model = followed_by(executor.execute_model, collect_due)
-
-
 # --- front end ----------------------------------------------------------------------------
 
 
-def hold_frontend(serving: ServingPolicy) -> None:
-    """Put the policy in force when the front end's engine stands, and in the API server's place."""
+def hook_front_end(serving: ServingPolicy) -> None:
+    """Apply the policy when the front end's engine is made, and where the API server freezes."""
 
-    def in_force() -> None:
+    def apply_here() -> None:
         for name, module in list(sys.modules.items()):
             if name.startswith("vllm.entrypoints.") and name.endswith(".server_utils"):
-                vars(module)["freeze_gc_heap"] = functools.partial(put_in_force, serving)
-        put_in_force(serving)
+                vars(module)["freeze_gc_heap"] = functools.partial(apply_policy.apply, serving)
+        apply_policy.apply(serving)
 
-    for place, name in (("llm_engine", "LLMEngine"), ("async_llm", "AsyncLLM")):
-        owner = getattr(vllm_module(f"vllm.v1.engine.{place}"), name)
-        owner.__init__ = followed_by(owner.__init__, in_force)
-    if serving.between_steps:
-        collect_in_frontend()
+    for module, name in (("llm_engine", "LLMEngine"), ("async_llm", "AsyncLLM")):
+        owner = holder(f"vllm.v1.engine.{module}", f"{name}.__init__")
+        owner.__init__ = followed_by(owner.__init__, apply_here)
+    if serving.chooses_moments:
+        act_in_front_end(Moments(serving))
 
 
-def collect_in_frontend() -> None:
-    """Collect when tokens have been handed out and the engine has the next ones in the making."""
-    clients = vllm_module("vllm.v1.engine.core_client")
-    OutputProcessor = vllm_module("vllm.v1.engine.output_processor").OutputProcessor
-    require(clients, "SyncMPClient", "AsyncMPClient")
-    require(OutputProcessor, "process_outputs", "has_unfinished_requests")
+def act_in_front_end(moments: Moments) -> None:
+    """Act when tokens have been handed out and the engine has the next ones in the making."""
+    clients = "vllm.v1.engine.core_client"
+    Sync = holder(clients, "SyncMPClient.get_output")
+    Async = holder(clients, "AsyncMPClient.get_output_async")
+    names = ("OutputProcessor.process_outputs", "OutputProcessor.has_unfinished_requests")
+    OutputProcessor = holder("vllm.v1.engine.output_processor", *names)
     waited_for = True
     process = OutputProcessor.process_outputs
-    get, get_async = clients.SyncMPClient.get_output, clients.AsyncMPClient.get_output_async
+    get, get_async = Sync.get_output, Async.get_output_async
 
     @functools.wraps(process)
     def process_outputs(processor: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal waited_for
         result = process(processor, *args, **kwargs)
-        with stepping_aside("collecting between steps"):
+        with stepping_aside(WHAT):
             waited_for = processor.has_unfinished_requests()
         return result
 
-    def moment() -> None:
-        with stepping_aside("collecting between steps"):
+    def act() -> None:
+        with stepping_aside(WHAT):
             if waited_for:
-                collect_due()
+                moments.step()
             else:
-                collect_all()
+                moments.idle()
 
     @functools.wraps(get)
     def get_output(client: Any) -> Any:
-        moment()
+        act()
         return get(client)
 
     @functools.wraps(get_async)
     async def get_output_async(client: Any) -> Any:
         await asyncio.sleep(0)  # whoever has a token waiting takes it first
-        moment()
+        act()
         return await get_async(client)
 
     OutputProcessor.process_outputs = process_outputs
-    clients.SyncMPClient.get_output = get_output
-    clients.AsyncMPClient.get_output_async = get_output_async
+    Sync.get_output = get_output
+    Async.get_output_async = get_output_async

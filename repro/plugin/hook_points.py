@@ -1,18 +1,109 @@
-"""What this package expects to find in the installed vLLM, and the one line where it does not."""
+"""Every name in vLLM that this package replaces, wraps or depends on: one list.
+
+The patches take what they patch from here, and `repro doctor` looks for all of it in the
+installed vLLM. To hook something else, add it to `HOOK_POINTS`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-KNOWN_VLLM = ("0.22.1", "0.32.0")
-"""First and last vLLM whose sources this was read against."""
+from repro.releases import READ
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """One name in vLLM.
+
+    Attributes
+    ----------
+    module, name : str
+        `name` may be that of a class, a dot, and what the class has.
+    use : str
+        Why this package needs it.
+    first, last : str
+        Releases it was first and last seen in, of those in `repro.releases.READ`.
+    """
+
+    module: str
+    name: str
+    use: str
+    first: str = READ[0]
+    last: str = READ[1]
+
+
+_CORE, _CLIENTS = "vllm.v1.engine.core", "vllm.v1.engine.core_client"
+_OUTPUTS, _WORKER = "vllm.v1.engine.output_processor", "vllm.v1.worker.gpu_worker"
+_V1_RUNNER, _V2_RUNNER = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"
+_GRAPHS = "vllm.compilation.cuda_graph"
+_BREAKABLE = "vllm.compilation.breakable_cudagraph"
+
+HOOK_POINTS = (
+    HookPoint("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device", "meet each worker"),
+    HookPoint("vllm.utils.gc_utils", "freeze_gc_heap", "the pull request's freeze"),
+    HookPoint("vllm.utils.gc_utils", "maybe_attach_gc_debug_callback", "follows the freeze"),
+    HookPoint(_WORKER, "Worker.load_model", "heap census during start-up"),
+    HookPoint(_WORKER, "Worker.determine_available_memory", "heap census during start-up"),
+    HookPoint(_WORKER, "Worker.compile_or_warm_up_model", "worker policy"),
+    HookPoint(_WORKER, "Worker.execute_model", "steps; collections between them"),
+    HookPoint(_WORKER, "Worker.shutdown", "thaw and final census"),
+    HookPoint(
+        "vllm.v1.worker.cpu_worker", "CPUWorker.compile_or_warm_up_model", "worker policy, CPU"
+    ),
+    HookPoint(_V1_RUNNER, "GPUModelRunner.capture_model", "capture policy and time"),
+    HookPoint(_V1_RUNNER, "GPUModelRunner._freeze_gc", "capture policy, V1 runner"),
+    HookPoint(_V2_RUNNER, "GPUModelRunner.capture_model", "capture policy and time"),
+    HookPoint(_V2_RUNNER, "GPUModelRunner.cudagraph_manager", "discard full graphs, V2 runner"),
+    HookPoint(
+        _V2_RUNNER, "freeze_gc_for_cudagraph_capture", "capture policy, V2 runner", first=READ[1]
+    ),
+    HookPoint("vllm.compilation.counter", "compilation_counter", "graphs captured"),
+    HookPoint(_GRAPHS, "CUDAGraphWrapper.clear_all_graphs", "discard graphs"),
+    HookPoint(_GRAPHS, "CUDAGraphWrapper._all_instances", "discard graphs"),
+    HookPoint(_BREAKABLE, "BreakableCUDAGraphWrapper.clear_all_graphs", "discard graphs"),
+    HookPoint(_BREAKABLE, "BreakableCUDAGraphWrapper._all_instances", "discard graphs"),
+    HookPoint("vllm.platforms", "current_platform", "a memory pool for each capture"),
+    HookPoint(_CORE, "freeze_gc_heap", "engine core policy"),
+    HookPoint(_CORE, "EngineCore.collective_rpc", "heap census of the engine core"),
+    HookPoint(_CORE, "EngineCoreProc._process_input_queue", "engine core, between steps"),
+    HookPoint(_CORE, "EngineCoreProc.has_work", "engine core, idle"),
+    HookPoint(_CLIENTS, "SyncMPClient.collective_rpc", "heap census of the front end"),
+    HookPoint(_CLIENTS, "SyncMPClient.get_output", "front end, between steps"),
+    HookPoint(_CLIENTS, "AsyncMPClient.collective_rpc_async", "heap census of the front end"),
+    HookPoint(_CLIENTS, "AsyncMPClient.get_output_async", "front end, between steps"),
+    HookPoint(_OUTPUTS, "OutputProcessor.process_outputs", "holds of the event loop; idle"),
+    HookPoint(_OUTPUTS, "OutputProcessor.has_unfinished_requests", "front end, idle"),
+    HookPoint("vllm.v1.engine.llm_engine", "LLMEngine.__init__", "front end policy, offline"),
+    HookPoint("vllm.v1.engine.async_llm", "AsyncLLM.__init__", "front end policy, server"),
+)
 
 
 class UnknownLayout(RuntimeError):
     """The installed vLLM is not laid out as any version this package was read against."""
+
+
+def holder(module: str, *names: str) -> Any:
+    """The class or module that has these hook points of one holder.
+
+    Raises
+    ------
+    UnknownLayout
+        If the installed vLLM lacks one.
+    """
+    held: Any = None
+    for name in names:
+        assert any((point.module, point.name) == (module, name) for point in HOOK_POINTS), name
+        owner, _, last = name.rpartition(".")
+        held = vllm_module(module)
+        if owner:
+            require(held, owner)
+            held = getattr(held, owner)
+        require(held, last)
+    return held
 
 
 def vllm_module(name: str) -> Any:
@@ -35,7 +126,7 @@ def unknown(what: str) -> UnknownLayout:
     import vllm
 
     return UnknownLayout(
-        f"vLLM {vllm.__version__}: {what}; this patch knows {KNOWN_VLLM[0]} to {KNOWN_VLLM[1]}: "
+        f"vLLM {vllm.__version__}: {what}; this patch knows {READ[0]} to {READ[1]}: "
         "install one of these, or unset the REPRO_ variables"
     )
 

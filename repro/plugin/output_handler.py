@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from repro.plugin.fault_handling import step_aside
-from repro.plugin.hook_points import require, vllm_module
+from repro.plugin.hook_points import holder
 from repro.plugin.recorder import HOLD, Recorder
 
 WHAT = "recording holds of the event loop"
@@ -31,8 +31,7 @@ def record_holds(recorder: Recorder) -> None:
     repro.plugin.hook_points.UnknownLayout
         If the installed vLLM has no output processor.
     """
-    OutputProcessor = vllm_module("vllm.v1.engine.output_processor").OutputProcessor
-    require(OutputProcessor, "process_outputs")
+    OutputProcessor = holder("vllm.v1.engine.output_processor", "OutputProcessor.process_outputs")
     original, now, hold = OutputProcessor.process_outputs, time.monotonic_ns, Hold(recorder.write)
 
     @functools.wraps(original)

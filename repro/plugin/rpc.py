@@ -10,7 +10,4 @@ RECAPTURE_RPC = "repro_recapture"
 """Discard the CUDA graphs and capture them again under a policy."""
 
 END_RPC = "repro_end"
-"""Lift the policy and count what is left, as at shutdown: vLLM's server kills its workers."""
-
-OBSERVE_RPC = "repro_observe"
-"""Exchange what watches the collector, for `benchmarks/bench_observers.py`."""
+"""Undo the policy and count what is left, as at shutdown: vLLM's server kills its workers."""

@@ -1,4 +1,4 @@
-"""Around each step of a worker: the record of it, and a policy that collects after it."""
+"""Wraps each step of a worker: records it, and lets a policy act after it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import time
 from typing import Any
 
-from repro.plugin.apply_policy import collect_all, collect_due
+from repro.plugin.apply_policy import Moments
 from repro.plugin.fault_handling import step_aside
 from repro.plugin.recorder import STEP, Recorder
 
@@ -31,8 +31,8 @@ def record_steps(worker: Any, recorder: Recorder) -> None:
     worker.execute_model = execute_model
 
 
-def collect_after_launch(worker: Any) -> None:
-    """Collect what is due once a step's kernels are launched: a GPU computes meanwhile.
+def act_after_launch(worker: Any, moments: Moments) -> None:
+    """Act once a step's kernels are launched: a GPU computes meanwhile.
 
     A step without tokens only takes finished requests away: nobody waits for anything then.
     """
@@ -42,9 +42,9 @@ def collect_after_launch(worker: Any) -> None:
         output = original(scheduler_output, *args, **kwargs)
         try:
             if scheduler_output.total_num_scheduled_tokens:
-                collect_due()
+                moments.step()
             else:
-                collect_all()
+                moments.idle()
         except Exception as error:
             step_aside("collecting between steps", error)
         return output

@@ -1,9 +1,9 @@
-"""Where a policy meets a Worker: from its first moment to the end of warm-up, and at shutdown.
+"""Hooks of a worker: from its first moment to the end of warm-up, and at shutdown.
 
-Nothing is patched on a class that vLLM's own code subclasses: the hook sits on
+No class is patched that vLLM's own code subclasses: the hook sits on
 `WorkerWrapperBase.init_device`, which every executor calls once the platform's own worker
-exists, and from there on that one worker object is fitted out. So no worker module is imported
-here (importing the CPU worker on a CUDA machine breaks Inductor), and fork and spawn are alike.
+exists, and that one worker object gets the rest. So no worker module is imported here (importing
+the CPU worker on a CUDA machine breaks Inductor), and fork and spawn are alike.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from repro.plugin.apply_policy import freeze_heap, lift, put_in_force
-from repro.plugin.capture import hold_capture
+from repro.plugin import apply_policy
+from repro.plugin.capture import wrap_capture
 from repro.plugin.census import (
     census,
     count_engine_with_its_workers,
@@ -23,11 +23,10 @@ from repro.plugin.census import (
     count_on_the_way,
 )
 from repro.plugin.fault_handling import stepping_aside
-from repro.plugin.hook_points import global_rank, replaced, require, vllm_module
-from repro.plugin.observers import observe
+from repro.plugin.hook_points import global_rank, holder, replaced, require
 from repro.plugin.recorder import Recorder, count_garbage
-from repro.plugin.rpc import CENSUS_RPC, END_RPC, OBSERVE_RPC, SWITCH_RPC
-from repro.plugin.step_hooks import collect_after_launch, record_steps
+from repro.plugin.rpc import CENSUS_RPC, END_RPC, SWITCH_RPC
+from repro.plugin.step_hooks import act_after_launch, record_steps
 from repro.policy import CapturePolicy, ServingPolicy
 
 
@@ -39,25 +38,24 @@ def apply(serving: ServingPolicy, capture: CapturePolicy, recorder: Recorder | N
     UnknownLayout
         If the installed vLLM has no such hook.
     """
-    WorkerWrapperBase = vllm_module("vllm.v1.worker.worker_base").WorkerWrapperBase
-    require(WorkerWrapperBase, "init_device")
-    init_device = WorkerWrapperBase.init_device
+    WorkerWrapperBase = holder("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device")
+    original = WorkerWrapperBase.init_device
 
-    @functools.wraps(init_device)
-    def init_device_then_fit_out(wrapper: Any, *args: Any, **kwargs: Any) -> Any:
-        result = init_device(wrapper, *args, **kwargs)
-        with stepping_aside("fitting out a worker"):
-            fit_out(wrapper.worker, serving, capture, recorder)
+    @functools.wraps(original)
+    def init_device(wrapper: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(wrapper, *args, **kwargs)
+        with stepping_aside("hooking a worker"):
+            hook_worker(wrapper.worker, serving, capture, recorder)
         return result
 
-    WorkerWrapperBase.init_device = init_device_then_fit_out
+    WorkerWrapperBase.init_device = init_device
     if recorder is not None and recorder.role != "worker":
         count_engine_with_its_workers(recorder)
     if recorder is not None and recorder.role == "frontend":
         count_front_end_with_its_workers(recorder)
 
 
-def fit_out(
+def hook_worker(
     worker: Any, serving: ServingPolicy, capture: CapturePolicy, recorder: Recorder | None
 ) -> None:
     """Give one worker object its policies and its recorder.
@@ -67,50 +65,61 @@ def fit_out(
     UnknownLayout
         If the worker or vLLM's `gc_utils` lacks what the policy needs.
     """
-    gc_utils = vllm_module("vllm.utils.gc_utils")
     require(worker, "compile_or_warm_up_model", "execute_model", "shutdown", "model_runner")
-    require(gc_utils, "freeze_gc_heap", "maybe_attach_gc_debug_callback")
+    holder("vllm.utils.gc_utils", "freeze_gc_heap", "maybe_attach_gc_debug_callback")
     if recorder is not None and recorder.role != "engine":  # there the worker is a guest
         recorder.declare("worker", global_rank(worker))
-    hold_capture(worker, capture, recorder)
+    wrap_capture(worker, capture, recorder)
     if recorder is not None:
         count_on_the_way(worker, recorder)
-    hold_warm_up(worker, serving, recorder)
-    hold_shutdown(worker, serving, recorder)
+    wrap_warm_up(worker, serving, recorder)
+    wrap_shutdown(worker, serving, recorder)
     if recorder is not None:
         setattr(worker, CENSUS_RPC, functools.partial(census, recorder, worker))
         setattr(worker, SWITCH_RPC, switch)
 
 
-def hold_warm_up(worker: Any, serving: ServingPolicy, recorder: Recorder | None) -> None:
-    """Make the policy the last thing in `compile_or_warm_up_model`, then start recording steps."""
+def wrap_warm_up(worker: Any, serving: ServingPolicy, recorder: Recorder | None) -> None:
+    """Make the policy the last thing in `compile_or_warm_up_model`, then start recording steps.
+
+    Elastic expert parallelism warms a worker up again: then the policy is applied once more, and
+    steps are wrapped already.
+    """
     original = worker.compile_or_warm_up_model
+    warm = False
 
     def compile_or_warm_up_model() -> Any:
+        nonlocal warm
         before = gc.get_freeze_count()
         result = original() if serving.leaves_alone else warm_up_under(serving, worker, original)
-        with stepping_aside("gathering evidence of the policy"):
-            worker.repro_evidence = {
-                "rank": global_rank(worker),
-                "policy": serving.name,
-                "worker_class": type(worker).__qualname__,
-                "runner": type(worker.model_runner).__module__,
-                "capture_sizes": capture_sizes(worker),
-                "freeze_count_before": before,
-                "freeze_count": gc.get_freeze_count(),
-            }
-        if serving.between_steps:
-            collect_after_launch(worker)
-        if recorder is not None:
-            with stepping_aside("recording steps"):
-                recorder.census("ready")
-                bare = worker.execute_model
-                record_steps(worker, recorder)
-                watched = functools.partial(observe, recorder, worker, bare, worker.execute_model)
-                setattr(worker, OBSERVE_RPC, watched)
+        if not warm:
+            warm = True
+            begin_serving(worker, serving, recorder, before)
         return result
 
     worker.compile_or_warm_up_model = compile_or_warm_up_model
+
+
+def begin_serving(
+    worker: Any, serving: ServingPolicy, recorder: Recorder | None, freeze_count_before: int
+) -> None:
+    """Note the evidence of the policy, and wrap the steps from now on."""
+    with stepping_aside("gathering evidence of the policy"):
+        worker.repro_evidence = {
+            "rank": global_rank(worker),
+            "policy": serving.name,
+            "worker_class": type(worker).__qualname__,
+            "runner": type(worker.model_runner).__module__,
+            "capture_sizes": capture_sizes(worker),
+            "freeze_count_before": freeze_count_before,
+            "freeze_count": gc.get_freeze_count(),
+        }
+    if serving.chooses_moments:
+        act_after_launch(worker, apply_policy.Moments(serving))
+    if recorder is not None:
+        with stepping_aside("recording steps"):
+            recorder.census("ready")
+            record_steps(worker, recorder)
 
 
 def warm_up_under(serving: ServingPolicy, worker: Any, original: Callable[[], Any]) -> Any:
@@ -120,14 +129,14 @@ def warm_up_under(serving: ServingPolicy, worker: Any, original: Callable[[], An
     Where the worker's warm-up has no such call (0.22.1; the CPU worker), the policy and then the
     debug callback follow it, in the pull request's order.
     """
-    gc_utils = vllm_module("vllm.utils.gc_utils")
+    gc_utils = holder("vllm.utils.gc_utils", "maybe_attach_gc_debug_callback")
     called = False
 
     def freeze_or_not() -> None:
         nonlocal called
         called = True
-        with stepping_aside("putting the policy in force"):
-            put_in_force(serving)
+        with stepping_aside("applying the policy"):
+            apply_policy.apply(serving)
 
     with upstream_freeze_replaced(type(worker), freeze_or_not):
         result = original()
@@ -165,14 +174,14 @@ def switch(freeze: bool) -> tuple[int, int]:
     """
     gc.unfreeze()
     if freeze:
-        freeze_heap()
+        apply_policy.freeze_heap()
     else:
         gc.collect()
     return gc.get_freeze_count(), len(gc.get_objects())
 
 
-def hold_shutdown(worker: Any, serving: ServingPolicy, recorder: Recorder | None) -> None:
-    """Lift the policy first thing at shutdown, then count what came back.
+def wrap_shutdown(worker: Any, serving: ServingPolicy, recorder: Recorder | None) -> None:
+    """Undo the policy first thing at shutdown, then count what came back.
 
     Both can be asked for before, by `END_RPC`: vLLM's server kills its workers.
     """
@@ -188,7 +197,7 @@ def hold_shutdown(worker: Any, serving: ServingPolicy, recorder: Recorder | None
             if recorder is not None and recorder.strict:  # an experiment: nobody waits for this
                 count_garbage_of(serving, recorder)
             else:
-                lift(serving)
+                apply_policy.undo(serving)
                 if recorder is not None:
                     recorder.census("shutdown")
 
@@ -204,9 +213,9 @@ def hold_shutdown(worker: Any, serving: ServingPolicy, recorder: Recorder | None
 
 
 def count_garbage_of(serving: ServingPolicy, recorder: Recorder) -> None:
-    """Lift the policy; count what was left in cycles since the freeze, then what it had kept."""
+    """Undo the policy; count what was left in cycles since the freeze, then what it had kept."""
     since_the_freeze = count_garbage()
-    lift(serving)
+    apply_policy.undo(serving)
     recorder.census("shutdown", **since_the_freeze)
     gc.unfreeze()  # what vLLM itself froze
     recorder.census("thawed", **count_garbage())

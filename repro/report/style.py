@@ -11,21 +11,23 @@ import matplotlib
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from repro import policy
+
 COLUMN, PAGE = 3.4, 7.0
 """Widths in inches: one column of a paper, and two."""
 
 INK = "#333333"
 PALETTE = sns.color_palette("colorblind").as_hex()
-POLICY_COLOUR = {
-    "no-freeze": PALETTE[3],
-    "stock": PALETTE[7],
-    "freeze": PALETTE[0],
-    "freeze-again": PALETTE[2],
-    "thresholds": PALETTE[5],
-    "freeze-thresholds": PALETTE[9],
-    "between-steps": PALETTE[4],
-    "disable": INK,
-}
+
+
+class _Colours(dict[str, str]):
+    def __missing__(self, name: str) -> str:
+        return policy.NO_COLOUR  # a campaign may hold a policy of another version
+
+
+POLICY_COLOUR = _Colours(
+    {name: policy.SERVING[name].colour for name in ("no-freeze", *policy.SERVING)}
+)
 """In the order of a legend."""
 PROCESS_COLOUR = {"frontend": PALETTE[1], "engine": PALETTE[2], "worker": PALETTE[4]}
 RANK_COLOUR = (PALETTE[0], PALETTE[1])

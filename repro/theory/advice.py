@@ -149,7 +149,10 @@ def advise(setting: Setting) -> Advice:
     period = math.inf
     if asked.automatic:
         period = period_of_full_collections(
-            load, long_lived_total=round(seen), rule=rule, thresholds=asked.thresholds
+            load,
+            long_lived_total=round(seen),
+            rule=rule,
+            thresholds=asked.thresholds_over(rule.thresholds),
         )
     advice = Advice(
         setting=setting,
@@ -226,7 +229,7 @@ def _whether(advice: Advice) -> str:
     asked = policy.serving(setting.policy)
     if not asked.automatic:
         return f"Workers make no automatic collection: policy {asked.name!r} switches it off."
-    first = (asked.thresholds or rule_for(setting.python).thresholds)[0]
+    first = asked.thresholds_over(rule_for(setting.python).thresholds)[0]
     held = round(HELD_A_REQUEST * setting.concurrency)
     if not advice.fires:
         return (

@@ -89,10 +89,7 @@ class SeveralRanks:
         self.experiment = experiment
         self.report = report
         vocabulary = engine.model_config.get_vocab_size()
-        names = [
-            "" if experiment.identical_streams or rank == 0 else f"/{rank}"
-            for rank in range(experiment.data_parallel_size)
-        ]
+        names = [f"/{rank}" if rank else "" for rank in range(experiment.data_parallel_size)]
         self.streams = [Requests(experiment, vocabulary, name) for name in names]
         self.rank_of = array("q")  # by request number
         self.ledger = Ledger()

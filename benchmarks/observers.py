@@ -1,7 +1,7 @@
-"""Exchange what watches the collector of a running worker, to measure what watching costs.
+"""Exchanges what watches the collector of a running worker, to measure what watching costs.
 
-For `benchmarks/bench_observers.py` alone: nothing, this package's recorder, or what vLLM attaches
-with `VLLM_GC_DEBUG=1`, in one and the same process.
+For `bench_observers`: nothing, this package's recorder, or what vLLM attaches with
+`VLLM_GC_DEBUG=1`, in one and the same process.
 """
 
 from __future__ import annotations
@@ -12,12 +12,26 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from repro import plugin
 from repro.plugin.fault_handling import step_aside
 from repro.plugin.recorder import Recorder, pause_callback
 
 OBSERVERS = ("nothing", "recorder", "VLLM_GC_DEBUG")
 
 Step = Callable[[Any], Any]
+
+
+class Observed:
+    """A vLLM worker extension: the worker's collector is watched as `bench_observers` asks."""
+
+    def exchange_observer(self: Any, what: str, collections: int) -> list[int]:
+        """`observe` this worker."""
+        if not hasattr(self, "recorded_step"):
+            self.recorded_step = self.execute_model
+        bare = functools.partial(type(self).execute_model, self)
+        recorder = plugin.own_recorder
+        assert recorder is not None, "benchmarks record"
+        return observe(recorder, self, bare, self.recorded_step, what, collections)
 
 
 def observe(
