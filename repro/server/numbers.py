@@ -8,7 +8,7 @@ import pandas as pd
 from repro.analysis.gc_cost import FULL
 from repro.analysis.tails import Estimate, sample, step_quantiles
 from repro.server.launches import Launch
-from repro.theory.common_step import Steps, predict
+from repro.theory.lockstep import Steps, predict
 
 HIT_SHARE = 0.1
 """A pause counts as hitting a step from this share of the median step on: a shorter one is lost in
@@ -108,7 +108,7 @@ def tails(launch: Launch, found: pd.DataFrame, *, seed: int = 0) -> dict[str, li
 
 
 def more_ranks(launch: Launch, found: pd.DataFrame, *, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """`common_step.predict` for `RANKS` whose workers pause independently, and without the pauses.
+    """`lockstep.predict` for `RANKS` whose workers pause independently, and without the pauses.
 
     What a pause of the worker made longer than the median step is each rank's own; the rest of a
     step is common to all.
