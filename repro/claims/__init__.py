@@ -58,21 +58,22 @@ CLAIMS = (
     ),
     Claim(
         id="wide-ep",
-        sentence="P99 ITL falls especially with WideEP.",
+        sentence="The ITL tail falls especially with WideEP.",
         criterion=(
-            "as above, with several data-parallel ranks in expert parallel; a prediction does not "
-            "count as a measurement"
+            "reproduced: the ratio at P99, P99.5 or P99.9 lies below 0.8; contradicted: one lies "
+            "above 1; a prediction does not count as a measurement"
         ),
         needs="runs with and without the freeze, several data-parallel ranks in expert parallel",
-        test=tail.p99_falls_wide_ep,
+        test=ranks.tail_falls_wide_ep,
         some=True,
     ),
     Claim(
         id="wide-ep-width",
         sentence="As ranks are added, pauses that each has by itself become the P99 of all.",
         criterion=(
-            "predicted from one rank; reproduced: P99 of every wider group measured agrees with "
-            "the prediction within their intervals; contradicted: it does not"
+            "predicted from one rank; reproduced: the stalled share and the tail of every wider "
+            "group measured agree with the prediction within their intervals; contradicted: one "
+            "does not"
         ),
         needs="runs of one rank with and without the freeze (`mp`), and of several to decide it",
         test=ranks.p99_rises_with_width,
@@ -94,14 +95,22 @@ CLAIMS = (
     ),
     Claim(
         id="ranks-pause-apart",
-        sentence="Data-parallel ranks pause in different steps: their pauses add up.",
+        sentence="Unfrozen data-parallel ranks pause in different steps: their pauses add up.",
         criterion=(
             "reproduced: of the steps with a full collection under half have one of two ranks; "
             "contradicted: over half"
         ),
         needs="several data-parallel ranks in expert parallel, full collections of their workers",
-        test=ranks.data_ranks_pause_apart,
+        test=ranks.unfrozen_ranks_pause_apart,
         source="why more data-parallel ranks make more pauses",
+    ),
+    Claim(
+        id="frozen-ranks-pause-apart",
+        sentence="Frozen data-parallel ranks pause in different steps too.",
+        criterion="as above, of frozen workers, whose pauses cost next to nothing",
+        needs="several frozen data-parallel ranks of a MoE, full collections of their workers",
+        test=ranks.frozen_ranks_pause_apart,
+        source="whether the freeze changes when ranks collect",
     ),
     Claim(
         id="ranks-pause-together",

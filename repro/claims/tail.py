@@ -1,4 +1,4 @@
-"""What decides the claims about the ITL tail: of one rank, of many, and between releases."""
+"""What decides the claims about the ITL tail: of one rank, and between releases."""
 
 from __future__ import annotations
 
@@ -31,16 +31,6 @@ def p99_falls(campaign: Campaign) -> list[Finding]:
         for pair in pairs(campaign)
         if _setting(campaign, pair, "executor") != "uni"
         and _setting(campaign, pair, "data_parallel_size") == 1
-    ]
-
-
-def p99_falls_wide_ep(campaign: Campaign) -> list[Finding]:
-    """The same with several data-parallel ranks that share their experts, as WideEP has them."""
-    return [
-        _tail_falls(campaign, pair)
-        for pair in pairs(campaign)
-        if _setting(campaign, pair, "data_parallel_size") > 1
-        and _setting(campaign, pair, "enable_expert_parallel")
     ]
 
 
