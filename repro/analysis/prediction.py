@@ -234,6 +234,43 @@ def held_against(basis: Basis) -> pd.DataFrame:
     )
 
 
+def waiting(campaign: Campaign) -> pd.DataFrame:
+    """How much of one rank's pause shows in another rank's step, as texts."""
+    found = ranks.coupling(campaign)
+    return pd.DataFrame(
+        {
+            "arm": found["arm"],
+            "pauses": found["pauses"].map(str),
+            "shows in another rank's step": [
+                fmt.share(row.share, row.low, row.high) for row in found.itertuples()
+            ],
+            "at any other time": found["chance"].map(fmt.percent),
+        }
+    )
+
+
+def burst_table(campaign: Campaign) -> pd.DataFrame:
+    """Measured bursts by width and policy: medians as texts."""
+    found = ranks.bursts(campaign)
+    rows = []
+    for (number, policy), own in found.groupby(["ranks", "policy"]):
+        middle = own.median(numeric_only=True)
+        rows.append(
+            {
+                "ranks": f"{number}",
+                "policy": policy,
+                "bursts": f"{len(own)}",
+                "length (s)": fmt.figures(middle["length_s"]),
+                "first to last (steps)": fmt.amount(middle["spread_steps"]),
+                "steps with a collection": fmt.amount(middle["stalled_steps"]),
+                "pause (ms)": fmt.figures(middle["pause_ms"]),
+                "period (steps)": fmt.figures(middle["period_steps"]),
+                "largest change of an offset (steps)": fmt.figures(own["drift_steps"].max()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def origin(basis: Basis) -> str:
     """What the prediction rests on, and what its marks mean."""
     runs = basis.campaign.runs[basis.campaign.runs["run"].isin(basis.runs)]

@@ -21,7 +21,8 @@ from repro.report.style import PAGE, POLICY_COLOUR
 from repro.theory.lockstep import Steps, predict
 
 FAR = (0.99, 0.999)
-RANKS = (1, 2, 4, 8, 16, 32)
+RANKS = (1, 2, 4, 6, 8, 10, 12, 16, 32)
+TICKS = (1, 2, 4, 8, 16, 32)
 OFFSET = {"no-freeze": 0.96, "freeze": 1.04}
 """Points of two arms stand beside each other."""
 
@@ -56,11 +57,11 @@ def itl_by_ranks(campaign: Campaign) -> Figure:
                 mew=0.5,
             )
         axes.set(xscale="log", yscale="log", xlabel="ranks in lock-step")
-        axes.xaxis.set_major_locator(FixedLocator(RANKS))
+        axes.xaxis.set_major_locator(FixedLocator(TICKS))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(f"{fmt.quantile(quantile)} of ITL")
-    panels[0].set_ylabel("ITL (ms)")
+    panels[0].set(ylabel="ITL (ms)", ylim=(None, 1.35 * panels[0].get_ylim()[1]))
     plain_numbers(panels[0].yaxis)
     said = prediction.sentence(basis)
     message(drawn, f"{said[0].upper()}{said[1:]}. Points: measured; bands: predicted (95%)")

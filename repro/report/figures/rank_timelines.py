@@ -80,7 +80,7 @@ def _spans(begin: pd.Series, lasted: pd.Series, first: float) -> list[tuple[floa
 
 def _message(burst: pd.Series) -> str:
     return (
-        f"{burst['ranks']} ranks, {burst['policy']}: in {fmt.figures(burst['length_s'])} s each "
-        f"rank collects once (dark, about {fmt.ms(burst['pause_ms'])}) and all wait: "
-        f"{fmt.plural(int(burst['stalled_steps']), 'step')} with a collection"
+        f"One burst of {burst['ranks']} ranks, {burst['policy']}: within "
+        f"{fmt.figures(burst['length_s'])} s each worker makes a full collection (colour) of "
+        f"about {fmt.ms(burst['pause_ms'])}, and the step (grey-blue) of every rank waits"
     )
