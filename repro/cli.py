@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--ranks", type=int, required=True, help="data-parallel ranks")
     command.add_argument("--concurrency", type=int, default=1024, help="in flight on each")
     command.add_argument("--source", type=Path, help="a campaign (default: what fits in data/)")
+    command.add_argument("--out", type=Path, help="also register the prediction in this JSON file")
 
     command = commands.add_parser("page", help="run the notebooks on a campaign: one HTML page")
     command.set_defaults(command=page)
@@ -194,9 +195,12 @@ def predict(parsed: argparse.Namespace) -> int:
     basis = nearest(campaigns, parsed.concurrency)
     if basis is None:
         raise ValueError(prediction.without_basis(campaigns))
+    if parsed.out:
+        print(prediction.register(basis, parsed.ranks, parsed.out))
     print(prediction.origin(basis), end="\n\n")
     print(fmt.markdown_table(prediction.of_one_width(basis, parsed.ranks)), end="\n\n")
-    print(f"{prediction.sentence(basis)}.")
+    print(f"{prediction.burst_sentence(basis, parsed.ranks)}.")
+    print(f"Of P99 {prediction.sentence(basis)}.")
     for line in prediction.warnings(basis, parsed.ranks, parsed.concurrency, campaigns):
         print(f"warning: {line}")
     return 0

@@ -1,13 +1,19 @@
-"""Which recorded runs of one rank a prediction for many ranks rests on."""
+"""Recorded runs of one rank that a prediction for many ranks rests on, taken apart."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from repro.analysis.arms import Pair, pairs
-from repro.dataset import Campaign
-from repro.theory.common_step import Steps, take_apart
+from repro.analysis.gc_cost import full_collections
+from repro.analysis.tails import step_intervals
+from repro.dataset import Campaign, in_window
+from repro.stats.bootstrap import Integers
+from repro.theory.cpython_rule import FULL
+from repro.theory.lockstep import LockstepError, Steps
 
 DRIVERS = ("engine", "async_engine")
 """Clients that keep the engine busy. Through HTTP it may idle, and a pause then hides."""
@@ -40,6 +46,27 @@ class Basis:
         """Steps of both arms."""
         return sum(map(len, self.steps.values()))
 
+    @property
+    def tokens_per_step(self) -> dict[str, float]:
+        """Arm -> tokens that one rank generates per step."""
+        runs = self.campaign.runs[self.campaign.runs["run"].isin(self.runs)]
+        rate = runs.groupby("arm")["tokens_per_s"].mean()
+        return {
+            arm: float(rate[arm] * np.concatenate(steps.whole).mean() / 1e9)
+            for arm, steps in self.steps.items()
+        }
+
+    @property
+    def answer_tokens(self) -> float:
+        """Mean length of an answer."""
+        runs = self.campaign.runs[self.campaign.runs["run"].isin(self.runs)]
+        return float(runs["answer_tokens"].mean())
+
+    @property
+    def unfrozen(self) -> Steps:
+        """The steps of the arm without the freeze."""
+        return self.steps[self.pair.baseline]
+
 
 def bases(campaign: Campaign) -> list[Basis]:
     """Every pair of one-rank arms of a campaign that a prediction can rest on, largest first."""
@@ -69,11 +96,67 @@ def bases(campaign: Campaign) -> list[Basis]:
 
 
 def nearest(campaigns: Sequence[Campaign], concurrency: int) -> Basis | None:
-    """The basis whose load is nearest; among equals on a GPU, then the one with the most steps."""
+    """The basis whose load is nearest; among equals the one with the widest groups beside it."""
     found = [basis for campaign in campaigns for basis in bases(campaign)]
 
-    def distance(basis: Basis) -> tuple[int, bool, int]:
-        on_gpu = basis.campaign.runs["gpu_name"].notna().any()
-        return abs(basis.concurrency - concurrency), not on_gpu, -basis.size
+    def distance(basis: Basis) -> tuple[int, bool, int, int]:
+        runs = basis.campaign.runs
+        on_gpu, widest = runs["gpu_name"].notna().any(), int(runs["data_parallel_size"].max())
+        return abs(basis.concurrency - concurrency), not on_gpu, -widest, -basis.size
 
     return min(found, key=distance, default=None)
+
+
+def take_apart(campaign: Campaign, runs: Sequence[str]) -> Steps:
+    """The steps of one rank in the measured windows, taken apart.
+
+    A full collection adds what it makes its step longer than the run's median, but no more than it
+    lasted: on a GPU the beginning of it passes while the device is still at work. Every rank makes
+    a young collection in nearly every step, so these stay in the common part.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    runs : sequence of str
+        Runs of one arm; of several ranks the lowest is taken.
+
+    Raises
+    ------
+    LockstepError
+        If no run has steps.
+    """
+    common, paused = [], []
+    intervals = in_window(campaign, step_intervals(campaign.steps))
+    pauses = campaign.pauses[campaign.pauses["generation"] == FULL]
+    workers = pauses[pauses["role"] == "worker"].sort_values("start_ns")
+    for run in runs:
+        own = intervals[intervals["run"] == run].sort_values("t_ns")
+        own = own[own["rank"] == own["rank"].min()]
+        if len(own) < 2:
+            continue
+        gap = own["interval_ns"].to_numpy("int64")
+        end = own["t_ns"].to_numpy("int64")
+        full = workers[workers["run"] == run]
+        begun = full["start_ns"].to_numpy("int64")
+        over = begun + full["duration_ns"].to_numpy("int64")
+        held = _paused_until(begun, over, end) - _paused_until(begun, over, end - gap)
+        added = np.clip(gap - int(np.median(gap)), 0, held)
+        common.append(gap - added)
+        paused.append(added)
+    if not common:
+        raise LockstepError(f"{campaign.path.name}: no steps of one rank in the measured windows")
+    full = full_collections(campaign)
+    periods = full.loc[full["run"].isin(runs) & (full["role"] == "worker"), "period_steps"].dropna()
+    return Steps(
+        common=tuple(common),
+        paused=tuple(paused),
+        period=float(periods.median()) if len(periods) else None,
+    )
+
+
+def _paused_until(begun: Integers, over: Integers, time: Integers) -> Integers:
+    """Time spent in pauses before each time; simultaneous pauses count each."""
+    before = np.concatenate([[0], np.cumsum(over - begun)])
+    number = np.searchsorted(begun, time, side="right")
+    still = np.where(number > 0, over[number - 1] - time, 0) if len(over) else 0
+    return np.asarray(before[number] - np.maximum(still, 0))

@@ -11,21 +11,23 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from repro.analysis.tails import sample, step_quantiles
+from repro.analysis.arms import freezes
+from repro.analysis.prediction_basis import Basis
+from repro.analysis.tails import Metric, sample, step_intervals, step_quantiles
 from repro.dataset import Campaign, in_window
 from repro.dataset.schema import NS_PER_MS
 from repro.stats.bootstrap import RESAMPLES, Floats, Integers, interval
-from repro.theory.common_step import predict, take_apart
 from repro.theory.cpython_rule import FULL
-from repro.theory.lockstep import QUANTILES
+from repro.theory.lockstep import QUANTILES, STALLED
 
 SHIFTS = 1000
 
 Moving = Callable[[int], Integers]
 """So many times, in ns, drawn at random from a run's window."""
 
-ALIKE = ["comparable", "policy", "capture_policy", "model", "executor", "load"]
-"""What a one-rank arm must share with the arm of several ranks that is predicted from it."""
+ALIKE = ["machine", "vllm", "torch", "python", "capture_policy", "model", "executor", "load"]
+"""What one-rank runs share with groups predicted from them. The number of GPUs and of CPUs differs:
+the runs are compared, never pooled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,73 +156,106 @@ def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -
     return pd.DataFrame(rows, columns=columns)
 
 
-def measured_quantiles(
-    campaign: Campaign, quantiles: tuple[float, ...] = QUANTILES
-) -> pd.DataFrame:
-    """Quantiles of the step interval of every arm, whatever its number of ranks.
+def policy_of(campaign: Campaign, arm: str) -> str:
+    """What the workers of an arm do: `freeze` or `no-freeze`, also where the policy is `stock`."""
+    return "freeze" if freezes(campaign, arm) == "yes" else "no-freeze"
+
+
+def alike(basis: Basis) -> pd.DataFrame:
+    """The data-parallel runs under the load of a basis: `several`, with what workers do."""
+    runs = several(basis.campaign)
+    one = basis.campaign.runs[basis.campaign.runs["run"].isin(basis.runs)].iloc[0]
+    same = (runs[ALIKE] == one[ALIKE]).all(axis=1) & (runs["kind"] == "DP")
+    found: pd.DataFrame = runs[same]
+    return found.assign(policy=[policy_of(basis.campaign, arm) for arm in found["arm"]])
+
+
+def measured(campaign: Campaign, arm: str) -> pd.DataFrame:
+    """What one arm measured of the quantities that are predicted.
 
     Returns
     -------
     pandas.DataFrame
-        `arm`, `policy`, `ranks`, `kind` (`TP`, `DP` or, with one rank, empty), `quantile`,
-        `value_ms`, `low_ms`, `high_ms`, `supported`.
+        `quantity`, `measured`, `low`, `high`, `steps` (of the group). ITL quantiles that the
+        sample cannot support are left out. The longest gap has no interval; two stalled steps in
+        a row can reach the client as one gap.
     """
-    rows = sample(campaign, "step_interval")
-    table = []
-    for arm, runs in campaign.runs.groupby("arm"):
-        estimates = step_quantiles(rows[rows["run"].isin(runs["run"])], quantiles)
-        tensor, data = (runs[f"{name}_parallel_size"].iloc[0] for name in ("tensor", "data"))
-        for quantile, found in zip(quantiles, estimates, strict=True):
-            table.append(
+    runs = campaign.runs[campaign.runs["arm"] == arm]
+    metric: Metric = "itl" if campaign.itl["run"].isin(runs["run"]).any() else "step_interval"
+    rows = sample(campaign, metric)
+    rows = rows[rows["run"].isin(runs["run"])]
+    found = step_quantiles(rows, (*QUANTILES, 1.0))
+    names = [*(f"P{100 * quantile:.10g}" for quantile in QUANTILES), "longest"]
+    table = [
+        (name, each.value / NS_PER_MS, each.low / NS_PER_MS, each.high / NS_PER_MS)
+        for name, each in zip(names, found, strict=True)
+        if each.supported
+    ]
+    gaps = _group_steps(campaign, list(runs["run"]))
+    stalled = sum(int((gap >= STALLED * np.median(gap)).sum()) for gap in gaps)
+    steps = sum(map(len, gaps))
+    bounds = wilson(stalled, steps)
+    table.append(("stalled share", 100 * stalled / steps, *(100 * np.array(bounds))))
+    rate = runs["tokens_per_s"]
+    table.append(("tokens/s", rate.mean(), rate.min(), rate.max()))
+    frame = pd.DataFrame(table, columns=["quantity", "measured", "low", "high"])
+    return frame.assign(steps=steps)
+
+
+def bursts(campaign: Campaign) -> pd.DataFrame:
+    """Bursts of full collections in the windows of runs of several data-parallel ranks.
+
+    Every rank's first collection in the window is of the first burst, its second of the second.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per burst in which every rank collects: `run`, `policy`, `ranks`, `start_ns`,
+        `length_s` (first collection's begin to last one's end), `spread_steps` (first to last),
+        `stalled_steps` (that hold a collection), `pause_ms` (median), `period_steps` (since the
+        run's burst before; NaN for its first), `drift_steps` (the most that a rank's offset
+        changed since then).
+    """
+    rows = []
+    for run in several(campaign).itertuples():
+        if "DP" not in run.kind:
+            continue
+        ranks = _ranks_of(campaign, run.run)
+        ordinals, _ = _in_steps(ranks)
+        number = min(map(len, ordinals))
+        before = None
+        for burst in range(number):
+            at = np.array([own[burst] for own in ordinals])
+            begun = np.array([rank.begun[burst] for rank in ranks])
+            lasted = np.array([rank.lasted[burst] for rank in ranks])
+            moved: Integers | None = None if before is None else at - before
+            rows.append(
                 {
-                    "arm": arm,
-                    "policy": runs["policy"].iloc[0],
-                    "ranks": tensor * data,
-                    "kind": kind_of(tensor, data),
-                    "quantile": quantile,
-                    "value_ms": found.value / NS_PER_MS,
-                    "low_ms": found.low / NS_PER_MS,
-                    "high_ms": found.high / NS_PER_MS,
-                    "supported": found.supported,
+                    "run": run.run,
+                    "policy": policy_of(campaign, run.arm),
+                    "ranks": run.ranks,
+                    "start_ns": begun.min(),
+                    "length_s": ((begun + lasted).max() - begun.min()) / 1e9,
+                    "spread_steps": np.ptp(at),
+                    "stalled_steps": len(np.unique(at)),
+                    "pause_ms": np.median(lasted) / NS_PER_MS,
+                    "period_steps": np.nan if moved is None else np.median(moved),
+                    "drift_steps": np.nan if moved is None else np.ptp(moved),
                 }
             )
-    return pd.DataFrame(table)
+            before = at
+    columns = ["run", "policy", "ranks", "start_ns", "length_s", "spread_steps", "stalled_steps"]
+    return pd.DataFrame(rows, columns=[*columns, "pause_ms", "period_steps", "drift_steps"])
 
 
-def against_prediction(campaign: Campaign) -> pd.DataFrame:
-    """Measured quantiles of several ranks beside those predicted from the same load on one.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row an arm of several ranks and quantile, where the campaign has one rank alone under
-        the same settings: the columns of `measured_quantiles`, `predicted_ms`,
-        `predicted_low_ms`, `predicted_high_ms`, `inside` (either value lies within the other's
-        interval) and `off` (measured over predicted).
-    """
-    measured = measured_quantiles(campaign)
-    alone = campaign.runs.drop(several(campaign).index)
-    tables = []
-    for arm, runs in several(campaign).groupby("arm"):
-        same = (alone[ALIKE] == runs[ALIKE].iloc[0]).all(axis=1)
-        rows = measured[(measured["arm"] == arm) & measured["supported"]]
-        if not same.any() or rows.empty:
-            continue
-        steps = take_apart(campaign, list(alone.loc[same, "run"]))
-        found = predict(steps, ranks=[int(runs["ranks"].iloc[0])])
-        found = (
-            found.set_index("quantile")
-            .add_prefix("predicted_")
-            .drop(columns=["predicted_ranks", "predicted_supported"])
-        )
-        tables.append(rows.join(found, on="quantile"))
-    if not tables:
-        return pd.DataFrame(columns=[*measured.columns, "predicted_ms", "inside", "off"])
-    table = pd.concat(tables, ignore_index=True)
-    table = table.rename(columns={"predicted_value_ms": "predicted_ms"})
-    inside = table["value_ms"].between(table["predicted_low_ms"], table["predicted_high_ms"])
-    inside |= table["predicted_ms"].between(table["low_ms"], table["high_ms"])
-    return table.assign(inside=inside, off=table["value_ms"] / table["predicted_ms"])
+def _group_steps(campaign: Campaign, runs: list[str]) -> list[Integers]:
+    """Step intervals of the lowest rank of each run in its window, in ns."""
+    rows = in_window(campaign, step_intervals(campaign.steps))
+    found = []
+    for run in runs:
+        own = rows[rows["run"] == run]
+        found.append(own.loc[own["rank"] == own["rank"].min(), "interval_ns"].to_numpy("int64"))
+    return found
 
 
 def wilson(hits: int, trials: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Claims about the ITL tail of one rank and of many."""
+"""Claims about the ITL tail of one rank."""
 
 from __future__ import annotations
 
@@ -43,24 +43,6 @@ def p99_falls(campaign: Campaign) -> list[Outcome]:
         for pair in pairs(campaign)
         if _one(campaign, pair, "executor") != "uni"
         and _one(campaign, pair, "data_parallel_size") == 1
-    ]
-
-
-@claim(
-    "wide-ep",
-    "P99 ITL falls especially with WideEP.",
-    criterion="as above, with several data-parallel ranks in expert parallel; a prediction does "
-    "not count as a measurement",
-    needs="runs with and without the freeze, several data-parallel ranks in expert parallel",
-    some=True,
-)
-def p99_falls_wide_ep(campaign: Campaign) -> list[Outcome]:
-    """The same ratio for several data-parallel ranks that share their experts."""
-    return [
-        _p99_ratio(campaign, pair)
-        for pair in pairs(campaign)
-        if _one(campaign, pair, "data_parallel_size") > 1
-        and _one(campaign, pair, "enable_expert_parallel")
     ]
 
 

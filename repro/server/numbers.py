@@ -8,8 +8,8 @@ import pandas as pd
 from repro.analysis.tails import sample, step_quantiles
 from repro.server.launches import Launch
 from repro.stats.estimate import Estimate
-from repro.theory.common_step import Steps, predict
 from repro.theory.cpython_rule import FULL
+from repro.theory.lockstep import Steps, predict
 
 HIT_SHARE = 0.1
 """A pause counts as hitting a step from this share of the median step on: a shorter one is lost in

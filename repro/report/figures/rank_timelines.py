@@ -1,104 +1,86 @@
-"""The steps of several ranks over each other around a pause of one."""
+"""One burst of full collections over the time lines of all ranks."""
 
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from repro import fmt
-from repro.analysis.gc_cost import full_collections
-from repro.analysis.ranks import several
+from repro.analysis.ranks import bursts
 from repro.analysis.tails import step_intervals
 from repro.dataset import Campaign
-from repro.dataset.schema import NS_PER_MS, NS_PER_S
 from repro.report.figures.registry import NotApplicable, figure
-from repro.report.figures.shared import message, plain_numbers
-from repro.report.style import PAGE, RANK_COLOUR
+from repro.report.figures.shared import message
+from repro.report.style import COLUMN, INK, POLICY_COLOUR
+
+STEP_COLOUR = "#9db7d5"
+NS_PER_S = 1e9
+MARGIN_S = 0.6
 
 
 @figure
 def rank_timelines(campaign: Campaign) -> Figure:
-    """Steps of two ranks above each other around the longest pause of a worker, on one clock.
+    """One burst, unfrozen where there is one: each rank's steps, and its worker's collection.
 
-    Shaded where a worker was in a full collection, in the colour of its rank. Needs a run of
-    several ranks with a full collection of a worker.
+    A row per rank: a bar per step, as long as the step took; the full collection on top of it.
+    Needs a run of several data-parallel ranks with a full collection of each of their workers.
     """
-    runs = several(campaign)
-    if runs.empty:
-        raise NotApplicable("there are no runs of several ranks")
-    full = full_collections(campaign)
-    full = full[(full["role"] == "worker") & full["run"].isin(runs["run"])]
-    if full.empty:
-        raise NotApplicable("there is no full collection of a worker among several ranks")
-    longest = full.loc[full["duration_ns"].idxmax()]
-    steps = step_intervals(campaign.steps[campaign.steps["run"] == longest["run"]])
-    middle = longest["start_ns"] + longest["duration_ns"] // 2
-    ranks = [longest["rank"], *sorted(set(steps["rank"]) - {longest["rank"]})][:2]
-    usual_ms = float(steps["interval_ns"].median()) / NS_PER_MS
-    half_s = max(2.5 * longest["duration_ns"] / NS_PER_MS, 25 * usual_ms) / 1e3
-    drawn = Figure(figsize=(PAGE, 3.0), layout="constrained")
-    panels = drawn.subplots(len(ranks), sharex=True, sharey=True, squeeze=False)[:, 0]
-    colours = dict(zip(ranks, RANK_COLOUR, strict=False))
-    shaded = full[(full["run"] == longest["run"]) & full["rank"].isin(ranks)]
-    for rank, axes in zip(ranks, panels, strict=True):
-        _draw_steps(axes, steps[steps["rank"] == rank], middle, half_s, colours[rank])
-        for row in shaded.itertuples():
-            start = (row.start_ns - middle) / NS_PER_S
-            if abs(start) < half_s:
-                span = start, start + row.duration_ns / NS_PER_S
-                axes.axvspan(*span, color=colours[row.rank], alpha=0.25, lw=0)
-        axes.set(yscale="log", ylabel="step interval (ms)")
-        axes.set_title(f"rank {rank}", fontsize=7, weight="bold", color=colours[rank], pad=3)
-    panels[0].margins(y=0.15)
-    plain_numbers(panels[0].yaxis)
-    panels[-1].set(
-        xlim=(-half_s, half_s), xlabel=f"time from the middle of rank {ranks[0]}'s pause (s)"
+    found = bursts(campaign)
+    if found.empty:
+        raise NotApplicable("there is no full collection of every worker of a data-parallel group")
+    widest = found[found["ranks"] == found["ranks"].max()]
+    burst = widest.loc[widest["pause_ms"].idxmax()]
+    first = float(burst["start_ns"])
+    begin, end = first - MARGIN_S * NS_PER_S, first + (burst["length_s"] + MARGIN_S) * NS_PER_S
+    steps = step_intervals(campaign.steps[campaign.steps["run"] == burst["run"]])
+    steps = steps[(steps["t_ns"] > begin) & (steps["t_ns"] - steps["interval_ns"] < end)]
+    own = campaign.pauses[campaign.pauses["run"] == burst["run"]]
+    full = own[(own["role"] == "worker") & (own["generation"] == 2)]
+    full = full[full["start_ns"].between(begin, end)]
+    ranks = sorted(steps["rank"].unique())
+    drawn = Figure(figsize=(COLUMN, 1.1 + 0.28 * len(ranks)), layout="constrained")
+    axes = drawn.subplots()
+    for place, rank in enumerate(ranks):
+        mine = steps[steps["rank"] == rank]
+        starts = mine["t_ns"] - mine["interval_ns"]
+        axes.broken_barh(
+            _spans(starts, mine["interval_ns"], first),
+            (place - 0.36, 0.72),
+            facecolor=STEP_COLOUR,
+            edgecolor="white",
+            lw=0.5,
+        )
+        pauses = full[full["rank"] == rank]
+        axes.broken_barh(
+            _spans(pauses["start_ns"], pauses["duration_ns"], first),
+            (place - 0.18, 0.36),
+            facecolor=POLICY_COLOUR[burst["policy"]],
+        )
+    axes.set(
+        xlim=((begin - first) / NS_PER_S, (end - first) / NS_PER_S),
+        xlabel="time from the first full collection (s)",
+        yticks=range(len(ranks)),
+        yticklabels=[f"rank {rank}" for rank in ranks],
     )
-    together = _at_the_same_time(full, longest, ranks[-1])
-    if together.empty:
-        message(drawn, _waiting_message(steps, longest, ranks, middle))
-    else:
-        message(drawn, _together_message(longest, together.iloc[0]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False)
+    axes.invert_yaxis()
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.label.set_color(INK)
+    message(drawn, _message(burst))
     return drawn
 
 
-def _draw_steps(
-    axes: Axes, steps: pd.DataFrame, middle_ns: int, half_s: float, colour: str
-) -> None:
-    """One rank's steps around a point in time: as long as they took, as high as well."""
-    end = (steps["t_ns"] - middle_ns) / NS_PER_S
-    begin = end - steps["interval_ns"] / NS_PER_S
-    seen = (end > -half_s) & (begin < half_s)
-    axes.hlines(steps["interval_ns"][seen] / NS_PER_MS, begin[seen], end[seen], colour, lw=2)
+def _spans(begin: pd.Series, lasted: pd.Series, first: float) -> list[tuple[float, float]]:
+    starts, lengths = (begin - first) / NS_PER_S, lasted / NS_PER_S
+    return list(zip(starts, lengths, strict=True))
 
 
-def _at_the_same_time(full: pd.DataFrame, pause: pd.Series, rank: int) -> pd.DataFrame:
-    """Another rank's collections that begin before a pause is over and end after it began."""
-    other = full[(full["run"] == pause["run"]) & (full["rank"] == rank)]
-    begun = other["start_ns"] < pause["start_ns"] + pause["duration_ns"]
-    lasts = other["start_ns"] + other["duration_ns"] > pause["start_ns"]
-    found: pd.DataFrame = other[begun & lasts]
-    return found
-
-
-def _together_message(pause: pd.Series, other: pd.Series) -> str:
-    each = [
-        f"rank {of['rank']} for {fmt.ms(of['duration_ns'] / NS_PER_MS)}" for of in (pause, other)
-    ]
+def _message(burst: pd.Series) -> str:
     return (
-        f"The workers collect at the same time, {fmt.listed(each)} (shaded): one stall for both "
-        f"(run {pause['run']})"
-    )
-
-
-def _waiting_message(steps: pd.DataFrame, pause: pd.Series, ranks: list[int], at_ns: int) -> str:
-    other = steps[steps["rank"] == ranks[-1]]
-    during = other[(other["t_ns"] > at_ns) & (other["t_ns"] - other["interval_ns"] <= at_ns)]
-    took = during["interval_ns"].max() / NS_PER_MS
-    usual = other["interval_ns"].median() / NS_PER_MS
-    return (
-        f"While the worker of rank {ranks[0]} collects for "
-        f"{fmt.ms(pause['duration_ns'] / NS_PER_MS)} (shaded), the step of rank {ranks[-1]} "
-        f"takes {fmt.ms(took)}, where it usually takes {fmt.ms(usual)} (run {pause['run']})"
+        f"One burst of {burst['ranks']} ranks, {burst['policy']}: within "
+        f"{fmt.figures(burst['length_s'])} s each worker makes a full collection (colour) of "
+        f"about {fmt.ms(burst['pause_ms'])}, and the step (grey-blue) of every rank waits"
     )
