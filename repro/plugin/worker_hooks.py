@@ -103,7 +103,8 @@ def hold_warm_up(worker: Any, serving: ServingPolicy, recorder: Recorder | None)
             collect_after_launch(worker)
         if recorder is not None:
             with stepping_aside("recording steps"):
-                recorder.census("ready")
+                if recorder.role != "engine":  # there vLLM's own freeze is still to come
+                    recorder.census("ready")
                 bare = worker.execute_model
                 record_steps(worker, recorder)
                 watched = functools.partial(observe, recorder, worker, bare, worker.execute_model)
