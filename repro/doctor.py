@@ -13,6 +13,7 @@ import psutil
 from repro.experiment import provenance
 from repro.experiment.campaign import MEMORY_NEEDED
 from repro.plugin.hook_points import KNOWN_VLLM
+from repro.server import environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at Python, vLLM, the plugin, the processor, memory and GPUs."""
-    return [python(), vllm(), entry_point(), compiler(), memory(), processor(), gpu()]
+    found = [python(), vllm(), entry_point(), compiler(), memory(), processor(), gpu()]
+    return found + [Finding(what=w, found=f, remedy=r) for w, f, r in environment.obstacles()]
 
 
 def python() -> Finding:

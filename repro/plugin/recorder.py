@@ -113,7 +113,7 @@ class Recorder:
 
     @property
     def role(self) -> str:
-        """What this process is: `frontend`, `engine`, `worker`, `launcher`, or a helper, `other`."""
+        """What this process is: `frontend`, `engine`, `worker`, `launcher` or `other`."""
         return self._identity()[0]
 
     @property
