@@ -67,8 +67,8 @@ def host() -> str:
 
 def versions() -> dict[str, str]:
     """Of Python and of vLLM, as far as this process has loaded it."""
-    vllm = getattr(sys.modules.get("vllm"), "__version__", "")
-    return {"python": platform.python_version(), "vllm": str(vllm)}
+    vllm = getattr(sys.modules.get("vllm"), "__version__", None)
+    return {"python": platform.python_version()} | ({"vllm": str(vllm)} if vllm else {})
 
 
 def shortened(text: str) -> str:

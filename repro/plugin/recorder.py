@@ -202,15 +202,19 @@ class Recorder:
             role, rank = self._identity()
             fields = (MAGIC, self._pid, rank, self._opened_ns, self._stopped, role.encode())
             HEADER.pack_into(self._header, 0, *fields, self.launch_ns)
-            name = process_name()
-            self.about |= process_facts.versions() | {
-                "name": process_facts.shortened(name),
-                "server": process_facts.shortened(process_facts.api_server(name)),
-                "asked": process_facts.shortened(self._asked.get(role, "stock")),
-                "policy": self.policy.name,
-            }
-            room = ABOUT.stop - ABOUT.start
-            self._header[ABOUT] = json.dumps(self.about).encode()[:room].ljust(room, b"\0")
+            self._write_about(role)
+
+    def _write_about(self, role: str) -> None:
+        assert self._header is not None
+        name = process_name()
+        self.about |= process_facts.versions() | {
+            "name": process_facts.shortened(name),
+            "server": process_facts.shortened(process_facts.api_server(name)),
+            "asked": process_facts.shortened(self._asked.get(role, "stock")),
+            "policy": self.policy.name,
+        }
+        room = ABOUT.stop - ABOUT.start
+        self._header[ABOUT] = json.dumps(self.about).encode()[:room].ljust(room, b"\0")
 
     def _stop(self, error: Exception) -> None:
         """Give up recording, once; what was recorded stays, marked incomplete."""

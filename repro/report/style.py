@@ -14,6 +14,9 @@ import seaborn as sns
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
+PAGE_STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8").strip()
+"""What every HTML page of this package looks like."""
+
 COLUMN, PAGE = 3.4, 7.0
 """Widths in inches: one column of a paper, and both."""
 

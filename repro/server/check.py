@@ -82,7 +82,7 @@ def from_url(source: str) -> list[Facts]:
 
 def fault(found: Facts) -> str:
     """In what a process is not as asked; empty if it is."""
-    if not found["vllm"]:
+    if not found["python"]:
         return "recorded by an older version of this package: state unknown"
     if found["asked"] != found["policy"]:
         return f"there is no policy {found['asked']!r}"
