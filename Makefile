@@ -49,7 +49,7 @@ env: $(ENV)/.full  ## install everything, vLLM included
 $(ENV)/.light: $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(ENV)
 	$(BIN)/pip install -q --upgrade pip
-	$(BIN)/pip install -q -c $(LOCK) -e .
+	$(BIN)/pip install -q -c $(LOCK) -e '.[notebooks]'
 	touch $@
 
 # The lock is complete, so nothing is resolved. torch goes first and with what it needs: which

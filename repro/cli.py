@@ -89,6 +89,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, help=RECORDED)
     command.add_argument("--every-s", type=float, default=1.0, help="seconds between two looks")
     command.add_argument("--once", action="store_true", help="look once and end")
+
+    command = commands.add_parser(
+        "check", help="your own vLLM: is each process's heap and collector as asked?"
+    )
+    command.set_defaults(command=check)
+    command.add_argument("source", metavar="DIR|URL", help=f"{RECORDED}; or the server's address")
     return top
 
 
@@ -238,3 +244,12 @@ def watch(parsed: argparse.Namespace) -> int:
 
     watch(parsed.folder, every_s=parsed.every_s, once=parsed.once)
     return 0
+
+
+def check(parsed: argparse.Namespace) -> int:
+    """Print one line per process; status 1 if any is not as asked."""
+    from repro.server.check import check
+
+    lines, as_asked = check(parsed.source)
+    print("\n".join(lines))
+    return int(not as_asked)

@@ -18,6 +18,7 @@ from repro.experiment import provenance
 from repro.experiment.campaign import MEMORY_NEEDED
 from repro.plugin.hook_points import HOOK_POINTS, HookPoint
 from repro.releases import READ, release
+from repro.server import environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,9 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at Python, vLLM, the plugin, the processor, memory and GPUs."""
     found = [python(), vllm(), entry_point(), compiler(), memory(), processor(), gpu()]
-    return found if found[1].blocks else [*found[:2], hooks(), *found[2:]]
+    if not found[1].blocks:
+        found.insert(2, hooks())
+    return found + [Finding(what=w, found=f, remedy=r) for w, f, r in environment.obstacles()]
 
 
 def python() -> Finding:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,14 @@ from repro.experiment.supervise import alive
 from repro.plugin.recorder import LAUNCH
 
 START_S = 240.0
+SERVE = """
+from vllm.entrypoints.cli.serve import ServeSubcommand
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+ServeSubcommand.cmd(make_arg_parser(FlexibleArgumentParser()).parse_args())
+"""
+"""`vllm serve`, a command that vLLM's CPU distribution lacks: it launches several API servers."""
+
 OPTIONS = {
     "model": str(MODELS / "tiny"),
     "load-format": "dummy",
@@ -32,16 +41,17 @@ CPU = {"dtype": "float32", "kv-cache-memory-bytes": str(1 << 27)}
 
 
 class Server:
-    """One API server; `variables` are the plugin's."""
+    """One API server, or with `more` options several; `variables` are the plugin's."""
 
-    def __init__(self, log: Path, **variables: str) -> None:
+    def __init__(self, log: Path, more: Sequence[str] = (), **variables: str) -> None:
         from vllm.platforms import current_platform
 
         self.log = log
         self.port = free_port()
         options = OPTIONS | (CPU if current_platform.is_cpu() else {}) | {"port": str(self.port)}
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
-        command += ["--skip-tokenizer-init"]
+        one = ("-m", "vllm.entrypoints.openai.api_server")
+        command = [sys.executable, *(("-c", SERVE) if more else one), *more]
+        command += ["--enforce-eager", "--skip-tokenizer-init"]
         command += [part for name, value in options.items() for part in (f"--{name}", value)]
         inherited = {name: value for name, value in os.environ.items() if name != LAUNCH}
         quiet = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
@@ -66,9 +76,9 @@ class Server:
         self.end()
         raise AssertionError(f"no server: {self.said()[-3000:]}")
 
-    def get(self, path: str, body: object = None) -> tuple[int, str]:
-        """Status and text of one request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+    def get(self, path: str, body: object = None, port: int = 0) -> tuple[int, str]:
+        """Status and text of one request, to another port than the first if one is given."""
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=60)
         try:
             if body is None:
                 connection.request("GET", path)
@@ -92,7 +102,9 @@ class Server:
         status, text = self.get("/metrics")
         assert status == 200
         found = re.findall(
-            r'^(repro_\w+)\{generation="(\d)",process="(\w+)",rank="0"\} (\S+)$', text, re.M
+            r'^(repro_\w+)\{generation="(\d)",process="(\w+)",rank="0",server=""\} (\S+)$',
+            text,
+            re.M,
         )
         return {(name, role, generation): float(v) for name, generation, role, v in found}
 

@@ -64,7 +64,11 @@ def test_metrics_count_what_every_process_recorded(server: Server, folder: Path)
 def test_the_policy_reached_the_worker(server: Server, folder: Path) -> None:
     (launch,) = launches.read(folder)
     assert launch.worker_frozen
-    assert "repro:" not in server.said(), "nothing to complain about"
+    said = [line for line in server.said().splitlines() if "repro: " in line]
+    assert len(said) == 3, "one line per process, nothing to complain about"
+    assert all(f"recording into {folder}, policy" in line for line in said)
+    assert cli.main(["check", str(folder)]) == 0
+    assert cli.main(["check", f"http://127.0.0.1:{server.port}"]) == 0
 
 
 def test_a_running_server_is_reported_on_and_watched(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from repro.plugin import fault_handling, metrics
+from repro.plugin import fault_handling, metrics, process_facts
+from repro.plugin import recorder as plugin_recorder
 from repro.plugin.live_reader import CHUNK_BYTES, Follower, Launch, newest_launch
 from repro.plugin.metrics import PauseCounters
 from repro.plugin.recorder import EVENT, HEADER_BYTES, LAUNCH, PAUSE, STEP, Recorder
@@ -100,12 +102,18 @@ def test_processes_of_one_launch_share_its_number(tmp_path: Path) -> None:
     assert sorted(map(launches.count, set(launches))) == [4, 4]
 
 
-def samples(counters: PauseCounters) -> dict[tuple[str, str, str, str], float]:
+def samples(counters: PauseCounters) -> dict[tuple[str, ...], float]:
+    """Values by name and labels, in the order of their names; of buckets the bound, too."""
     return {
-        (s.name, s.labels["process"], s.labels["rank"], s.labels["generation"]): s.value
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in counters.collect()
-        for s in family.samples
+        for sample in family.samples
     }
+
+
+def totals(counters: PauseCounters) -> dict[tuple[str, ...], float]:
+    """Those that count all pauses of a process and generation."""
+    return {key: value for key, value in samples(counters).items() if key[0].endswith("_total")}
 
 
 def test_counters_by_process_rank_and_generation(tmp_path: Path) -> None:
@@ -117,27 +125,96 @@ def test_counters_by_process_rank_and_generation(tmp_path: Path) -> None:
     engine.write(PAUSE, 1, 2 * MS, 0, 0)
     samples(counters)
     worker.write(PAUSE, 2, 100 * MS, 0, 2)
-    assert samples(counters) == {
-        ("repro_gc_pauses_total", "worker", "3", "2"): 2,
-        ("repro_gc_pause_seconds_total", "worker", "3", "2"): 0.5,
-        ("repro_gc_pauses_total", "engine", "0", "0"): 1,
-        ("repro_gc_pause_seconds_total", "engine", "0", "0"): 0.002,
+    assert totals(counters) == {
+        ("repro_gc_pauses_total", "2", "worker", "3", ""): 2,
+        ("repro_gc_pause_seconds_total", "2", "worker", "3", ""): 0.5,
+        ("repro_gc_pauses_total", "0", "engine", "0", ""): 1,
+        ("repro_gc_pause_seconds_total", "0", "engine", "0", ""): 0.002,
     }
+
+
+def test_a_histogram_shows_the_one_long_pause(tmp_path: Path) -> None:
+    worker = recorder(tmp_path)
+    for length in (MS, 3 * MS, 500 * MS, 9000 * MS):
+        worker.write(PAUSE, 1, length, 0, 2)
+    found = samples(PauseCounters(tmp_path, worker.launch_ns))
+    name = "repro_gc_pause_duration_seconds"
+    bounds = {"0.001": 1, "0.002": 1, "0.005": 2, "0.2": 2, "0.5": 3, "5.0": 3, "+Inf": 4}
+    for bound, number in bounds.items():
+        assert found[(f"{name}_bucket", "2", bound, "worker", "0", "")] == number, bound
+    assert found[(f"{name}_count", "2", "worker", "0", "")] == 4
+    assert found[(f"{name}_sum", "2", "worker", "0", "")] == 9.504
+
+
+def named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have this process be one that vLLM named so; its own API server, if it is one."""
+    monkeypatch.setattr(process_facts, "process_name", lambda: name)
+    monkeypatch.setattr(plugin_recorder, "process_name", lambda: name)
+    monkeypatch.setenv(process_facts.SERVER, "")
+
+
+def test_api_servers_on_one_address_are_told_apart_and_the_launcher_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LAUNCH, "100")
+    made = []
+    for name in ("ApiServer_0", "ApiServer_1", "EngineCore_DP1"):
+        named(monkeypatch, name)
+        made.append(Recorder(tmp_path))
+        made[-1].write(PAUSE, 1, 1, 0, 2)
+    named(monkeypatch, "MainProcess")
+    launcher = recorder(tmp_path, "launcher")
+    launcher.write(PAUSE, 1, 1, 0, 2)
+    expected = {
+        ("repro_gc_pauses_total", "2", "frontend", "0", "ApiServer_0"): 1,
+        ("repro_gc_pauses_total", "2", "frontend", "1", "ApiServer_1"): 1,
+        ("repro_gc_pauses_total", "2", "engine", "1", ""): 1,
+    }
+    for _ in range(2):  # whichever of the two answers the scrape
+        found = totals(PauseCounters(tmp_path, 100))
+        assert {key: n for key, n in found.items() if "pauses" in key[0]} == expected
+
+
+def test_api_servers_with_engines_of_their_own_count_each_pause_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is scraped at its own port: the sum over both ports is the truth."""
+    monkeypatch.setenv(LAUNCH, "100")
+    counters = {}
+    for rank in (4, 5):
+        named(monkeypatch, f"APIServer_DPRank_{rank}")
+        made = Recorder(tmp_path)
+        made.write(PAUSE, 1, 1, 0, 2)
+        assert made.rank == rank
+        counters[rank] = PauseCounters(tmp_path, 100)
+        monkeypatch.setattr(plugin_recorder, "process_name", lambda: "Process-1")
+        engine = recorder(tmp_path, "engine", rank)  # started by that server, as one says
+        engine.write(PAUSE, 1, 1, 0, 2)
+    for rank, counted in counters.items():
+        server = f"APIServer_DPRank_{rank}"
+        assert {key for key in totals(counted) if "pauses" in key[0]} == {
+            ("repro_gc_pauses_total", "2", "frontend", str(rank), server),
+            ("repro_gc_pauses_total", "2", "engine", str(rank), server),
+        }
 
 
 SCRAPE = """
 import sys
 from pathlib import Path
 from prometheus_client import Counter, generate_latest
+from prometheus_client.openmetrics import exposition, parser
 from repro.plugin import metrics
 from repro.plugin.recorder import PAUSE, Recorder
 from vllm.v1.metrics.prometheus import get_prometheus_registry, unregister_vllm_metrics
 made = Recorder(Path(sys.argv[1]))
 made.write(PAUSE, 1, 1_500_000_000, 0, 2)
+made.note_heap()
 metrics.expose(made.directory, made.launch_ns)
 Counter("theirs", "A counter of the server's own.").inc()
 unregister_vllm_metrics()
-print(generate_latest(get_prometheus_registry()).decode())
+registry = get_prometheus_registry()
+list(parser.text_string_to_metric_families(exposition.generate_latest(registry).decode()))
+print(generate_latest(registry).decode())
 """
 
 
@@ -149,10 +226,12 @@ def test_vllms_own_registry_exposes_them(tmp_path: Path, api_servers: int) -> No
         variables["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path)
     command = [sys.executable, "-c", SCRAPE, str(tmp_path / "recording")]
     said = subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout
-    labels = '{generation="2",process="frontend",rank="0"}'
+    labels = '{generation="2",process="frontend",rank="0",server=""}'
     assert f"repro_gc_pauses_total{labels} 1.0" in said
     assert f"repro_gc_pause_seconds_total{labels} 1.5" in said
     assert "# TYPE repro_gc_pauses_total counter" in said
+    assert "# TYPE repro_gc_pause_duration_seconds histogram" in said
+    assert re.search(r'^repro_gc_frozen_objects\{.*policy="stock".*\} \d', said, re.M)
     assert "theirs_total 1.0" in said
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import gc
 import json
 import os
+import platform
 import resource
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from repro import policy
 from repro.dataset import recording
 from repro.plugin import recorder
-from repro.plugin.recorder import PAUSE, STEP, Recorder, identity_from_name
+from repro.plugin.process_facts import heap_state, identity_from_name, not_in_force
+from repro.plugin.recorder import ABOUT, PAUSE, STEP, Recorder
 
 KILLED = """
 import gc, os, signal, sys
@@ -211,8 +215,68 @@ def test_an_event_cut_short_is_left_out(tmp_path: Path) -> None:
         ("MainProcess", ("frontend", 0)),
         ("VLLM_DP_Coordinator", ("other", 0)),
         ("Process-1", ("other", 0)),
-        ("ApiServer_1", ("frontend", 0)),
+        ("ApiServer_1", ("frontend", 1)),
+        ("APIServer_DPRank_9", ("frontend", 9)),
     ],
 )
 def test_identity_from_vllms_process_names(name: str, identity: tuple[str, int]) -> None:
     assert identity_from_name(name) == identity
+
+
+def test_a_recording_says_whose_it_is(tmp_path: Path) -> None:
+    serving = {"worker": policy.serving("no-freeze")}
+    made = Recorder(tmp_path, policies=serving, asked={"worker": "no-freeze"})
+    made.declare("worker", 3)
+    made.write(STEP, 1, 1, 1, 1)
+    made.note(dp_rank=1, moe=True)
+    made.census("ready")
+    about = only(tmp_path).about
+    assert (about["asked"], about["policy"], about["not_in_force"]) == (
+        "no-freeze",
+        "no-freeze",
+        "",
+    )
+    assert (about["dp_rank"], about["moe"], about["heap_frozen"]) == (1, True, False)
+    assert about["thresholds"] == list(gc.get_threshold())
+    assert about["python"] == sys.version.split()[0]
+    clocks = time.time_ns() - time.monotonic_ns()
+    assert abs((about["wall_ns"] - about["monotonic_ns"]) - clocks) < 1_000_000_000
+    assert platform.node() not in json.dumps(dict(about))
+
+
+def test_a_recording_of_an_older_version_is_read(tmp_path: Path) -> None:
+    Recorder(tmp_path).write(STEP, 1, 1, 1, 1)
+    (path,) = tmp_path.glob("events-*.bin")
+    with path.open("r+b") as file:
+        file.seek(ABOUT.start)
+        file.write(b"\0" * (ABOUT.stop - ABOUT.start))
+    found = only(tmp_path)
+    assert (dict(found.about), len(found.events)) == ({}, 1)
+
+
+def test_the_longest_environment_leaves_a_header_that_reads(tmp_path: Path) -> None:
+    made = Recorder(tmp_path, asked={"frontend": "\N{SNOWMAN}" * 4000})
+    made.write(STEP, 1, 1, 1, 1)
+    assert only(tmp_path).about["asked"].startswith("\N{SNOWMAN}")
+
+
+FROZEN = {"frozen": 10_000, "tracked": 10, "enabled": True}
+THAWED = {"frozen": 300, "tracked": 10_000, "enabled": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "found"),
+    [
+        ("stock", FROZEN, ""),
+        ("stock", THAWED, ""),
+        ("freeze", FROZEN, ""),
+        ("freeze", THAWED, "its heap is not frozen"),
+        ("no-freeze", FROZEN, "its heap is frozen"),
+        ("freeze-thresholds", FROZEN, f"its thresholds are {list(gc.get_threshold())}"),
+        ("disable", THAWED, "its collector is on"),
+        ("disable", THAWED | {"enabled": False}, ""),
+        ("freeze", FROZEN | {"enabled": False}, "its collector is off"),
+    ],
+)
+def test_a_policy_not_in_force_is_noticed(name: str, counts: dict[str, int], found: str) -> None:
+    assert not_in_force(policy.serving(name), heap_state(counts)) == found

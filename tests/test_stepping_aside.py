@@ -156,8 +156,8 @@ def install(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.Com
 
 
 WRONG_STARTS: dict[str, tuple[tuple[str, ...], dict[str, str], str, str]] = {
-    "unknown policy": ((), {plugin.POLICY: "thaw"}, "unknown policy 'thaw': choose one of", "F"),
-    "unknown capture policy": ((), {plugin.CAPTURE_POLICY: "x"}, "unknown capture policy 'x'", "F"),
+    "unknown policy": ((), {plugin.POLICY: "thaw"}, "unknown policy 'thaw': choose one of", "T"),
+    "unknown capture policy": ((), {plugin.CAPTURE_POLICY: "x"}, "unknown capture policy 'x'", "T"),
     "unwritable folder": ((), {plugin.RECORD_DIR: "/proc/none"}, "recording failed", "F"),
     "unknown layout": (("no-hook",), {}, "WorkerWrapperBase has no init_device", "T"),
     "unknown worker": ((), {}, "hooking a worker failed", "T"),

@@ -7,31 +7,41 @@ Every vLLM process calls `install` through the entry point `vllm.general_plugins
     REPRO_ENGINE_POLICY    serving policy of the engine core (default `stock`)
     REPRO_FRONTEND_POLICY  serving policy of the front end: API server or `LLM` (default `stock`)
     REPRO_CAPTURE_POLICY   capture policy of the worker (default `stock`)
+    REPRO_STACKS_OVER_MS   record the Python stacks of a worker while one of its steps takes longer
+                           than so many ms (default: never)
     REPRO_STRICT           1: any fault here stops vLLM (an experiment);
                            else it is logged once and vLLM goes on without what failed
 
-While it records, the server's own `/metrics` counts pauses and their seconds.
+While it records, the server's own `/metrics` counts pauses and their seconds. A value that is none
+is said once, naming the choices: an experiment then stops, a server goes on without it.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from repro import policy
 from repro.plugin import fault_handling
-from repro.plugin.recorder import Recorder, identity_from_name
+from repro.plugin.process_facts import identity_from_name, process_name
+from repro.plugin.recorder import Recorder
 
 RECORD_DIR = "REPRO_RECORD_DIR"
 POLICY = "REPRO_POLICY"
 ENGINE_POLICY = "REPRO_ENGINE_POLICY"
 FRONTEND_POLICY = "REPRO_FRONTEND_POLICY"
 CAPTURE_POLICY = "REPRO_CAPTURE_POLICY"
+STACKS = "REPRO_STACKS_OVER_MS"
 STRICT = fault_handling.STRICT
 VARIABLES = (RECORD_DIR, POLICY, ENGINE_POLICY, FRONTEND_POLICY, CAPTURE_POLICY)
 """Those that ask for something."""
+
+BY_ROLE = {"worker": POLICY, "engine": ENGINE_POLICY, "frontend": FRONTEND_POLICY}
+
+Value = TypeVar("Value")
 
 own_recorder: Recorder | None = None
 """This process's recorder, once installed with `REPRO_RECORD_DIR`."""
@@ -63,22 +73,39 @@ def _inspecting_a_model() -> bool:
 
 
 def _install() -> None:
-    global own_recorder
-    worker, engine, frontend = (
-        policy.serving(os.environ.get(name) or "stock")
-        for name in (POLICY, ENGINE_POLICY, FRONTEND_POLICY)
-    )
-    capture = policy.capture(os.environ.get(CAPTURE_POLICY) or "stock")
+    serving = {role: _chosen(name, policy.serving, "stock") for role, name in BY_ROLE.items()}
+    capture = _chosen(CAPTURE_POLICY, policy.capture, "stock")
     # Only now: they import vLLM and what vLLM brings along.
-    from repro.plugin import engine_frontend_hooks, metrics, output_handler, worker_hooks
+    from repro.plugin import engine_frontend_hooks, process_hooks, worker_hooks
 
+    role, _ = identity_from_name(process_name())
     if directory := os.environ.get(RECORD_DIR):
         with fault_handling.stepping_aside("recording"):
-            own_recorder = Recorder(Path(directory), strict=fault_handling.strict())
-            own_recorder.watch_collector()
-            if own_recorder.role == "frontend":
-                metrics.expose(own_recorder.directory, own_recorder.launch_ns)
-                output_handler.record_holds(own_recorder)
-    worker_hooks.apply(worker, capture, own_recorder)
-    role, _ = identity_from_name(multiprocessing.current_process().name)
-    engine_frontend_hooks.apply(engine, frontend, role=role)
+            _record(Path(directory), serving)
+    with fault_handling.stepping_aside("hooking the policies"):
+        worker_hooks.apply(serving["worker"], capture, own_recorder)
+        engine_frontend_hooks.apply(serving["engine"], serving["frontend"], role=role)
+        if own_recorder is not None:
+            process_hooks.apply(own_recorder)
+
+
+def _record(directory: Path, serving: dict[str, policy.ServingPolicy]) -> None:
+    global own_recorder
+    from repro.plugin import metrics, output_handler, stack_dump
+
+    asked = {role: os.environ.get(name) or "stock" for role, name in BY_ROLE.items()}
+    strict = fault_handling.strict()
+    own_recorder = Recorder(directory, strict=strict, policies=serving, asked=asked)
+    own_recorder.watch_collector()
+    if own_recorder.role == "frontend":
+        metrics.expose(own_recorder.directory, own_recorder.launch_ns)
+        output_handler.record_holds(own_recorder)
+    if bound_s := _chosen(STACKS, stack_dump.bound_s, "0"):
+        stack_dump.apply(own_recorder, bound_s)
+
+
+def _chosen(variable: str, look_up: Callable[[str], Value], otherwise: str) -> Value:
+    """What a variable asks for; if it is mistyped, what it means unset."""
+    with fault_handling.stepping_aside(f"what {variable} asks for"):
+        return look_up(os.environ.get(variable) or otherwise)
+    return look_up(otherwise)

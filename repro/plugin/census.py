@@ -34,7 +34,8 @@ def followed_by(original: Callable[..., Any], afterwards: Callable[[], object]) 
         try:
             afterwards()
         except Exception as error:
-            step_aside(f"what follows {original.__name__}", error)
+            name = getattr(original, "__name__", "a call")  # a `functools.partial` has none
+            step_aside(f"what follows {name}", error)
         return result
 
     return both

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from repro.plugin.recorder import EVENT, HEADER, HEADER_BYTES, MAGIC
+from repro.plugin.process_facts import SERVING_ROLES
+from repro.plugin.recorder import ABOUT, EVENT, HEADER, HEADER_BYTES, MAGIC
 
 Event = tuple[int, int, int, int, int]
 """start_ns, duration_ns, a, b, kind: see `repro.plugin.recorder`."""
@@ -30,6 +33,8 @@ class Process:
         When its recording began (monotonic clock) and when its launch did (time of day).
     complete : bool
         False once the recorder had to stop.
+    about : mapping
+        Facts as `repro.plugin.recorder.Recorder.note` lists them, each of which may be missing.
     """
 
     role: str
@@ -38,6 +43,7 @@ class Process:
     opened_ns: int
     launch_ns: int
     complete: bool
+    about: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def process_of(header: bytes) -> Process | None:
@@ -52,7 +58,17 @@ def process_of(header: bytes) -> Process | None:
         opened_ns=opened_ns,
         launch_ns=launch_ns,
         complete=not stopped,
+        about=_about(header[ABOUT]),
     )
+
+
+def _about(text: bytes) -> dict[str, Any]:
+    """The header's JSON object; empty if an older recorder wrote none, or one is being written."""
+    try:
+        found = json.loads(text.rstrip(b"\0"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Follower:
@@ -75,7 +91,7 @@ class Follower:
 
     def process(self) -> Process | None:
         """Whose recording this is, as of now."""
-        return process_of(os.pread(self._file, HEADER.size, 0))
+        return process_of(os.pread(self._file, ABOUT.stop, 0))
 
     def new_events(self) -> list[Event]:
         """Events written since the last call."""
@@ -153,13 +169,21 @@ def recordings(folder: Path) -> list[Path]:
 
 
 def newest_launch(folder: Path) -> int | None:
-    """The launch that began last of those recorded in a folder, None if there is none."""
+    """The launch of an engine that began last in a folder, None if there is none.
+
+    What only parsed its arguments, as `vllm serve --help` does, is no such launch.
+    """
+    return max((process.launch_ns for process in processes(folder)), default=None)
+
+
+def processes(folder: Path) -> list[Process]:
+    """The front ends, engine cores and workers recorded in a folder, by file name."""
     found = []
     for path in recordings(folder):
         try:
             process = Follower(path).process()
         except OSError:
             continue
-        if process is not None:
-            found.append(process.launch_ns)
-    return max(found, default=None)
+        if process is not None and process.role in SERVING_ROLES:
+            found.append(process)
+    return found

@@ -3,7 +3,8 @@
 Every event is 32 bytes written straight into a shared mapping, so what was recorded survives
 `kill -9` without a flush, and no Python object outlives the event that made it.
 File: one header page, then segments of `SEGMENT_EVENTS` events, reserved on disk before they
-are mapped (a full disk is an error here, not a SIGBUS there). What is rare and never inside a timed
+are mapped (a full disk is an error here, not a SIGBUS there). The header page also has a JSON
+object, `Recorder.about`, that readers may lack keys of. What is rare and never inside a timed
 span, captures and heap counts, goes as JSON lines into files beside it.
 """
 
@@ -15,19 +16,25 @@ import itertools
 import json
 import logging
 import mmap
-import multiprocessing
 import os
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from repro.plugin import process_facts
+from repro.plugin.process_facts import identity_from_name, process_name
+from repro.policy import SERVING, ServingPolicy
 
 MAGIC = b"GCREC\0\0\2"
 HEADER = struct.Struct("<8s i i q i 16s q")
 """magic, pid, rank, opened_ns (monotonic), stopped, role, launch_ns (time of day)"""
 HEADER_BYTES = mmap.ALLOCATIONGRANULARITY
+ABOUT = slice(64, 4096)
+"""Where the header page has its JSON object, filled up with NUL."""
 EVENT = struct.Struct("<q q q i i")  # start_ns, duration_ns, a, b, kind; an empty slot is kind 0
 SEGMENT_EVENTS = 1 << 15
 SEGMENT_BYTES = SEGMENT_EVENTS * EVENT.size
@@ -61,6 +68,10 @@ class Recorder:
         `.jsonl`, go.
     strict : bool
         An experiment: a recording that cannot go on raises. Otherwise it is logged once and stops.
+    policies : mapping of str to repro.policy.ServingPolicy
+        By role; a role that has none is left as the installed vLLM has it.
+    asked : mapping of str to str
+        By role, the policy as the environment has it, mistyped or not.
 
     Raises
     ------
@@ -68,9 +79,17 @@ class Recorder:
         If the directory cannot be made (whatever `strict`).
     """
 
-    def __init__(self, directory: Path, *, strict: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        strict: bool = False,
+        policies: Mapping[str, ServingPolicy] = MappingProxyType({}),
+        asked: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.directory = directory
         self.strict = strict
+        self.policies, self._asked = policies, asked
         self.launch_ns = launch_ns()
         self._file: int | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -89,15 +108,17 @@ class Recorder:
         self._pid = os.getpid()
         self._opened_ns = time.monotonic_ns()
         self._declared: tuple[str, int] | None = None
+        self.about: dict[str, Any] = {"monotonic_ns": self._opened_ns, "wall_ns": time.time_ns()}
+        self.about |= {"host": process_facts.host()}
 
     @property
     def role(self) -> str:
-        """What this process is: `frontend`, `engine`, `worker`, or `other`, a helper of theirs."""
+        """What this process is: `frontend`, `engine`, `worker`, `launcher` or `other`."""
         return self._identity()[0]
 
     @property
     def rank(self) -> int:
-        """Data-parallel rank of an engine core, global rank of a worker, 0 for a front end."""
+        """Data-parallel rank of an engine core, global rank of a worker, a front end's number."""
         return self._identity()[1]
 
     def declare(self, role: str, rank: int) -> None:
@@ -105,8 +126,32 @@ class Recorder:
         self._declared = (role, rank)
         self._write_header()
 
+    @property
+    def policy(self) -> ServingPolicy:
+        """The serving policy of this process."""
+        return self.policies.get(self.role, SERVING["stock"])
+
+    def note(self, **facts: Any) -> None:
+        """Add facts about this process to its header.
+
+        Readers know `host`, `monotonic_ns` and `wall_ns` (one moment on both clocks), `name`,
+        `server`, `python`, `vllm`, `asked` and `policy` from every process; what `process_facts`
+        finds in vLLM's configuration, `dp_start_rank` of a front end and `worker_inside` of an
+        engine core, where known; and `process_facts.heap_state` with `not_in_force` once warm.
+        """
+        self.about |= facts
+        self._write_header()
+
+    def note_heap(self) -> None:
+        """Note the state of the heap, once this process is warm. Walks it, as `census` does."""
+        self._note_heap(count_heap())
+
+    def _note_heap(self, counts: dict[str, Any]) -> None:
+        state = process_facts.heap_state(counts)
+        self.note(**state, not_in_force=process_facts.not_in_force(self.policy, state))
+
     def _identity(self) -> tuple[str, int]:
-        return self._declared or identity_from_name(multiprocessing.current_process().name)
+        return self._declared or identity_from_name(process_name())
 
     def write(self, kind: int, start_ns: int, duration_ns: int, a: int, b: int) -> None:
         """Record one event. Safe from any thread and from inside a collection.
@@ -138,11 +183,18 @@ class Recorder:
 
     def _open(self) -> int:
         if self._file is None:
-            path = self.directory / f"events-{self._pid}-{self._opened_ns}.bin"
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = os.open(
+                self.path_of("events-", ".bin"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+            )
             os.posix_fallocate(self._file, 0, HEADER_BYTES)
             self._header = mmap.mmap(self._file, HEADER_BYTES)
             self._write_header()
+            if self.role == "other":
+                logger.info(
+                    "repro: process %s is no front end, engine core or worker: recorded, but left "
+                    "out of reports",
+                    process_name(),
+                )
         return self._file
 
     def _write_header(self) -> None:
@@ -150,6 +202,19 @@ class Recorder:
             role, rank = self._identity()
             fields = (MAGIC, self._pid, rank, self._opened_ns, self._stopped, role.encode())
             HEADER.pack_into(self._header, 0, *fields, self.launch_ns)
+            self._write_about(role)
+
+    def _write_about(self, role: str) -> None:
+        assert self._header is not None
+        name = process_name()
+        self.about |= process_facts.versions() | {
+            "name": process_facts.shortened(name),
+            "server": process_facts.shortened(process_facts.api_server(name)),
+            "asked": process_facts.shortened(self._asked.get(role, "stock")),
+            "policy": self.policy.name,
+        }
+        room = ABOUT.stop - ABOUT.start
+        self._header[ABOUT] = json.dumps(self.about).encode()[:room].ljust(room, b"\0")
 
     def _stop(self, error: Exception) -> None:
         """Give up recording, once; what was recorded stays, marked incomplete."""
@@ -175,6 +240,8 @@ class Recorder:
         self._write_header()
         counts = {"role": self.role, "rank": self.rank, "pid": os.getpid(), "point": point}
         counts |= {"t_ns": time.monotonic_ns(), **count_heap(), **more}
+        if point == "ready":
+            self._note_heap(counts)
         self._append("census", counts)
         return counts
 
@@ -188,10 +255,13 @@ class Recorder:
         """
         self._append("captures", {"rank": self.rank, "number": next(self._captures), **row})
 
+    def path_of(self, prefix: str, suffix: str) -> Path:
+        """One of this process's files."""
+        return self.directory / f"{prefix}{self._pid}-{self._opened_ns}{suffix}"
+
     def _append(self, table: str, row: dict[str, Any]) -> None:
-        path = self.directory / f"{table}-{self._pid}-{self._opened_ns}.jsonl"
         try:
-            with path.open("a") as file:
+            with self.path_of(f"{table}-", ".jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             self._stop(error)
@@ -258,17 +328,3 @@ def resident_bytes() -> int:
     with contextlib.suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
     return 0
-
-
-def identity_from_name(name: str) -> tuple[str, int]:
-    """Role and rank from the name vLLM gives a process: `EngineCore_DP1`, `VllmWorker-0`.
-
-    A front end is a program's main process or one of several API servers; whatever else
-    vLLM or a worker starts (the data-parallel coordinator, say) is `other`.
-    """
-    for prefix, role in (("EngineCore", "engine"), ("VllmWorker", "worker")):
-        if name.startswith(prefix):
-            digits = name.removeprefix(prefix).lstrip("_DP-")
-            return role, int(digits) if digits.isdigit() else 0
-    front = name == "MainProcess" or name.startswith("ApiServer")
-    return "frontend" if front else "other", 0

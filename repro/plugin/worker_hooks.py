@@ -118,7 +118,8 @@ def begin_serving(
         act_after_launch(worker, apply_policy.Moments(serving))
     if recorder is not None:
         with stepping_aside("recording steps"):
-            recorder.census("ready")
+            if recorder.role != "engine":  # there vLLM's own freeze is still to come
+                recorder.census("ready")
             record_steps(worker, recorder)
 
 

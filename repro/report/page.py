@@ -12,14 +12,13 @@ import papermill
 from nbconvert import HTMLExporter
 
 from repro.report.notebook import project
+from repro.report.style import PAGE_STYLE
 
 FIRST = "claims"
 """The notebook with the verdicts: it opens the page."""
 
 _HERE = Path(__file__).parent
 _PAGE = Template((_HERE / "page.html").read_text(encoding="utf-8"))
-STYLE = (_HERE / "page.css").read_text(encoding="utf-8").strip()
-"""What every page of this package looks like."""
 
 
 class ReportError(ValueError):
@@ -94,7 +93,7 @@ def html_page(executed: Sequence[Path], out: Path) -> Path:
         for name, notebook in notebooks.items()
     ]
     page = _PAGE.substitute(
-        style=STYLE,
+        style=PAGE_STYLE,
         highlight="\n".join(resources["inlining"]["css"]),
         contents="\n".join(links),
         sections="\n".join(sections),

@@ -19,6 +19,7 @@ from repro.dataset import Campaign, recording
 from repro.dataset.recording import Columns, Recording
 from repro.dataset.schema import ROLES, TABLES
 from repro.plugin import recorder
+from repro.server.environment import nothing_recorded
 
 ARM = "this server"
 
@@ -85,10 +86,7 @@ def read(folder: Path) -> list[Launch]:
         if one.role in ROLES and len(one.events):
             found.setdefault(one.launch_ns, []).append(one)
     if not found:
-        raise NothingRecorded(
-            f"{folder}: holds no recording; start vLLM with REPRO_RECORD_DIR={folder}, "
-            "this package installed beside it"
-        )
+        raise NothingRecorded(nothing_recorded(folder))
     return [launch(folder, found[began]) for began in sorted(found, reverse=True)]
 
 

@@ -15,7 +15,6 @@ from repro import fmt
 from repro.analysis.attribution import FACTOR
 from repro.dataset.schema import NS_PER_MS
 from repro.report import style
-from repro.report.page import STYLE
 from repro.report.tables import itl_tails
 from repro.server import figures, launches, numbers
 from repro.server.launches import Launch
@@ -46,7 +45,7 @@ def write(folder: Path, out: Path) -> Path:
     """
     found = launches.read(folder)
     page = _PAGE.substitute(
-        style=STYLE,
+        style=style.PAGE_STYLE,
         folder=escape(folder.name),
         launches=f"{len(found)} launch{'es' * (len(found) > 1)} of vLLM",
         sections="\n".join("\n".join(section(launch)) for launch in found),

@@ -17,6 +17,7 @@ from repro import fmt
 from repro.dataset.schema import NS_PER_MS, NS_PER_S, ROLES
 from repro.plugin.live_reader import Event, Launch, Process, newest_launch
 from repro.plugin.recorder import PAUSE, STEP, generation_of
+from repro.server.environment import nothing_recorded
 from repro.server.launches import NothingRecorded
 
 RECENT_NS = 10_000_000_000
@@ -78,10 +79,7 @@ class Watch:
 
     def _turn_to(self, launch_ns: int | None) -> None:
         if launch_ns is None:
-            raise NothingRecorded(
-                f"{self.folder}: holds no recording; start vLLM with "
-                f"REPRO_RECORD_DIR={self.folder}, this package installed beside it"
-            )
+            raise NothingRecorded(nothing_recorded(self.folder))
         self.launch = Launch(self.folder, launch_ns)
         self.processes: dict[int, tuple[Process, Tally]] = {}
         self.last_step_ns = 0
