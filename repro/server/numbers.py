@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from repro.dataset.recording import EVENT
 from repro.dataset.schema import ROLES
@@ -20,9 +21,11 @@ from repro.plugin.recorder import HOLD, STEP
 from repro.server.launches import Launch, Member, engines
 from repro.server.slabs import Events, Spans, overlap, pauses, slabs, union
 from repro.server.tail import Tail
-from repro.stats.bootstrap import Integers
+from repro.stats.bootstrap import EXPECTED_BEYOND, Integers
+from repro.theory.common_step import Steps, predict
 
 QUANTILES = (0.5, 0.99, 0.999)
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 STALLING = ("worker", "engine")
 """Roles that a step waits for. A front end stops tokens, not steps."""
 
@@ -125,12 +128,13 @@ class Effect:
 
 @dataclass(frozen=True)
 class Long:
-    """A long step, stop or pause, and what there is to say of it."""
+    """A long step, stop or pause, what there is to say of it, and whether other engines waited."""
 
     length_ns: int
     start_ns: int
     whose: str
     what: str
+    others: bool = False
 
 
 @dataclass
@@ -500,6 +504,7 @@ class _Pass:
                     int(row["start_ns"]),
                     self.members[place].label,
                     f"generation {row['b'] & 3} stalled ranks {listed(waiting)}",
+                    waiting != [paused],
                 )
             )
             self.found.stalls = _top(self.found.stalls)
@@ -519,6 +524,17 @@ def listed(numbers: tuple[int, ...] | list[int]) -> str:
     if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
         return f"{numbers[0]} to {numbers[-1]}"
     return ", ".join(map(str, numbers))
+
+
+def stopped_by(found: Numbers, silence: Long) -> str:
+    """The longest stops and steps that overlap a client's silence."""
+    end = silence.start_ns + silence.length_ns
+    said = [
+        f"{each.whose}: {each.what}"
+        for each in (*found.stops, *found.steps_longest)
+        if each.start_ns < end and each.start_ns + each.length_ns > silence.start_ns
+    ]
+    return "; ".join(said) or "none of the longest pauses, holds or steps"
 
 
 def _add(taken: Taken, rows: Events) -> None:
@@ -545,6 +561,32 @@ def _longest(rows: Events, number: int) -> Events:
 
 def _top(rows: list[Long]) -> list[Long]:
     return sorted(rows, key=lambda each: -each.length_ns)[:SHOWN]
+
+
+def more_ranks(found: Numbers, *, seed: int = 0) -> tuple[dict[str, pd.DataFrame], bool]:
+    """Quantiles of the step of `RANKS` that wait for one another, with pauses and without.
+
+    Returns
+    -------
+    (dict of str to pandas.DataFrame, bool)
+        As `repro.theory.common_step.predict` returns; whether older steps were left out. With
+        fewer than `EXPECTED_BEYOND` steps that pauses lengthened, no value with pauses is firm.
+    """
+    parts = [
+        [np.concatenate(side) for side in zip(*kept, strict=True)] for kept in found.recent.values()
+    ]
+    if not parts:
+        return {}, False
+    common, paused = (tuple(part[side] for part in parts) for side in (0, 1))
+    steps = Steps(common=common, paused=paused)
+    spared = Steps(common=common, paused=tuple(np.zeros_like(p) for p in paused))
+    tables = {
+        name: predict(each, ranks=RANKS, quantiles=QUANTILES, seed=seed)
+        for name, each in {"all steps": steps, "without the collector": spared}.items()
+    }
+    few = sum(int((p > 0).sum()) for p in paused) < EXPECTED_BEYOND
+    tables["all steps"]["supported"] &= not few or (tables["all steps"]["ranks"] == 1)
+    return tables, sum(map(len, common)) < found.steps
 
 
 def time_collecting(launch: Launch, found: Numbers) -> dict[str, float]:

@@ -33,7 +33,7 @@ def answer(launch: Launch, found: Numbers) -> list[str]:
     shares = time_collecting(launch, found)
     named = [f"{fmt.PROCESS[role]} {fmt.percent(share)}" for role, share in shares.items()]
     said = [f"Time spent collecting while it served: {fmt.listed(named)}.", _tail(found)]
-    stalls = [each for each in found.stalls if each.what]
+    stalls = [each for each in found.stalls if each.others]
     worst = max(found.own, key=lambda place: found.own[place].longest[0])
     length, generation = found.own[worst].longest
     if length:
@@ -42,17 +42,12 @@ def answer(launch: Launch, found: Numbers) -> list[str]:
             f"The longest collection stopped {who} for {fmt.ms(length / NS_PER_MS)} "
             f"(generation {generation})."
         )
-    if stalls and "," in stalls[0].what + listed_more(stalls[0].what):
+    if stalls:
         said.append(
             f"{stalls[0].whose}: a collection of {fmt.ms(stalls[0].length_ns / NS_PER_MS)}, "
             f"{stalls[0].what}."
         )
     return said
-
-
-def listed_more(text: str) -> str:
-    """A comma if a text names a range of ranks."""
-    return "," if " to " in text else ""
 
 
 def _tail(found: Numbers) -> str:
@@ -69,7 +64,7 @@ def _tail(found: Numbers) -> str:
 
 
 def advice(launch: Launch, found: Numbers) -> list[str]:
-    """One sentence per process kind that has a remedy, or that needs none; then what else is off."""
+    """The remedy of each kind of process, then what else is wrong."""
     if not found.served:
         return []
     said = []

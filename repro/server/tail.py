@@ -7,7 +7,6 @@ import numpy as np
 from repro.analysis.tails import Estimate
 from repro.stats.bootstrap import (
     BLOCK_STEPS,
-    EXPECTED_BEYOND,
     MIN_BLOCKS,
     RESAMPLES,
     Floats,
@@ -54,11 +53,12 @@ class Tail:
         self.blocks[: len(joined)], self.blocks[len(joined) :] = joined, 0
         self.block_steps *= 2
 
-    def curve(self) -> tuple[Floats, Floats]:
-        """Each value met, in ns, and the share of all that are larger or equal."""
-        met = np.flatnonzero(self.counts)
-        beyond = self.counts[met][::-1].cumsum()[::-1]
-        return _value(met, FINE), beyond / max(self.number, 1)
+
+def curve(counts: Integers) -> tuple[Floats, Floats]:
+    """Each value counted, in ns, and the share of all that are larger or equal."""
+    met = np.flatnonzero(counts)
+    beyond = counts[met][::-1].cumsum()[::-1]
+    return _value(met, FINE), beyond / max(int(counts.sum()), 1)
 
 
 def quantiles(
@@ -123,8 +123,3 @@ def _value(cells: Integers, bits: int) -> Floats:
     """The middle of each cell."""
     raw = ((np.asarray(cells, dtype=np.int64) + (1023 << bits)) << (52 - bits)) | 1 << (51 - bits)
     return raw.view(np.float64)
-
-
-def firm(tail: Tail) -> float:
-    """The share of values from which a curve rests on enough of them."""
-    return EXPECTED_BEYOND / max(tail.number, 1)
