@@ -68,7 +68,7 @@ def test_tensor_parallel_ranks_are_one_observation(tmp_path: Path) -> None:
 
 
 def scattered(folder: Path, pauses: list[tuple[str, int, int, int]], long_ms: int = 99) -> Path:
-    """Steps of 2 ms, every 50th of `long_ms`, and pauses (role, ms since the start, µs, generation)."""
+    """Steps of 2 ms, every 50th of `long_ms`; pauses (role, ms since start, µs, generation)."""
     rng = np.random.default_rng(0)
     engine, worker = recordings.recorder(folder, "engine"), recordings.recorder(folder, "worker")
     now = origin = worker._opened_ns + 1000 * MS

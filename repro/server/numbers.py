@@ -198,7 +198,7 @@ def measure(launch: Launch) -> Numbers:
     """
     window, span = _window(launch)
     by_engine = engines(launch)
-    alone = [(number,) for number in by_engine]
+    alone: list[tuple[int, ...]] = [(number,) for number in by_engine]
     found = _Pass(launch, window, span, told_groups(by_engine) or alone, None).run()
     groups = told_groups(by_engine) or _groups(list(by_engine), found.waited)
     if groups != found.groups:
@@ -210,7 +210,7 @@ def measure(launch: Launch) -> Numbers:
 def stepping(members: list[Member]) -> Member | None:
     """The process whose steps stand for an engine's: its first worker, or the core around it."""
     workers = [m for m in members if m.role == "worker"]
-    return (workers or members or [None])[0]
+    return next(iter(workers or members), None)
 
 
 def _window(launch: Launch) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -308,8 +308,7 @@ class _Pass:
             rows = {n: e.intervals(events[e.place]) for n, e in self.engines.items()}
             for which, group in enumerate(self.found.groups):
                 self._lay(which, group, rows)
-            if self.shows is None:
-                self._wait(rows)
+            self._wait(rows)
             self._forget()
         return self.found
 

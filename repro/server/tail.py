@@ -116,7 +116,7 @@ def _of_counts(
 def _cells(values: Integers, bits: int) -> Integers:
     # A float's bits, read as a whole number, ascend with it: exponent, then mantissa.
     raw = np.maximum(values, 1).astype(np.float64).view(np.int64) >> (52 - bits)
-    return np.minimum(raw - (1023 << bits), (_OCTAVES << bits) - 1)
+    return np.asarray(np.minimum(raw - (1023 << bits), (_OCTAVES << bits) - 1))
 
 
 def _value(cells: Integers, bits: int) -> Floats:
