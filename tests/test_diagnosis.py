@@ -109,7 +109,7 @@ def lock_step(folder: Path, first: int, ranks: int, alone: bool = False) -> Path
         core.write(PAUSE, core._opened_ns + MS, MS, 0, 2)
     for rank, worker in enumerate(workers):
         now = workers[0]._opened_ns + 1000 * MS
-        for number in range(200):
+        for number in range(1000):
             stalled = number == 50 and (rank == 1 or not alone)
             if number == 50 and rank == 1:
                 worker.write(PAUSE, now + MS, 480 * MS, 0, 2)
@@ -122,7 +122,7 @@ def lock_step(folder: Path, first: int, ranks: int, alone: bool = False) -> Path
 def test_ranks_that_start_at_eight_wait_for_one_another(tmp_path: Path) -> None:
     found = measured(lock_step(tmp_path, 8, 8))
     assert found.groups == [tuple(range(8, 16))]
-    assert found.steps == 199
+    assert found.steps == 999
     assert found.stalls[0].whose == "worker 9"
     assert found.stalls[0].what == "generation 2 stalled ranks 8 to 15"
     assert found.effects["worker", 2].hit == 1
