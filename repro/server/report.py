@@ -21,6 +21,7 @@ from repro.server.launches import Launch
 from repro.server.numbers import Long, Numbers
 from repro.server.remedies import advice, answer
 from repro.server.tail import quantiles
+from repro.stats.bootstrap import BLOCK_STEPS
 
 _PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
@@ -182,12 +183,12 @@ def _served(launch: Launch, found: Numbers) -> Iterator[str]:
         "Without the collector: each step less what booked pauses overlap, at most down to a "
         "typical step. Less all that pauses overlap: the most the collector can have cost. Every "
         "step counts; for the intervals, steps are resampled in blocks of "
-        f"{max(t.block_steps for t in found.tails['all']):,} or more."
+        f"about {max(BLOCK_STEPS, *(t.block_steps for t in found.tails['all'])):,}."
     )
     yield "<h3>The longest</h3>"
     yield table(longest(found.steps_longest, found, "step (ms)"))
     yield table(longest(found.stops, found, "stop of a front end (ms)"))
-    if found.stalls:
+    if any(each.others for each in found.stalls):
         yield table(longest(found.stalls, found, "pause (ms)"))
     predicted, thinned = numbers.more_ranks(found)
     if predicted:
