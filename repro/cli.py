@@ -81,8 +81,11 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("report", help="your own vLLM: one HTML page on a recording")
     command.set_defaults(command=report)
-    command.add_argument("folder", type=Path, help=RECORDED)
+    command.add_argument("folder", type=Path, help=RECORDED + ", or a log with VLLM_GC_DEBUG=1")
     command.add_argument("--out", type=Path, help="the page (default: report.html in the folder)")
+    command.add_argument("--launch", type=int, help="one launch only: 1 is the newest")
+    command.add_argument("--last", type=int, help="the newest so many launches only")
+    command.add_argument("--bench", type=Path, help="result of vllm bench serve --save-detailed")
 
     command = commands.add_parser("watch", help="your own vLLM: its pauses, live in the terminal")
     command.set_defaults(command=watch)
@@ -234,7 +237,10 @@ def report(parsed: argparse.Namespace) -> int:
     """Write the page about a recorded folder; prints its path."""
     from repro.server.report import write
 
-    print(write(parsed.folder, parsed.out or parsed.folder / "report.html"))
+    folder = parsed.folder.parent if parsed.folder.is_file() else parsed.folder
+    out = parsed.out or folder / "report.html"
+    options = {"which": parsed.launch, "last": parsed.last, "bench": parsed.bench}
+    print(write(parsed.folder, out, **options))
     return 0
 
 

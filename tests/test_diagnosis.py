@@ -21,77 +21,237 @@ import recordings
 from recordings import MS, STALL_MS, serving
 
 from repro import cli
-from repro.plugin.recorder import PAUSE, STEP
-from repro.server import launches, numbers, report
+from repro.dataset.recording import ABOUT
+from repro.plugin.recorder import LAUNCH, PAUSE, STEP
+from repro.server import launches, numbers, outside, report
+from repro.server.numbers import Numbers
 from repro.server.remedies import advice
+from repro.server.tail import quantiles
 from repro.server.watch import Watch, watch
-from repro.stats.bootstrap import steps_needed
 
 STALLS = range(50, 2000, 50)
 
 
-def only(folder: Path) -> launches.Launch:
-    (found,) = launches.read(folder)
-    return found
+def measured(folder: Path) -> Numbers:
+    launch = launches.read(folder)[0][0]
+    return numbers.measure(launch)
 
 
 def advised(folder: Path) -> str:
-    launch = only(folder)
-    return " ".join(advice(launch, numbers.hit_shares(launch, numbers.hits(launch))))
+    launch = launches.read(folder)[0][0]
+    return " ".join(advice(launch, numbers.measure(launch)))
+
+
+def p99(found: Numbers, kind: str) -> float:
+    (estimate,) = quantiles(found.tails[kind], (0.99,))
+    assert estimate.supported
+    return estimate.value / MS
 
 
 def test_an_idle_server_makes_no_long_step(tmp_path: Path) -> None:
-    launch = only(serving(tmp_path, steps=300, idle_after=[100, 200]))
-    assert launch.campaign.itl["itl_ns"].max() < 30 * MS
-    assert len(launch.campaign.itl) == 301 - 2  # the two empty steps begin none, but end one
+    found = measured(serving(tmp_path, steps=300, idle_after=[100, 200]))
+    assert found.steps_longest[0].length_ns < 30 * MS
+    assert found.steps == 301 - 2  # the two empty steps begin none, but end one
 
 
-def test_the_tail_with_and_without_the_steps_that_pauses_hit(tmp_path: Path) -> None:
-    launch = only(serving(tmp_path, stalls=STALLS))
-    hit = numbers.hits(launch)
-    (share,) = numbers.hit_shares(launch, hit).to_dict("records")
-    assert (share["role"], share["generation"], share["steps"]) == ("worker", 2, len(STALLS))
-    assert share["tokens"] == 8 * len(STALLS)
-    found = numbers.tails(launch, hit)
-    assert found["all steps"][1].value > STALL_MS * MS
-    assert found["steps that no pause hit"][1].value < 30 * MS
-    assert not found["all steps"][2].supported, f"P99.9 needs {steps_needed(0.999)} steps"
-
-
-def test_one_hit_is_laid_over_every_step_it_overlaps(tmp_path: Path) -> None:
-    launch = only(serving(tmp_path, steps=100))
-    itl = launch.campaign.itl
-    start = (itl["t_ns"] - itl["itl_ns"]).to_numpy()
-    pauses = launch.campaign.pauses.iloc[[0]].assign(
-        start_ns=start[10] + 1, duration_ns=start[13] - start[10]
-    )
-    assert np.flatnonzero(numbers._overlapped(itl, pauses)).tolist() == [10, 11, 12, 13]
-    ends_as_one_begins = pauses.assign(duration_ns=start[13] - start[10] - 1)
-    assert np.flatnonzero(numbers._overlapped(itl, ends_as_one_begins)).tolist() == [10, 11, 12]
+def test_the_tail_with_and_without_what_pauses_added(tmp_path: Path) -> None:
+    found = measured(serving(tmp_path, stalls=STALLS))
+    assert found.effects["worker", 2].hit == len(STALLS)
+    assert p99(found, "all") == pytest.approx(STALL_MS + 23, rel=1e-3)
+    assert p99(found, "without") == pytest.approx(26, rel=1e-3)
+    assert found.booked_ns <= len(STALLS) * STALL_MS * MS
+    assert not quantiles(found.tails["all"], (0.999,))[0].supported
 
 
 def test_tensor_parallel_ranks_are_one_observation(tmp_path: Path) -> None:
-    launch = only(serving(tmp_path, steps=100, ranks=4))
-    assert len(launch.campaign.itl) == 99
-    assert set(launch.campaign.pauses["rank"]) == {0, 1, 2, 3}
+    assert measured(serving(tmp_path, steps=100, ranks=4)).steps == 99
 
 
-def test_more_ranks_meet_more_stalls(tmp_path: Path) -> None:
-    launch = only(serving(tmp_path, stalls=range(100, 2000, 300)))
-    found = numbers.more_ranks(launch, numbers.hits(launch))
-    p99 = {
-        kind: table[table["quantile"] == 0.99].set_index("ranks")["value_ms"]
-        for kind, table in found.items()
-    }
-    assert p99["all steps"][1] < 30 < STALL_MS < p99["all steps"][16]
-    assert p99["steps that no pause hit"][16] < 30
+def scattered(folder: Path, pauses: list[tuple[str, int, int, int]], long_ms: int = 99) -> Path:
+    """Steps of 2 ms, every 50th of `long_ms`; pauses (role, ms since start, µs, generation)."""
+    rng = np.random.default_rng(0)
+    engine, worker = recordings.recorder(folder, "engine"), recordings.recorder(folder, "worker")
+    now = origin = worker._opened_ns + 1000 * MS
+    for number in range(10_000):
+        length = int((long_ms if number % 50 == 49 else 2) * MS + rng.integers(0, MS // 2))
+        worker.write(STEP, now, length, 8, number)
+        now += length
+    made = {"engine": engine, "worker": worker}
+    for role, at_ms, us, generation in sorted(pauses, key=lambda each: each[1]):
+        made[role].write(PAUSE, origin + at_ms * MS, us * 1000, 0, generation)
+    return folder
+
+
+def test_pauses_without_effect_leave_the_tail_alone(tmp_path: Path) -> None:
+    at = np.random.default_rng(1).integers(0, 39_000, size=3000).tolist()
+    found = measured(scattered(tmp_path, [("engine", ms, 1000, 0) for ms in at]))
+    assert p99(found, "all") == pytest.approx(99.25, abs=0.2)
+    assert p99(found, "without") == p99(found, "all")
+    effect = found.effects["engine", 0]
+    assert effect.hit == pytest.approx(effect.chance_hit, rel=0.1)
+
+
+def test_one_short_pause_books_no_more_than_itself(tmp_path: Path) -> None:
+    found = measured(scattered(tmp_path, [("worker", 60, 600, 0)], long_ms=42))
+    assert found.booked_ns <= 600_000
+    predicted, _ = numbers.more_ranks(found)
+    tables = [table.set_index(["ranks", "quantile"])["value_ms"] for table in predicted.values()]
+    assert tables[0][128, 0.99] - tables[1][128, 0.99] <= 0.6
+    firm = predicted["all steps"]
+    assert not firm[firm["ranks"] > 1]["supported"].any()
+
+
+def lock_step(folder: Path, first: int, ranks: int, alone: bool = False) -> Path:
+    """Ranks from `first` on; the second collects for 480 ms in step 50, and the others wait."""
+    engines = [recordings.recorder(folder, "engine", first + n) for n in range(ranks)]
+    workers = [recordings.recorder(folder, "worker", first + n) for n in range(ranks)]
+    for core in engines:
+        core.write(PAUSE, core._opened_ns + MS, MS, 0, 2)
+    for rank, worker in enumerate(workers):
+        now = workers[0]._opened_ns + 1000 * MS
+        for number in range(1000):
+            stalled = number == 50 and (rank == 1 or not alone)
+            if number == 50 and rank == 1:
+                worker.write(PAUSE, now + MS, 480 * MS, 0, 2)
+            length = 20 * MS + 480 * MS * stalled
+            worker.write(STEP, now, length, 8, number)
+            now += length
+    return folder
+
+
+def test_ranks_that_start_at_eight_wait_for_one_another(tmp_path: Path) -> None:
+    found = measured(lock_step(tmp_path, 8, 8))
+    assert found.groups == [tuple(range(8, 16))]
+    assert found.steps == 999
+    assert found.stalls[0].whose == "worker 9"
+    assert found.stalls[0].what == "generation 2 stalled ranks 8 to 15"
+    assert found.effects["worker", 2].hit == 1
+    assert found.booked_ns == 480 * MS
+
+
+def test_ranks_that_do_not_wait_stay_apart(tmp_path: Path) -> None:
+    found = measured(lock_step(tmp_path, 0, 2, alone=True))
+    assert found.groups == [(0,), (1,)]
+    assert found.stalls[0].what == "generation 2 stalled ranks 1"
+
+
+def with_facts(path: Path, **facts: object) -> None:
+    """Write a header's facts as a process would."""
+    content = bytearray(path.read_bytes())
+    text = json.dumps(facts).encode()
+    content[ABOUT] = text.ljust(ABOUT.stop - ABOUT.start, b"\0")
+    path.write_bytes(content)
+
+
+def test_two_hosts_are_one_launch_on_one_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for host in range(2):
+        monkeypatch.setenv(LAUNCH, str(10**18 + host))
+        before = set(tmp_path.glob("events-*"))
+        lock_step(tmp_path, 4 * host, 4)
+        for path in set(tmp_path.glob("events-*")) - before:
+            facts = {"host": str(host), "monotonic_ns": 0, "wall_ns": 10**18 + host * 7 * MS}
+            with_facts(path, **facts)
+    (launch,), warnings = launches.read(tmp_path)
+    assert warnings == []
+    assert launch.hosts == 2
+    assert {m.shift_ns for m in launch.members} == {0, 7 * MS}
+    assert list(launches.engines(launch)) == list(range(8))
+
+
+def test_several_api_servers_are_named_and_counted_once(tmp_path: Path) -> None:
+    serving(tmp_path, steps=50)
+    with_facts(next(iter(sorted(tmp_path.glob("events-*")))), server="ApiServer_0")
+    (launch,), _ = launches.read(tmp_path)
+    found = numbers.measure(launch)
+    labels = [m.label for m in launch.members if m.role == "frontend"]
+    assert labels == ["front end ApiServer_0"]
+    assert found.own[0].taken[0].number == 49, "from the first step to the last"
+
+
+def test_a_worker_inside_the_engine_core_is_said(tmp_path: Path) -> None:
+    core = recordings.recorder(tmp_path, "engine")
+    now = core._opened_ns
+    for number in range(200):
+        stall = 400 * MS if number == 100 else 0
+        if stall:
+            core.write(PAUSE, now + MS, stall, 0, 2)
+        core.write(STEP, now, 20 * MS + stall, 8, number)
+        now += 20 * MS + stall
+    with_facts(next(iter(tmp_path.glob("events-*"))), worker_inside=True)
+    said = advised(tmp_path)
+    assert "worker inside" in said
+    assert "Leave it as it is" not in said
+    assert "REPRO_ENGINE_POLICY=freeze-thresholds" in said
+
+
+def test_advice_that_is_in_force_is_not_given(tmp_path: Path) -> None:
+    serving(tmp_path, stalls=STALLS)
+    for path in tmp_path.glob("events-*"):
+        with_facts(path, policy="freeze", heap_frozen=False, vllm="0.22.1")
+    assert "Set REPRO_POLICY=freeze" not in advised(tmp_path)
+
+
+def test_bad_files_are_left_out_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    serving(tmp_path, steps=20)
+    (tmp_path / "events-1-1.bin").write_bytes(b"nothing")
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert "events-1-1.bin: no recording" in capsys.readouterr().err
+
+
+def test_a_launch_without_an_engine_is_none(tmp_path: Path) -> None:
+    made = recordings.recorder(tmp_path, "frontend")
+    made.write(PAUSE, made._opened_ns, MS, 0, 2)
+    with pytest.raises(launches.NothingRecorded):
+        launches.read(tmp_path)
+
+
+def test_a_page_that_cannot_be_written_names_out(tmp_path: Path) -> None:
+    serving(tmp_path, steps=20)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="name another file with --out"):
+        report.write(tmp_path, tmp_path / "file" / "page.html")
+
+
+def test_launches_are_chosen_by_number(tmp_path: Path) -> None:
+    serving(tmp_path, launch=10**18, steps=10)
+    serving(tmp_path, launch=2 * 10**18, steps=20)
+    found, _ = launches.read(tmp_path)
+    assert report.choose(found, 2, None)[0].began.year == 2001
+    assert [each.began.year for each in report.choose(found, None, 1)] == [2033]
+    with pytest.raises(ValueError, match="--launch 3: there are 2"):
+        report.choose(found, 3, None)
+
+
+def test_a_log_of_the_debugger(tmp_path: Path) -> None:
+    line = "(EngineCore_DP0 pid=77) INFO 11-27 05:13:35 [gc_utils.py:90] GC took 412.500ms to "
+    line += "complete. Collected 0 objects (out of 812345) in GC generation 2."
+    log = tmp_path / "server.log"
+    log.write_text(f"other\n{line}\n")
+    text = report.write(log, tmp_path / "page.html").read_text()
+    assert "EngineCore_DP0 (pid 77)" in text
+    assert "<td>412</td>" in text or "<td>413</td>" in text
+    assert "no API server" in text
+
+
+def test_a_benchmark_beside_the_recording(tmp_path: Path) -> None:
+    result = tmp_path / "bench.json"
+    result.write_text(
+        json.dumps({"itls": [[0.02] * 40 + [3.0]], "ttfts": [0.1], "start_times": [5.0]})
+    )
+    said, silences = outside.bench(result)
+    assert "ITL of 41 gaps" in said[0]
+    assert "P99 needs 500 gaps" in said[0]
+    assert silences[0].length_ns == pytest.approx(3e9, rel=1e-6)
+    result.write_text("{}")
+    with pytest.raises(ValueError, match="--save-detailed"):
+        outside.bench(result)
 
 
 def test_the_advice_follows_the_recording(tmp_path: Path) -> None:
-    assert "Freeze the worker" in advised(serving(tmp_path / "a", stalls=STALLS))
-    assert "moves P99." in advised(tmp_path / "a")
-    assert "Leave the worker" in advised(serving(tmp_path / "b"))
-    assert "nothing left to freeze" in advised(serving(tmp_path / "c", frozen=True))
+    assert "Set REPRO_POLICY=freeze" in advised(serving(tmp_path / "a", stalls=STALLS))
+    assert "Leave it as it is" in advised(serving(tmp_path / "b"))
 
 
 def test_a_long_hold_of_the_event_loop_is_told(tmp_path: Path) -> None:
@@ -103,8 +263,8 @@ def test_a_long_hold_of_the_event_loop_is_told(tmp_path: Path) -> None:
 def test_launches_are_kept_apart_the_newest_first(tmp_path: Path) -> None:
     serving(tmp_path, launch=10**18, steps=10)
     serving(tmp_path, launch=2 * 10**18, steps=20)
-    found = launches.read(tmp_path)
-    assert [len(launch.campaign.itl) for launch in found] == [19, 9]
+    found, _ = launches.read(tmp_path)
+    assert [numbers.measure(launch).steps for launch in found] == [19, 9]
     assert [launch.began.year for launch in found] == [2033, 2001]
     text = report.write(tmp_path, tmp_path / "page.html").read_text()
     assert text.index("Launch of 2033") < text.index("Launch of 2001")
@@ -242,7 +402,7 @@ def test_watch_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     worker = next(line.split() for line in said.splitlines() if line.lstrip().startswith("worker"))
     assert worker[:2] == ["worker", "0"]
-    assert worker[2:5] == ["0", "0", "2"]
+    assert worker[2:5] == ["0", "0", "1"], "start-up is no service"
     assert worker[7] == "400"
     assert float(worker[8]) == pytest.approx(9600 / 23 / 10, rel=0.05)
 

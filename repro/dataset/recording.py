@@ -1,9 +1,13 @@
-"""Read what the recorder wrote: one process's file of events, one folder's worth of tables."""
+"""Read what the recorder wrote: one process's file of events, one folder's worth of tables.
+
+A recording may hold a day of steps. `read` takes one process's events at once, for the runs of an
+experiment; `Source` reads a file of any length piece by piece.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,22 @@ EVENT = np.dtype(
 assert EVENT.itemsize == recorder.EVENT.size
 
 Columns = dict[str, npt.NDArray[Any]]
+
+ABOUT = slice(64, 4096)
+"""Where a recording's first page has a JSON object, filled up with NUL. Every key may be missing:
+
+    host, monotonic_ns, wall_ns    hash of the host; one moment on both of its clocks
+    name, server                   vLLM's name of the process; the API server it belongs to
+    python, vllm                   versions
+    asked, policy, not_in_force    the serving policy asked for, in force, and how it is not
+    dp_rank, dp_size, world_size   place among the ranks; workers per engine core
+    moe, worker_inside             whether ranks wait for each other; executor `uni`
+    frozen, heap_frozen            frozen objects once warm, and whether they are most of the heap
+    thresholds, collector          `gc.get_threshold()`, `gc.isenabled()`
+"""
+
+CHUNK_EVENTS = 1 << 14
+"""Events read at a time: 512 KiB."""
 
 
 class RecordingError(ValueError):
@@ -60,6 +80,52 @@ def read(path: Path) -> Recording:
     body = content[recorder.HEADER_BYTES :]
     events = np.frombuffer(body, EVENT, count=len(body) // EVENT.itemsize)
     return Recording(**vars(process), events=events[events["kind"] != 0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One process's recording, to be read piece by piece.
+
+    Attributes
+    ----------
+    path : Path
+    process : Process
+    about : mapping
+        As `ABOUT` lists it.
+    """
+
+    path: Path
+    process: Process
+    about: Mapping[str, Any]
+
+    def chunks(self) -> Iterator[npt.NDArray[Any]]:
+        """Its events, `CHUNK_EVENTS` or fewer at a time, in the order of their slots."""
+        with self.path.open("rb") as file:
+            file.seek(recorder.HEADER_BYTES)
+            while len(events := np.fromfile(file, EVENT, CHUNK_EVENTS)):
+                yield events[events["kind"] != 0]
+
+    def lines(self, table: str) -> list[dict[str, Any]]:
+        """The rows that this process appended to its file of a table."""
+        return _lines_of(self.path.parent, table, self.process)
+
+
+def source(path: Path) -> Source:
+    """One `events-*.bin`.
+
+    Raises
+    ------
+    RecordingError
+        If it does not begin with a recorder's header.
+    OSError
+        If it cannot be read.
+    """
+    with path.open("rb") as file:
+        header = file.read(ABOUT.stop)
+    process = process_of(header)
+    if process is None:
+        raise RecordingError(f"{path}: no recording of this package's version; delete the file")
+    return Source(path=path, process=process, about=process.about)
 
 
 def read_all(folder: Path) -> list[Recording]:
@@ -139,16 +205,17 @@ def _holds(recorded: list[Recording]) -> Columns:
 
 def _lines(folder: Path, table: str, recorded: list[Recording]) -> Columns:
     """The rows that every process appended to its file of this table."""
-    paths = (folder / f"{table}-{r.pid}-{r.opened_ns}.jsonl" for r in recorded)
-    rows = [
-        json.loads(line)
-        for path in paths
-        if path.exists()
-        for line in path.read_text().splitlines()
-        if line.endswith("}")  # a line that a kill cut short is left out
-    ]
+    rows = [row for r in recorded for row in _lines_of(folder, table, r)]
     names = TABLES[table].names if rows else []
     return {name: np.array([row.get(name) for row in rows]) for name in names}
+
+
+def _lines_of(folder: Path, table: str, process: Process) -> list[dict[str, Any]]:
+    path = folder / f"{table}-{process.pid}-{process.opened_ns}.jsonl"
+    if not path.exists():
+        return []
+    # A line that a kill cut short is left out.
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
 def _stack(parts: Iterator[Columns]) -> Columns:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -21,14 +21,14 @@ Obstacle = tuple[str, str, str]
 """What was looked at, what was found there, and the remedy."""
 
 
-def nothing_recorded(folder: Path) -> str:
-    """The one line for a folder without a recording."""
+def nothing_recorded(folder: Path, warnings: Sequence[str] = ()) -> str:
+    """The one line for a folder without a recording, and why files in it were left out."""
     return (
         f"{folder}: holds no recording; start vLLM with REPRO_RECORD_DIR={folder}, this package "
         "installed beside it. If you did: a line 'repro: … recording into' is missing in vLLM's "
         f"log; an allowlist VLLM_PLUGINS must name repro, Ray needs {PREFIXES}=REPRO_, and "
         "`repro doctor` in vLLM's own environment names other causes"
-    )
+    ) + "".join(f" ({warning})" for warning in warnings)
 
 
 def obstacles(environment: Mapping[str, str] = os.environ) -> list[Obstacle]:

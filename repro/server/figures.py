@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -10,33 +11,34 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from repro import fmt
 from repro.analysis.gc_cost import GENERATIONS
-from repro.analysis.tails import sample
-from repro.dataset.schema import NS_PER_MS, NS_PER_S
+from repro.dataset.schema import NS_PER_MS
 from repro.report import style
-from repro.report.figures.itl_tail import survival
 from repro.report.style import COLUMN, INK, PALETTE, PROCESS_COLOUR
 from repro.server.launches import Launch
-from repro.server.numbers import untouched
+from repro.server.numbers import SLICES, Numbers
+from repro.server.tail import curve
 from repro.stats.bootstrap import EXPECTED_BEYOND
 
-KIND_COLOUR = {"all steps": PALETTE[3], "steps that no pause hit": PALETTE[0]}
+KIND_COLOUR = {"all steps": PALETTE[3], "without the collector": PALETTE[0]}
 GENERATION_SIZE = {0: 3, 1: 8, 2: 26}
 QUANTILE_LINE = {0.5: ":", 0.99: "--", 0.999: "-"}
 
+NS_PER_S = 1e9
 
-def pauses_over_time(launch: Launch) -> Figure:
-    """Every pause by its length, one row a kind of process; the first busy step is marked."""
-    pauses = launch.campaign.pauses
-    roles = [role for role in fmt.PROCESS if (pauses["role"] == role).any()]
+
+def pauses_over_time(launch: Launch, found: Numbers) -> Figure:
+    """Collections by length, one row per kind of process; the first busy step is marked."""
+    roles = [role for role in fmt.PROCESS if launch.of(role)]
     with style.applied():
         drawn = Figure(figsize=(COLUMN, 0.7 + 0.95 * len(roles)), layout="constrained")
         rows = drawn.subplots(len(roles), squeeze=False, sharex=True, sharey=True)[:, 0]
         for axes, role in zip(rows, roles, strict=True):
-            _dots(axes, launch, pauses[pauses["role"] == role], PROCESS_COLOUR[role])
+            _dots(axes, launch, found, role)
             axes.set_title(fmt.PROCESS[role], color=PROCESS_COLOUR[role], fontweight="bold")
-            if launch.served:
-                first = launch.campaign.runs["window_start_ns"].min() - launch.origin_ns
-                axes.axvline(first / NS_PER_S, color=INK, lw=0.6, ls=":")
+            if found.served:
+                axes.axvline(
+                    (found.window[0] - found.span[0]) / NS_PER_S, color=INK, lw=0.6, ls=":"
+                )
         axes.set_xlabel("time since the launch (s); dotted: first step")
         drawn.supylabel("pause (ms)", fontsize=7)
         handles, labels = axes.get_legend_handles_labels()
@@ -44,14 +46,18 @@ def pauses_over_time(launch: Launch) -> Figure:
     return drawn
 
 
-def _dots(axes: Axes, launch: Launch, pauses: pd.DataFrame, colour: str) -> None:
+def _dots(axes: Axes, launch: Launch, found: Numbers, role: str) -> None:
+    begun, end = found.span
+    width = (end - begun) / SLICES / NS_PER_S
+    of_role = [found.own[n].slices for n, m in enumerate(launch.members) if m.role == role]
     for generation in GENERATIONS:
-        of = pauses[pauses["generation"] == generation]
+        of = np.array([slices[generation] for slices in of_role])
+        at = np.broadcast_to((np.arange(SLICES) + 0.5) * width, of.shape)[of > 0]
         axes.scatter(
-            (of["start_ns"] - launch.origin_ns) / NS_PER_S,
-            of["duration_ns"] / NS_PER_MS,
+            at,
+            of[of > 0] / NS_PER_MS,
             s=GENERATION_SIZE[generation],
-            color=colour,
+            color=PROCESS_COLOUR[role],
             edgecolor=INK if generation == GENERATIONS[-1] else "none",
             linewidth=0.4,
             label=f"generation {generation}",
@@ -60,20 +66,17 @@ def _dots(axes: Axes, launch: Launch, pauses: pd.DataFrame, colour: str) -> None
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def step_tail(launch: Launch, found: pd.DataFrame) -> Figure:
-    """The share of steps that last longer than x: of all, and of those that no pause hit."""
-    rows = sample(launch.campaign, "itl")
-    clean = rows[untouched(found)[rows.index]]
+def step_tail(found: Numbers) -> Figure:
+    """The share of steps that last longer than x: as recorded, and without the collector."""
     with style.applied():
         drawn = Figure(figsize=(COLUMN, 2.6), layout="constrained")
         axes = drawn.subplots()
-        for (name, colour), kind in zip(KIND_COLOUR.items(), (rows, clean), strict=True):
-            if kind.empty:
-                continue
-            x, share = survival(kind)
-            firm = share >= EXPECTED_BEYOND / len(kind)
-            axes.plot(x, share, color=colour, alpha=0.35)
-            axes.plot(x[firm], share[firm], color=colour, label=name)
+        for (name, colour), kind in zip(KIND_COLOUR.items(), ("all", "without"), strict=True):
+            counts = np.sum([tail.counts for tail in found.tails[kind]], axis=0)
+            x, share = curve(counts)
+            firm = share >= EXPECTED_BEYOND / counts.sum()
+            axes.plot(x / NS_PER_MS, share, color=colour, alpha=0.35)
+            axes.plot(x[firm] / NS_PER_MS, share[firm], color=colour, label=name)
         axes.set(xscale="log", yscale="log")
         axes.set(xlabel="interval between steps (ms)", ylabel="share of steps that take longer")
         _plain(axes.xaxis)

@@ -1,34 +1,105 @@
-"""A recorded folder as launches of vLLM, each a campaign of one run an engine.
-
-So everything in `repro.analysis` that a campaign can be asked, a server can be asked too. Its
-`itl` holds the intervals between steps, since nobody noted when tokens reached a client.
-"""
+"""A recorded folder as launches of vLLM: which processes belong together, and how."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
-
-from repro.analysis.arms import is_frozen
-from repro.dataset import Campaign, recording
-from repro.dataset.recording import Columns, Recording
-from repro.dataset.schema import ROLES, TABLES
-from repro.plugin import recorder
+from repro.dataset import recording
+from repro.dataset.recording import RecordingError, Source
+from repro.dataset.schema import ROLES
+from repro.plugin.live_reader import recordings
 from repro.server.environment import nothing_recorded
 
-ARM = "this server"
+Ranks = tuple[int, ...]
 
-MOST_STEPS = 200_000
-"""Of an engine, the newest: resampling more would take gigabytes, and change no digit shown."""
+HELPERS = ("launcher",)
+"""Roles that start other processes and serve nobody."""
 
 
 class NothingRecorded(ValueError):
     """A folder without a recording; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One process of a launch.
+
+    Attributes
+    ----------
+    source : Source
+    shift_ns : int
+        What turns its monotonic clock into that of the launch's first host.
+    frozen : bool or None
+        Whether most of its heap is frozen; None if it was not counted.
+    """
+
+    source: Source
+    shift_ns: int = 0
+
+    @property
+    def role(self) -> str:
+        """`frontend`, `engine`, `worker`, or what else the header has."""
+        return self.source.process.role
+
+    @property
+    def rank(self) -> int:
+        """Data-parallel rank of an engine core, global rank of a worker."""
+        return self.source.process.rank
+
+    @property
+    def about(self) -> Any:
+        """The facts in its header."""
+        return self.source.about
+
+    @property
+    def inside(self) -> bool:
+        """Whether the worker lives in this engine core (executor `uni`)."""
+        return self.role == "engine" and bool(self.about.get("worker_inside"))
+
+    @property
+    def opened_ns(self) -> int:
+        """When it began to record, on the clock of the launch."""
+        return self.source.process.opened_ns + self.shift_ns
+
+    @cached_property
+    def census(self) -> dict[str, Any]:
+        """Its heap once warm, as the header or the last count has it; empty if none does."""
+        counted = [row for row in self.source.lines("census") if row["point"] == "ready"]
+        found: dict[str, Any] = {}
+        if counted:
+            row = counted[-1]
+            found = {
+                "frozen": row["frozen"],
+                "heap_frozen": row["frozen"] > row["tracked"],
+                "thresholds": [row[f"threshold_{g}"] for g in range(3)],
+                "collector": row["enabled"],
+                "objects": row["tracked"] + row["frozen"],
+            }
+        return {**found, **{k: self.about[k] for k in found if k in self.about}}
+
+    @property
+    def frozen(self) -> bool | None:
+        """Whether most of its heap is frozen; None if nobody counted."""
+        value = self.about.get("heap_frozen", self.census.get("heap_frozen"))
+        return None if value is None else bool(value)
+
+    @property
+    def label(self) -> str:
+        """`worker 3`, `engine core 0 (worker inside)`, `front end ApiServer_1`, for people."""
+        match self.role:
+            case "worker":
+                return f"worker {self.rank}"
+            case "engine":
+                inside = " with the worker inside" if self.inside else ""
+                return f"engine core {self.rank}{inside}"
+            case "frontend":
+                return " ".join(filter(None, ("front end", self.about.get("server", ""))))
+        return f"unknown process {self.about.get('name', '')} (pid {self.source.process.pid})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,171 +110,141 @@ class Launch:
     ----------
     began : datetime
         In UTC.
-    origin_ns : int
-        When its first process began to record, on the monotonic clock of all the tables.
-    processes : pandas.DataFrame
-        One row a process: `role`, `rank`, `pid`, `seconds` (from its first event to its last),
-        `pauses`, `steps`, `complete`.
-    longest_hold_ns : int
-        For how long at most the API server's output handler held its event loop.
-    campaign : Campaign
-        One run an engine: `pauses` of all processes its tokens pass through, start-up included;
-        `steps` that had tokens; `itl`: the intervals between them, `count` 1, with `tokens`;
-        the measured window reaches from the first of these intervals to the last.
+    members : tuple of Member
+        Front ends, engine cores, workers by rank; last what is none of these.
+    hosts : int
+        How many hosts recorded into it.
+    clock_ns : int
+        How far their clocks are apart at most, as far as the headers show it.
     """
 
     began: datetime
-    origin_ns: int
-    processes: pd.DataFrame
-    longest_hold_ns: int
-    campaign: Campaign
+    members: tuple[Member, ...]
+    hosts: int = 1
+    clock_ns: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+    def of(self, role: str) -> list[Member]:
+        """The members of one role."""
+        return [m for m in self.members if m.role == role]
 
     @property
-    def served(self) -> bool:
-        """Whether there was any interval between two steps."""
-        return not self.campaign.itl.empty
+    def unknown(self) -> list[Member]:
+        """Processes with a role that this package does not know."""
+        return [m for m in self.members if m.role not in (*ROLES, *HELPERS)]
 
     @property
-    def worker_frozen(self) -> bool | None:
-        """Whether the workers' heaps were frozen once warm; None if none was counted."""
-        census = self.campaign.census
-        ready = census[census["point"] == "ready"]
-        return None if ready.empty else bool(is_frozen(ready).all())
+    def origin_ns(self) -> int:
+        """When its first process began to record."""
+        return min(m.opened_ns for m in self.members)
 
 
-def read(folder: Path) -> list[Launch]:
-    """Every launch recorded in a folder, the newest first.
+def read(folder: Path) -> tuple[list[Launch], list[str]]:
+    """Every launch of an engine recorded in a folder, the newest first, and what was left out.
 
     Raises
     ------
     NothingRecorded
         If there is none.
-    repro.dataset.recording.RecordingError
-        If a file is no recording.
     """
-    found: dict[int, list[Recording]] = {}
-    for one in recording.read_all(folder):
-        if one.role in ROLES and len(one.events):
-            found.setdefault(one.launch_ns, []).append(one)
-    if not found:
-        raise NothingRecorded(nothing_recorded(folder))
-    return [launch(folder, found[began]) for began in sorted(found, reverse=True)]
-
-
-def launch(folder: Path, recorded: list[Recording]) -> Launch:
-    """The recordings of one launch, at least one, put together."""
-    tables = {name: frame(name, c) for name, c in recording.tables(folder, recorded).items()}
-    engines = max(1, len({r.rank for r in recorded if r.role == "engine"}))
-    workers = tables["steps"]["rank"].max() + 1 if len(tables["steps"]) else engines
-    per_engine = max(1, int(workers) // engines)
-    runs = [one_engine(tables, engine, per_engine) for engine in range(engines)]
-    return Launch(
-        began=datetime.fromtimestamp(recorded[0].launch_ns / 1e9, UTC),
-        origin_ns=min(r.opened_ns for r in recorded),
-        processes=pd.DataFrame([describe(r) for r in in_order(recorded)]),
-        longest_hold_ns=int(tables["holds"]["duration_ns"].max()) if len(tables["holds"]) else 0,
-        campaign=as_campaign(folder, runs),
-    )
-
-
-def in_order(recorded: list[Recording]) -> list[Recording]:
-    """Front end, engine core, workers by rank: the way a request takes."""
-    return sorted(recorded, key=lambda r: (ROLES.index(r.role), r.rank, r.opened_ns))
-
-
-def frame(name: str, columns: Columns) -> pd.DataFrame:
-    """A table of `repro.dataset.schema.TABLES`; no columns at all is an empty one."""
-    if not columns:
-        empty: pd.DataFrame = TABLES[name].empty_table().to_pandas()
-        return empty
-    arrays = {field.name: pa.array(columns[field.name], field.type) for field in TABLES[name]}
-    made: pd.DataFrame = pa.table(arrays).to_pandas()
-    return made
-
-
-def describe(recorded: Recording) -> dict[str, object]:
-    """One row of `Launch.processes`."""
-    start = recorded.events["start_ns"]
-    end = (start + recorded.events["duration_ns"]).max()
-    return {
-        "role": recorded.role,
-        "rank": recorded.rank,
-        "pid": recorded.pid,
-        "seconds": (end - start.min()) / 1e9,
-        "pauses": len(recorded.of_kind(recorder.PAUSE)),
-        "steps": len(recorded.of_kind(recorder.STEP)),
-        "complete": recorded.complete,
+    sources, warnings = [], []
+    for path in recordings(folder):
+        try:
+            sources.append(recording.source(path))
+        except (RecordingError, OSError) as error:
+            warnings.append(f"left out: {error}")
+    by_launch: dict[int, list[Source]] = defaultdict(list)
+    for one in sources:
+        by_launch[one.process.launch_ns].append(one)
+    served = {
+        began: group
+        for began, group in by_launch.items()
+        if any(s.process.role in ("engine", "worker") for s in group)
     }
+    if not served:
+        raise NothingRecorded(nothing_recorded(folder, warnings))
+    found = [launch(group) for group in merged([served[began] for began in sorted(served)])]
+    return sorted(found, key=lambda one: one.began, reverse=True), warnings
 
 
-def one_engine(
-    tables: dict[str, pd.DataFrame], engine: int, per_engine: int
-) -> dict[str, pd.DataFrame]:
-    """The tables of one engine core with its workers: `pauses`, `steps`, `itl` and `census`.
-
-    Its tensor-parallel workers take the same steps, so the first stands for all; a pause in any
-    of them, in the engine core or in a front end counts.
-    """
-    steps = tables["steps"]
-
-    def its_own(rows: pd.DataFrame) -> pd.DataFrame:
-        number = (rows["rank"] // per_engine).where(rows["role"] == "worker", rows["rank"])
-        return rows[(number == engine) | (rows["role"] == "frontend")]
-
-    first = steps[steps["rank"] == engine * per_engine].sort_values("start_ns")[-MOST_STEPS:]
-    return {
-        "pauses": its_own(tables["pauses"]),
-        "census": its_own(tables["census"]),
-        "steps": first[first["tokens"] > 0],
-        "itl": intervals(first),
-    }
+def merged(groups: list[list[Source]]) -> list[list[Source]]:
+    """Launches of several hosts that are parts of one: other hosts, other ranks, at one time."""
+    whole: list[list[Source]] = []
+    for group in groups:
+        for other in whole:
+            if _one_deployment(other, group):
+                other += group
+                break
+        else:
+            whole.append(list(group))
+    return whole
 
 
-def intervals(steps: pd.DataFrame) -> pd.DataFrame:
-    """From each step of one rank to the next, without those in which the server was idle.
-
-    Before it goes idle, vLLM takes one step without tokens, to let go of the last request: the
-    interval that such a step begins is the time until somebody asks again.
-
-    Returns
-    -------
-    pandas.DataFrame
-        `t_ns` (its end), `itl_ns`, `count` (1), `tokens` (of the step that begins it).
-    """
-    start, tokens = steps["start_ns"].to_numpy("int64"), steps["tokens"].to_numpy("int64")
-    busy = tokens[:-1] > 0
-    made = pd.DataFrame({"t_ns": start[1:], "itl_ns": np.diff(start), "tokens": tokens[:-1]})
-    return made[busy].assign(count=1).reset_index(drop=True)
+TOGETHER_NS = 600_000_000_000
+"""Parts of one deployment start within so long of one another."""
 
 
-def as_campaign(folder: Path, engines: list[dict[str, pd.DataFrame]]) -> Campaign:
-    """The engines as runs of one arm, each from its first busy interval to its last."""
-    windows = [
-        (int((e["itl"]["t_ns"] - e["itl"]["itl_ns"]).min()), int(e["itl"]["t_ns"].max()) + 1)
-        if len(e["itl"])
-        else (0, 1)
-        for e in engines
+def _one_deployment(first: list[Source], second: list[Source]) -> bool:
+    hosts = [{s.about.get("host") for s in group} for group in (first, second)]
+    ranks = [
+        {(s.process.role, s.process.rank) for s in group if s.process.role in ("engine", "worker")}
+        for group in (first, second)
     ]
-    names = [f"engine {number}" for number in range(len(engines))]
-    runs = pd.DataFrame(
-        {"run": names, "arm": ARM, "setting": "", "policy": "stock", "client": "server"}
-    )
-    runs["window_start_ns"], runs["window_end_ns"] = map(list, zip(*windows, strict=True))
+    began = [min(s.process.launch_ns for s in group) for group in (first, second)]
+    known = None not in hosts[0] | hosts[1]
+    near = abs(began[0] - began[1]) < TOGETHER_NS
+    return known and near and not hosts[0] & hosts[1] and not ranks[0] & ranks[1]
 
-    def stacked(parts: list[pd.DataFrame]) -> pd.DataFrame:
-        joined = pd.concat(parts, ignore_index=True)
-        codes = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        run = pd.Categorical.from_codes(codes, categories=pd.Index(names))
-        return joined.assign(run=run)
 
-    # What a server's recording has no table for, such as what only a client sees, is empty.
-    tables = {
-        name: stacked([engine.get(name, frame(name, {})) for engine in engines]) for name in TABLES
-    }
-    return Campaign(
-        path=folder,
-        runs=runs,
-        failed=pd.DataFrame(columns=["run_id", "reason"]),
-        unfinished=(),
-        **tables,
+def launch(group: list[Source]) -> Launch:
+    """The recordings of one deployment, at least one, put together on one clock."""
+    ahead: dict[Any, list[int]] = defaultdict(list)
+    for one in group:
+        if "wall_ns" in one.about:
+            ahead[one.about.get("host")].append(
+                int(one.about["wall_ns"]) - int(one.about["monotonic_ns"])
+            )
+    # The median: a wall clock may be set while the processes start.
+    offsets = {host: sorted(each)[len(each) // 2] for host, each in ahead.items()}
+    first = next(iter(offsets.values()), 0)
+    # A recording that does not say its host is taken to be of the first one's.
+    members = [Member(s, offsets.get(s.about.get("host"), first) - first) for s in group]
+    order = {role: place for place, role in enumerate(ROLES)}
+    members.sort(key=lambda m: (order.get(m.role, len(ROLES)), m.rank, m.opened_ns))
+    several = len({s.about.get("host") for s in group}) > 1
+    return Launch(
+        began=datetime.fromtimestamp(min(s.process.launch_ns for s in group) / 1e9, UTC),
+        members=tuple(members),
+        hosts=len({s.about.get("host") for s in group}),
+        clock_ns=max((max(each) - min(each) for each in ahead.values()), default=0)
+        if several
+        else 0,
     )
+
+
+def engines(launch: Launch) -> dict[int, list[Member]]:
+    """The processes that an engine's step waits for, by the engine's number.
+
+    By the ranks that are present, wherever they start: a worker's engine is its rank over the
+    workers per engine, where the header or the numbers of both say how many these are.
+    """
+    cores, workers = launch.of("engine"), launch.of("worker")
+    numbers = sorted({m.rank for m in cores})
+    found: dict[int, list[Member]] = defaultdict(list)
+    for core in cores:
+        found[core.rank].append(core)
+    ranks = sorted({m.rank for m in workers})
+    for worker in workers:
+        found[_engine_of(worker, ranks, numbers)].append(worker)
+    return dict(sorted(found.items()))
+
+
+def _engine_of(worker: Member, ranks: list[int], engines: list[int]) -> int:
+    if "dp_rank" in worker.about:
+        return int(worker.about["dp_rank"])
+    if not engines:
+        return worker.rank
+    each = -(-len(ranks) // len(engines))
+    if worker.rank // each in engines:
+        return worker.rank // each
+    return engines[ranks.index(worker.rank) * len(engines) // len(ranks)]

@@ -1,8 +1,9 @@
-"""`repro report`: one self-contained HTML page about a recorded folder."""
+"""`repro report`: one self-contained HTML page about a recorded folder, or a log of vLLM."""
 
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -12,26 +13,44 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from repro import fmt
-from repro.analysis.attribution import FACTOR
 from repro.dataset.schema import NS_PER_MS
 from repro.report import style
-from repro.report.tables import itl_tails
-from repro.server import figures, launches, numbers
+from repro.server import figures, launches, numbers, outside
 from repro.server.launches import Launch
-from repro.server.remedies import advice
+from repro.server.numbers import Long, Numbers
+from repro.server.remedies import advice, answer
+from repro.server.tail import quantiles
+from repro.stats.bootstrap import BLOCK_STEPS
 
 _PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 
+NAMES = {
+    "all": "as recorded",
+    "without": "without the collector",
+    "least": "less all that pauses overlap",
+}
 
-def write(folder: Path, out: Path) -> Path:
-    """Write the page about everything recorded in a folder.
+
+def write(
+    source: Path,
+    out: Path,
+    *,
+    which: int | None = None,
+    last: int | None = None,
+    bench: Path | None = None,
+) -> Path:
+    """Write the page about everything recorded in a folder, or about a log.
 
     Parameters
     ----------
-    folder : Path
-        What `REPRO_RECORD_DIR` named.
+    source : Path
+        What `REPRO_RECORD_DIR` named, or a log of a vLLM with `VLLM_GC_DEBUG=1`.
     out : Path
         The page; its folder is made.
+    which, last : int, optional
+        One launch only, 1 being the newest; the newest so many.
+    bench : Path, optional
+        What `vllm bench serve --save-result --save-detailed` wrote.
 
     Returns
     -------
@@ -40,130 +59,233 @@ def write(folder: Path, out: Path) -> Path:
 
     Raises
     ------
-    repro.server.launches.NothingRecorded, repro.dataset.recording.RecordingError
-        If the folder holds no recording, or a file that is none.
+    repro.server.launches.NothingRecorded
+        If the folder holds no recording.
+    ValueError
+        If a file or a number is none of those, or the page cannot be written.
     """
-    found = launches.read(folder)
+    if source.is_file():
+        title, sections = "a log of vLLM", [*_log(source)]
+    else:
+        found, warnings = launches.read(source)
+        for warning in warnings:
+            print(f"repro: warning: {warning}", file=sys.stderr)
+        chosen = choose(found, which, last)
+        title = f"{fmt.plural(len(chosen), 'launch').replace('launchs', 'launches')} of vLLM"
+        sections = [*map(paragraph, warnings)]
+        for launch in chosen:
+            sections += section(launch, _client(bench))
     page = _PAGE.substitute(
         style=style.PAGE_STYLE,
-        folder=escape(folder.name),
-        launches=f"{len(found)} launch{'es' * (len(found) > 1)} of vLLM",
-        sections="\n".join("\n".join(section(launch)) for launch in found),
+        folder=escape(source.name),
+        launches=title,
+        sections="\n".join(sections),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"{out}: cannot be written ({error.strerror}); name another file with --out"
+        ) from error
     return out.resolve()
 
 
-def section(launch: Launch) -> Iterator[str]:
+def choose(found: list[Launch], which: int | None, last: int | None) -> list[Launch]:
+    """The launches asked for, of those found, the newest first."""
+    for name, number in (("--launch", which), ("--last", last)):
+        if number is not None and not number >= 1:
+            raise ValueError(f"{name} {number}: give 1 for the newest, 2 for the one before")
+    if which is not None:
+        if which > len(found):
+            raise ValueError(f"--launch {which}: there are {len(found)}, 1 is the newest")
+        return [found[which - 1]]
+    return found[:last]
+
+
+def _log(path: Path) -> Iterator[str]:
+    yield "<h2>Collections in the log</h2>"
+    yield table(outside.gc_log(path))
+    yield paragraph(outside.LOG_LIMITS)
+
+
+def _client(bench: Path | None) -> tuple[list[str], list[Long]]:
+    return ([], []) if bench is None else outside.bench(bench)
+
+
+def section(launch: Launch, client: tuple[list[str], list[Long]]) -> Iterator[str]:
     """The HTML of one launch, piece by piece."""
     yield f"<h2>Launch of {launch.began:%Y-%m-%d %H:%M:%S} UTC</h2>"
-    hit = numbers.hits(launch) if launch.served else pd.DataFrame()
-    shares = numbers.hit_shares(launch, hit) if launch.served else pd.DataFrame()
-    yield from _advised(launch, shares)
+    found = numbers.measure(launch)
+    yield '<div class="advice">'
+    yield from map(paragraph, answer(launch, found))
+    yield "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in advice(launch, found)) + "</ul>"
+    yield "</div>"
+    yield from _client_part(found, client)
     yield "<h3>What was recorded</h3>"
-    yield table(processes(launch))
+    yield table(processes(launch, found))
+    if launch.hosts > 1:
+        yield paragraph(
+            f"{launch.hosts} hosts, put on one time line by their wall clocks. Within a host the "
+            f"headers differ by {fmt.ms(launch.clock_ns / NS_PER_MS)}; between hosts the recording "
+            "cannot tell: a pause of one host beside a step of another is as exact as their NTP."
+        )
     yield "<h3>Pauses</h3>"
     yield figure(
-        figures.pauses_over_time(launch),
-        "Each dot is one collection. A full one (generation 2) visits every tracked object that is "
-        "not frozen.",
+        figures.pauses_over_time(launch, found),
+        "Each dot is the longest collection of a process in 1/600 of the time. A full one "
+        "(generation 2) visits every tracked object that is not frozen.",
     )
-    if not launch.served:
+    if found.served:
+        yield from _served(launch, found)
+
+
+def _client_part(found: Numbers, client: tuple[list[str], list[Long]]) -> Iterator[str]:
+    said, silences = client
+    if not said:
         return
-    yield table(collections(launch))
+    yield "<h3>At the client</h3>"
+    yield from map(paragraph, [*said, outside.BENCH_LIMITS])
+    first, last = found.window
+    inside = [s for s in silences if first <= s.start_ns < last]
+    if not inside:
+        yield paragraph(
+            "Its times do not fall into this recording (another host, or another boot): silences "
+            "cannot be laid over pauses."
+        )
+        return
+    yield table(longest(inside, found, "silence (ms)"))
+
+
+def _served(launch: Launch, found: Numbers) -> Iterator[str]:
+    yield table(collections(launch, found))
     yield paragraph(
-        "From the first step to the last. A pause hits a step if it overlaps the step's interval "
-        f"and lasts at least {numbers.HIT_SHARE:.0%} of the median one. Pauses of the "
-        "front end delay tokens without lengthening a step."
+        "From the first step to the last. Several API servers share the requests: a pause of one "
+        "delays the tokens of its own requests only."
     )
-    yield table(steps_hit(shares))
-    yield from _tail(launch, hit)
-
-
-def _advised(launch: Launch, shares: pd.DataFrame) -> Iterator[str]:
-    yield '<div class="advice">'
-    if launch.served:
-        yield from map(paragraph, advice(launch, shares))
-    else:
-        yield paragraph("No step was recorded: send this server some load, then look again.")
-    yield "</div>"
-
-
-def _tail(launch: Launch, hit: pd.DataFrame) -> Iterator[str]:
+    yield "<h3>Steps that pauses lengthen</h3>"
+    yield table(effects(found))
+    yield paragraph(
+        "A long step overlaps more pauses, whatever made it long: 'by chance' has the same pauses "
+        "at random times. 'Longer': the share of the overlap by which steps exceed a typical one. "
+        "A cause is booked where it shows clearly more than chance. Front ends stop tokens, not "
+        "steps, and are not in this table."
+    )
     yield "<h3>The tail</h3>"
     yield figure(
-        figures.step_tail(launch, hit),
+        figures.step_tail(found),
         "The interval from one step to the next, idle time left out. Faint: fewer steps than a "
         "quantile needs.",
     )
-    yield table(quantiles(launch, hit))
+    yield table(tail_table(found))
     yield paragraph(
-        itl_tails.explanation(launch.campaign, FACTOR)
-        .replace(f"**{launches.ARM}**: ", "")
-        .capitalize()
+        "Without the collector: each step less what booked pauses overlap, at most down to a "
+        "typical step. Less all that pauses overlap: the most the collector can have cost. Every "
+        "step counts; for the intervals, steps are resampled in blocks of "
+        f"about {max(BLOCK_STEPS, *(t.block_steps for t in found.tails['all'])):,}."
     )
-    yield "<h3>More ranks</h3>"
-    yield figure(
-        figures.more_ranks(numbers.more_ranks(launch, hit)),
-        "Predicted from these steps for ranks that wait for each other in every step, as "
-        "data-parallel ranks with expert parallelism do: each rank's worker pauses by itself, the "
-        "rest of a step is common to all. Ranks that pause together have the step times of one. "
-        "Faint: beyond what was measured.",
-    )
+    yield "<h3>The longest</h3>"
+    yield table(longest(found.steps_longest, found, "step (ms)"))
+    yield table(longest(found.stops, found, "stop of a front end (ms)"))
+    if any(each.others for each in found.stalls):
+        yield table(longest(found.stalls, found, "pause (ms)"))
+    predicted, thinned = numbers.more_ranks(found)
+    if predicted:
+        yield "<h3>More ranks</h3>"
+        yield figure(
+            figures.more_ranks(predicted),
+            "Predicted from these steps for ranks that wait for each other in every step: each "
+            "rank's worker pauses by itself, the rest of a step is common to all. Faint: too few "
+            "steps or pauses." + " Only the newest steps were used." * thinned,
+        )
 
 
-def processes(launch: Launch) -> pd.DataFrame:
+def processes(launch: Launch, found: Numbers) -> pd.DataFrame:
     """What each process recorded, in words."""
-    found = launch.processes
-    return pd.DataFrame(
-        {
-            "process": found["role"].map(fmt.PROCESS),
-            "rank": found["rank"],
-            "pid": found["pid"],
-            "seconds": found["seconds"].map("{:,.0f}".format),
-            "collections": found["pauses"].map("{:,}".format),
-            "steps": found["steps"].map("{:,}".format),
-            "recording": found["complete"].map({True: "whole", False: "stopped early"}),
-        }
-    )
-
-
-def collections(launch: Launch) -> pd.DataFrame:
-    """What the collector took of each process while it served, in words."""
-    found = itl_tails.collector(launch.campaign).drop(columns="arm")
-    way = {process: place for place, process in enumerate(fmt.PROCESS.values())}
-    return found.sort_values("process", key=lambda names: names.map(way), kind="stable")
-
-
-def steps_hit(shares: pd.DataFrame) -> pd.DataFrame:
-    """Steps and tokens hit, in words."""
-    return pd.DataFrame(
-        {
-            "process": shares["role"].map(fmt.PROCESS),
-            "generation": shares["generation"],
-            "steps hit": shares["steps"].map("{:,}".format),
-            "of all": shares["step_share"].map(fmt.percent),
-            "tokens hit": shares["tokens"].map("{:,}".format),
-            "of all tokens": shares["token_share"].map(fmt.percent),
-        }
-    )
-
-
-def quantiles(launch: Launch, hit: pd.DataFrame) -> pd.DataFrame:
-    """The tail with and without the steps that pauses hit, in words."""
     rows = []
-    for name, estimates in numbers.tails(launch, hit).items():
+    for place, member in enumerate(launch.members):
+        own, census = found.own[place], member.census
+        heap = {True: "frozen", False: "not frozen", None: "not counted"}[member.frozen]
+        rows.append(
+            {
+                "process": member.label,
+                "pid": member.source.process.pid,
+                "host": str(member.about.get("host", ""))[:6] if launch.hosts > 1 else "",
+                "recorded (s)": f"{max(own.last_ns - own.first_ns, 0) / 1e9:,.0f}",
+                "collections": f"{own.collections:,}",
+                "steps": f"{own.steps:,}",
+                "heap": heap,
+                "thresholds": "/".join(map(str, census.get("thresholds", ()))),
+                "policy": member.about.get("policy", ""),
+                "recording": "whole" if member.source.process.complete else "stopped early",
+            }
+        )
+    made = pd.DataFrame(rows)
+    return made.loc[:, (made != "").any()]
+
+
+def collections(launch: Launch, found: Numbers) -> pd.DataFrame:
+    """What the collector took of each process while it served, in words."""
+    return pd.DataFrame(
+        {
+            "process": member.label,
+            "generation": generation,
+            "collections": f"{taken.number:,}",
+            "of its time": fmt.percent(taken.total_ns / 1e9 / found.seconds),
+            "longest (ms)": fmt.figures(taken.longest_ns / NS_PER_MS),
+        }
+        for place, member in enumerate(launch.members)
+        for generation, taken in found.own[place].taken.items()
+        if taken.number
+    )
+
+
+def effects(found: Numbers) -> pd.DataFrame:
+    """Causes and the steps that they lengthen, in words."""
+    return pd.DataFrame(
+        {
+            "process": fmt.PROCESS[role],
+            "generation": generation,
+            "steps overlapped": f"{effect.hit:,}",
+            "of all": fmt.percent(effect.hit / found.steps),
+            "by chance": fmt.percent(effect.chance_hit / found.steps),
+            "longer": fmt.percent(effect.shown),
+            "longer by chance": fmt.percent(effect.chance),
+            "booked": "yes" if effect.shows else "no",
+        }
+        for (role, generation), effect in sorted(found.effects.items())
+        if effect.hit
+    )
+
+
+def tail_table(found: Numbers) -> pd.DataFrame:
+    """The tail with and without the collector, in words."""
+    rows = []
+    for kind, name in NAMES.items():
+        estimates = quantiles(found.tails[kind], numbers.QUANTILES)
         cells = {"interval (ms)": name, "steps": f"{estimates[0].steps:,}"}
-        for quantile, found in zip(numbers.QUANTILES, estimates, strict=True):
-            value, low, high = (x / NS_PER_MS for x in (found.value, found.low, found.high))
+        for quantile, each in zip(numbers.QUANTILES, estimates, strict=True):
+            value, low, high = (x / NS_PER_MS for x in (each.value, each.low, each.high))
             cells[fmt.quantile(quantile)] = (
                 f"{fmt.figures(value)} ({fmt.bounds(low, high)})"
-                if found.supported
-                else f"needs {found.needs:,} steps"
+                if each.supported
+                else f"needs {each.needs:,} steps"
             )
         rows.append(cells)
     return pd.DataFrame(rows)
+
+
+def longest(rows: list[Long], found: Numbers, name: str) -> pd.DataFrame:
+    """Long steps, stops or pauses, in words."""
+    return pd.DataFrame(
+        {
+            name: fmt.figures(each.length_ns / NS_PER_MS),
+            "at (s)": f"{(each.start_ns - found.span[0]) / 1e9:,.1f}",
+            "whose": each.whose,
+            "meanwhile": each.what or numbers.stopped_by(found, each),
+        }
+        for each in rows
+    )
 
 
 def table(content: pd.DataFrame) -> str:

@@ -14,16 +14,20 @@ from rich.live import Live
 from rich.table import Table
 
 from repro import fmt
-from repro.dataset.schema import NS_PER_MS, NS_PER_S, ROLES
+from repro.dataset.schema import ROLES
 from repro.plugin.live_reader import Event, Launch, Process, newest_launch
 from repro.plugin.recorder import PAUSE, STEP, generation_of
 from repro.server.environment import nothing_recorded
-from repro.server.launches import NothingRecorded
+from repro.server.launches import HELPERS, NothingRecorded
 
 RECENT_NS = 10_000_000_000
 """Rates are of the last ten seconds."""
 
-COLUMNS = ("gen 0", "gen 1", "full", "GC/s", "in GC", "max ms", "steps/s", "tokens/s")
+COLUMNS = ("gen 0", "gen 1", "full", "GC/s", "in GC", "max ms", "steps/s", "scheduled/s")
+"""The last: tokens that steps processed, those of prompts included."""
+
+NS_PER_S = 1e9
+NS_PER_MS = 1e6
 
 
 @dataclass
@@ -33,7 +37,7 @@ class Tally:
     Attributes
     ----------
     collections : list of int
-        By generation, since the process began to record.
+        By generation, since the first step: start-up is no service.
     gc_ns, worst_ns : int
         Time in collections, and the longest of them.
     pauses, steps : deque of (start_ns, int)
@@ -54,8 +58,14 @@ class Tally:
             self.gc_ns += duration
             self.worst_ns = max(self.worst_ns, duration)
             self.pauses.append((start, duration))
-        elif kind == STEP:
+        elif kind == STEP and a:
             self.steps.append((start, a))
+
+    def begin(self) -> None:
+        """Forget the collections of the start-up: the server steps from now on."""
+        self.collections = [0, 0, 0]
+        self.gc_ns = self.worst_ns = 0
+        self.pauses.clear()
 
     def forget_before(self, time_ns: int) -> None:
         """Drop what is no longer recent."""
@@ -82,20 +92,31 @@ class Watch:
             raise NothingRecorded(nothing_recorded(self.folder))
         self.launch = Launch(self.folder, launch_ns)
         self.processes: dict[int, tuple[Process, Tally]] = {}
-        self.last_step_ns = 0
+        self.first_step_ns = self.last_step_ns = 0
 
     def look(self) -> None:
         """Count what is new; turn to a newer launch if there is one."""
         newest = newest_launch(self.folder)
         if newest is not None and newest != self.launch.launch_ns:
             self._turn_to(newest)
+        found: list[tuple[Tally, list[Event]]] = []
         for process, events in self.launch.new_events():
             _, tally = self.processes.get(process.opened_ns, (process, Tally()))
             self.processes[process.opened_ns] = process, tally
+            found.append((tally, events))
+        self._serve([e[0] for _, events in found for e in events if e[4] == STEP and e[2]])
+        for tally, events in found:
             for event in events:
-                tally.add(event)
-                if event[4] == STEP:
-                    self.last_step_ns = max(self.last_step_ns, event[0])
+                if not self.first_step_ns or event[0] >= self.first_step_ns:
+                    tally.add(event)
+
+    def _serve(self, steps: list[int]) -> None:
+        """Take note of steps with tokens; with the first of them service begins."""
+        if steps and not self.first_step_ns:
+            self.first_step_ns = min(steps)
+            for _, tally in self.processes.values():
+                tally.begin()
+        self.last_step_ns = max(steps, default=self.last_step_ns)
 
     def table(self, now_ns: int) -> Table:
         """What there is to see, with rates of the `RECENT_NS` before `now_ns`."""
@@ -111,13 +132,32 @@ class Watch:
         for process, tally in sorted(known, key=lambda k: (ROLES.index(k[0].role), k[0].rank)):
             tally.forget_before(now_ns - RECENT_NS)
             made.add_row(*cells(process, tally))
+        made.caption, made.caption_justify = self.answer(), "left"
         return made
+
+    def answer(self) -> str:
+        """The time that each kind of process spent collecting since the first step, in a line."""
+        served = self.last_step_ns - self.first_step_ns
+        if not self.first_step_ns or not served:
+            return "no step yet: the counts are of the start-up"
+        said = []
+        for role, name in fmt.PROCESS.items():
+            of = [tally for process, tally in self.processes.values() if process.role == role]
+            if of:
+                share = sum(tally.gc_ns for tally in of) / len(of) / served
+                worst = max(tally.worst_ns for tally in of) / NS_PER_MS
+                said.append(f"{name} {fmt.percent(share)}, worst {fmt.ms(worst)}")
+        strange = [p for p, _ in self.processes.values() if p.role not in (*ROLES, *HELPERS)]
+        unknown = (
+            f"; unknown processes: {', '.join(str(p.pid) for p in strange)}" if strange else ""
+        )
+        return f"collecting since the first step: {'; '.join(said)}{unknown}; see repro report"
 
 
 def cells(process: Process, tally: Tally) -> list[str]:
     """One row of the table."""
     seconds = RECENT_NS / NS_PER_S
-    name = fmt.PROCESS[process.role] + (f" {process.rank}" if process.role == "worker" else "")
+    name = fmt.PROCESS[process.role] + ("" if process.role == "frontend" else f" {process.rank}")
     recent = sum(length for _, length in tally.pauses)
     steps, tokens = len(tally.steps), sum(tokens for _, tokens in tally.steps)
     return [
