@@ -222,12 +222,12 @@ def bursts(campaign: Campaign) -> pd.DataFrame:
         ranks = _ranks_of(campaign, run.run)
         ordinals, _ = _in_steps(ranks)
         number = min(map(len, ordinals))
-        before = None
+        before: Integers | None = None
         for burst in range(number):
             at = np.array([own[burst] for own in ordinals])
             begun = np.array([rank.begun[burst] for rank in ranks])
             lasted = np.array([rank.lasted[burst] for rank in ranks])
-            moved = None if before is None else at - before
+            moved: Integers | None = None if before is None else at - before
             rows.append(
                 {
                     "run": run.run,

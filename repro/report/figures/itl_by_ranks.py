@@ -69,7 +69,7 @@ def itl_by_ranks(campaign: Campaign) -> Figure:
 
 
 def _predicted(basis: Basis) -> pd.DataFrame:
-    """`predict` for each number of ranks, with the ordinary steps of the width or a narrower one."""
+    """`predict` per number of ranks, on the ordinary steps of the width or a narrower one."""
     groups = prediction.frozen_groups(basis)
     tables = []
     for arm, steps in basis.steps.items():
@@ -86,7 +86,7 @@ def _measured(basis: Basis) -> pd.DataFrame:
     """`measured` of one rank and of every wider group under the same load."""
     campaign = basis.campaign
     wider = alike(basis).drop_duplicates("arm")
-    widths = {arm: 1 for arm in basis.steps} | dict(zip(wider["arm"], wider["ranks"], strict=True))
+    widths = dict.fromkeys(basis.steps, 1) | dict(zip(wider["arm"], wider["ranks"], strict=True))
     return pd.concat(
         [
             measured(campaign, arm).assign(ranks=number, policy=policy_of(campaign, arm))
