@@ -1,6 +1,5 @@
 """All benchmarks, one after the other: `make bench`."""
 
-from benchmarks import bench_lockstep, bench_recorder
+from benchmarks import bench_recorder
 
 bench_recorder.main()
-bench_lockstep.main()

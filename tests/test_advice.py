@@ -108,12 +108,13 @@ def test_a_higher_threshold_needs_more_requests() -> None:
     assert fires("3.14.5", 2048)
 
 
-def test_many_ranks_bring_it_into_p99() -> None:
+def test_many_ranks_bring_it_into_p999() -> None:
     one, many = (advise(Setting(vllm="0.22.1", ranks=ranks, step_ms=30)) for ranks in (1, 32))
-    assert not one.reaches(0.99)
-    assert many.reaches(0.99)
+    assert not one.reaches(0.999)
+    assert many.reaches(0.999)
+    assert many.stalled_share < 13 * one.stalled_share, "offsets of a burst are shared"
     text = " ".join(many.lines)
-    assert "if the 32 ranks collect independently" in text
+    assert "if the 32 ranks collect in different steps" in text
     assert "about 5" in text, "seconds"
     assert "REPRO_POLICY=freeze" in text
 
@@ -156,6 +157,12 @@ def test_a_crossover_gets_no_advice_the_engines_beside_it_do(
     assert "take a run of one" in capsys.readouterr().err
 
 
+def test_a_short_python_version_and_an_untried_vllm() -> None:
+    said = " ".join(advise(Setting(python="3.13", vllm="0.25.0")).lines)
+    assert "Python 3.13 collects above 2,000" in said
+    assert "vLLM 0.25.0 was not measured here" in said
+
+
 def test_the_incremental_collector_is_refused() -> None:
     with pytest.raises(UnknownCollector, match=r"3\.14\.0 to 3\.14\.4"):
         Setting(python="3.14.2")
@@ -163,7 +170,7 @@ def test_the_incremental_collector_is_refused() -> None:
 
 def test_the_command_advises_on_numbers_and_on_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", "--concurrency", "256", "--policy", "no-freeze"]) == 0
-    assert "will not fire" in capsys.readouterr().out
+    assert "not expected in the workers in plain decoding" in capsys.readouterr().out
     path = DATA / "cpu-policies"
     assert main(["advise", "--run", str(path)]) == 0
     both = capsys.readouterr().out

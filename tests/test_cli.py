@@ -65,9 +65,9 @@ def test_predict_says_what_it_rests_on_and_where_it_goes_beyond(
     assert cli.main([*asked, "--concurrency", "512"]) == 0
     said = capsys.readouterr().out
     assert "Predicted, not measured: one rank of tiny on Abacus 2 with 256 in flight" in said
-    assert "| 32 ranks, no-freeze (ms) |" in said
-    assert "warning: 512 in flight a rank was not measured, this is for 256" in said
-    assert "warning: no campaign here has measured more than 1 rank at once" in said
+    assert "| 32 ranks, no-freeze |" in said
+    assert "warning: 512 in flight per rank was not measured, this is for 256" in said
+    assert "warning: 32 ranks is a prediction; measured widths nearest to it: 1" in said
     assert cli.main([*asked, "--concurrency", "256"]) == 0
     assert "512" not in capsys.readouterr().out
 

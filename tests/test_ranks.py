@@ -12,7 +12,8 @@ from ranked import every, several
 
 from repro import claims, dataset
 from repro.analysis import prediction
-from repro.analysis.ranks import against_prediction, coupling, independence, wilson
+from repro.analysis.prediction_basis import bases
+from repro.analysis.ranks import bursts, coupling, independence, wilson
 
 
 def loaded(root: Path, **options: Any) -> dataset.Campaign:
@@ -70,7 +71,7 @@ def test_one_rank_alone_is_not_asked(tmp_path: Path) -> None:
     campaign = dataset.load(story(tmp_path / "c", length_s=4))
     assert independence(campaign).empty
     assert coupling(campaign).empty
-    assert against_prediction(campaign).empty
+    assert bursts(campaign).empty
 
 
 def test_ranks_without_collections_are_counted_without_a_share(tmp_path: Path) -> None:
@@ -78,8 +79,6 @@ def test_ranks_without_collections_are_counted_without_a_share(tmp_path: Path) -
     assert row.steps == 0
     assert np.isnan(row.share)
     assert (row.low, row.high) == (0, 1)
-    said = prediction.together(dataset.load(tmp_path)).iloc[0]
-    assert set(said.iloc[3:]) == {"–"}
 
 
 def both(root: Path, pauses_at: list[list[int]], **changes: Any) -> dataset.Campaign:
@@ -95,35 +94,50 @@ def both(root: Path, pauses_at: list[list[int]], **changes: Any) -> dataset.Camp
     return loaded(root, name="two", pauses_at=pauses_at, **changes)
 
 
-def test_independent_ranks_in_lockstep_measure_as_predicted(tmp_path: Path) -> None:
-    found = against_prediction(both(tmp_path, [every(100), every(100, 60)]))
-    assert set(found["quantile"]) >= {0.5, 0.99}
-    assert found["inside"].all(), found
-    assert found["off"].between(0.97, 1.03).all()
+def test_bursts_are_told_by_offset_and_period(tmp_path: Path) -> None:
+    found = bursts(loaded(tmp_path, pauses_at=[every(500), every(500, 14)]))
+    assert len(found) == 6
+    assert set(found["spread_steps"]) == {4}
+    assert set(found["stalled_steps"]) == {2}
+    assert set(found["period_steps"].dropna()) == {500}
+    assert set(found["drift_steps"].dropna()) == {0}
+
+
+def test_ranks_that_drift_apart_are_seen_to(tmp_path: Path) -> None:
+    found = bursts(loaded(tmp_path, pauses_at=[every(500), every(505, 14)]))
+    assert set(found["drift_steps"].dropna()) == {5}
+
+
+def test_groups_in_lockstep_measure_as_predicted(tmp_path: Path) -> None:
+    (basis,) = bases(both(tmp_path, [every(100), every(100, 14)]))
+    found = prediction.against_measured(basis)
+    assert set(found["quantity"]) >= {"P50", "P99", "stalled share", "tokens/s"}
+    judged = found[found["quantity"].isin(["P50", "P99", "stalled share"])]
+    assert judged["inside"].all(), judged
 
 
 def test_a_slower_group_is_outside_and_the_claim_says_so(tmp_path: Path) -> None:
-    apart = [every(100), every(100, 60)]
-    good = both(tmp_path / "good", apart)
-    bad = both(tmp_path / "bad", apart, pause_ms=2000.0)
-    assert not against_prediction(bad)["inside"].all()
+    apart = [every(100), every(100, 14)]
     verdicts = {
-        name: claims.evaluate([campaign]).set_index("id").loc["wide-ep-width", "verdict"]
-        for name, campaign in (("good", good), ("bad", bad))
+        name: claims.evaluate([both(tmp_path / name, apart, **changes)])
+        .set_index("id")
+        .loc["wide-ep-width", "verdict"]
+        for name, changes in {"good": {}, "bad": {"pause_ms": 2000.0}}.items()
     }
     assert verdicts == {"good": "reproduced", "bad": "contradicted"}
 
 
 def test_another_load_is_no_basis(tmp_path: Path) -> None:
-    apart = [every(100), every(100, 60)]
-    assert against_prediction(both(tmp_path, apart, experiment__concurrency=8)).empty
+    apart = [every(100), every(100, 14)]
+    (basis,) = bases(both(tmp_path, apart, experiment__concurrency=8))
+    assert prediction.against_measured(basis).empty
 
 
 def test_a_prediction_alone_is_not_called_measured(tmp_path: Path) -> None:
     campaign = dataset.load(story(tmp_path / "c", every=200))
     verdicts = claims.evaluate([campaign]).set_index("id")
     assert verdicts.loc["wide-ep-width", "verdict"] == "predicted"
-    assert "twice it from 2 ranks on" in verdicts.loc["wide-ep-width", "number"]
+    assert "predicted to lower P99 by a fifth or more" in verdicts.loc["wide-ep-width", "number"]
     assert verdicts.loc["wide-ep", "verdict"] == "not measured"
 
 
@@ -183,10 +197,3 @@ def test_wilson() -> None:
     assert wilson(0, 0) == (0, 1)
     assert wilson(0, 4) == pytest.approx((0, 0.4899), abs=1e-3)
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
-
-
-def test_tables_say_it_in_words(tmp_path: Path) -> None:
-    campaign = both(tmp_path, [every(100), every(100, 60)])
-    assert prediction.together(campaign)["of two ranks at once"].item().startswith("0%")
-    assert prediction.waiting(campaign)["shows in another rank's step"].item().startswith("100")
-    assert set(prediction.held_against(campaign)["inside"]) == {"yes"}

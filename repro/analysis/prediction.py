@@ -149,7 +149,7 @@ def against_measured(basis: Basis) -> pd.DataFrame:
 def ratios(basis: Basis, number: int, quantile: float = 0.99) -> tuple[float, float, float]:
     """A quantile with over without the freeze, predicted: value and 95% interval."""
     without, treated = (basis.steps[arm] for arm in (basis.pair.baseline, basis.pair.treated))
-    drawn = simulate(treated, number, seed=1, quantiles=[quantile]).quantiles[:, 0]
+    drawn = simulate(treated, number, quantiles=[quantile], seed=1).quantiles[:, 0]
     drawn = drawn / simulate(without, number, quantiles=[quantile]).quantiles[:, 0]
     low, high = interval(drawn)
     return float(np.median(drawn)), float(low), float(high)

@@ -223,7 +223,7 @@ def bursts(campaign: Campaign) -> pd.DataFrame:
         ranks = _ranks_of(campaign, run.run)
         ordinals, _ = _in_steps(ranks)
         number = min(map(len, ordinals))
-        before = None
+        before: Integers | None = None
         for burst in range(number):
             at = np.array([own[burst] for own in ordinals])
             begun = np.array([rank.begun[burst] for rank in ranks])

@@ -111,7 +111,8 @@ def not_in_force(serving: ServingPolicy, state: dict[str, Any]) -> str:
     """The first respect in which a process's state is not what the policy asks; empty if none."""
     if serving.freeze is not None and serving.freeze != state["heap_frozen"]:
         return "its heap is frozen" if state["heap_frozen"] else "its heap is not frozen"
-    if serving.thresholds is not None and list(serving.thresholds) != state["thresholds"]:
+    both = zip(serving.thresholds, state["thresholds"], strict=True)
+    if any(asked not in (None, found) for asked, found in both):
         return f"its thresholds are {state['thresholds']}"
     if not serving.leaves_alone and serving.automatic != state["collector"]:
         return f"its collector is {'on' if state['collector'] else 'off'}"

@@ -18,6 +18,7 @@ from repro.analysis.trigger import kept_a_request
 from repro.dataset import Campaign, in_window, subset
 from repro.releases import has_freeze
 from repro.theory.cpython_rule import StepLoad, period_of_full_collections, rule_for
+from repro.theory.lockstep import stalled_steps
 
 HELD_A_REQUEST = 1.2
 """Containers that a decoding step holds for each request in flight: lists of sampled tokens and of
@@ -37,6 +38,9 @@ WORKER_HEAP = 800_000
 """Objects of a started worker, most of them imports and compiled code."""
 
 QUANTILES = (0.99, 0.999)
+
+TRIED = ("0.22.1", "0.23.0", "0.32.0")
+"""vLLM releases with recorded runs in `data/`."""
 
 OTHERS = (
     "API server and engine core collect more often than workers: their thresholds are raised by "
@@ -123,7 +127,7 @@ class Advice:
     pause_ms : float
         How long one takes.
     stalled_share : float
-        Share of steps that a full collection lengthens, if ranks collect independently.
+        Share of steps that a full collection lengthens, if ranks collect in bursts.
     lines : tuple of str
         The same in words, and what to set.
     """
@@ -159,10 +163,13 @@ def advise(setting: Setting) -> Advice:
         fires=math.isfinite(period),
         period_steps=period,
         pause_ms=LEAST_MS + seen * NS_AN_OBJECT / 1e6,
-        stalled_share=min(1.0, setting.ranks / period),
+        stalled_share=min(1.0, stalled_steps(setting.ranks) / period),
         lines=(),
     )
-    said = (_whether(advice), _how_long(advice), _tail(advice), _what_to_set(advice))
+    said = (
+        *(_whether(advice), _how_long(advice), _tail(advice), _what_to_set(advice)),
+        _outside(setting),
+    )
     return Advice(**{**vars(advice), "lines": tuple(line for line in said if line)})
 
 
@@ -233,17 +240,27 @@ def _whether(advice: Advice) -> str:
     held = round(HELD_A_REQUEST * setting.concurrency)
     if not advice.fires:
         return (
-            f"Full collections will not fire in the workers: a step with {setting.concurrency:,} "
-            f"requests holds about {held:,} containers; Python {setting.python} collects above "
-            f"{first:,}, which takes about {first / HELD_A_REQUEST:,.0f} requests."
+            f"Full collections are not expected in the workers in plain decoding: a step "
+            f"with {setting.concurrency:,} requests holds about {held:,} containers; Python {setting.python} collects above "
+            f"{first:,}, which takes about {first / HELD_A_REQUEST:,.0f} requests. Assumed: "
+            "requests without log probabilities or structured output; record the server to be sure."
         )
     every = f"every {fmt.count(advice.period_steps)} steps"
     if setting.step_ms is not None:
         every += f" (about {fmt.figures(advice.period_steps * setting.step_ms / 1e3)} s)"
     return (
-        f"Full collections will fire, {every} in each worker: a step with "
+        f"Full collections are expected, {every} in each worker: a step with "
         f"{setting.concurrency:,} requests holds about {held:,} containers, more than the "
         f"{first:,} at which Python {setting.python} collects."
+    )
+
+
+def _outside(setting: Setting) -> str:
+    if setting.vllm in TRIED:
+        return ""
+    return (
+        f"vLLM {setting.vllm} was not measured here, {fmt.listed(TRIED)} were: record the server "
+        "to be sure."
     )
 
 
@@ -264,7 +281,7 @@ def _tail(advice: Advice) -> str:
     share = f"{fmt.percent(advice.stalled_share)} of the steps"
     if ranks > 1:
         share += (
-            f" if the {ranks} ranks collect independently (data parallel), "
+            f" in bursts, if the {ranks} ranks collect in different steps (data parallel), "
             f"{fmt.percent(1 / advice.period_steps)} if together (tensor parallel)"
         )
     reached = [fmt.quantile(q) for q in QUANTILES if advice.reaches(q)]

@@ -78,18 +78,18 @@ def rule_for(version: str) -> Rule:
     Parameters
     ----------
     version : str
-        As `platform.python_version()` gives it, e.g. "3.12.3".
+        As `platform.python_version()` gives it, e.g. "3.12.3"; "3.13" is its newest release.
 
     Raises
     ------
     UnknownCollector
         The version has an incremental collector, or is none that the model was written for.
     """
-    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
     if match is None:
-        raise UnknownCollector(f"Python version {version!r} is not of the form 3.12.3")
-    major, minor, micro = map(int, match.groups())
-    if (major, minor) == (3, 14) and micro in _INCREMENTAL:
+        raise UnknownCollector(f"Python version {version!r} is not of the form 3.12.3 or 3.12")
+    major, minor = int(match[1]), int(match[2])
+    if (major, minor) == (3, 14) and match[3] and int(match[3]) in _INCREMENTAL:
         raise UnknownCollector(
             f"Python {version} has the incremental collector of 3.14.0 to 3.14.4, which makes no "
             "full collections of its own and has no model here; use 3.11 to 3.13, or 3.14.5 and up"

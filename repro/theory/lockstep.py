@@ -118,6 +118,11 @@ class Replicates:
     stalled: Floats
 
 
+def stalled_steps(ranks: int, spread: int = SPREAD) -> float:
+    """Steps that one burst stalls, on average: offsets that at least one of the ranks has."""
+    return float(spread * (1 - (1 - 1 / spread) ** ranks))
+
+
 def simulate(
     steps: Steps,
     ranks: int,
@@ -207,7 +212,9 @@ def predict(
             zip(quantiles, np.median(found, axis=0), strict=True)
         ):
             paused = value >= STALLED * steps.usual * options.get("stretch", 1)
-            enough = steps.stalls >= EXPECTED_BEYOND or not paused
+            enough = (
+                steps.stalls >= EXPECTED_BEYOND if paused else len(steps) >= steps_needed(quantile)
+            )
             rows.append(
                 {
                     "ranks": number,
@@ -215,7 +222,7 @@ def predict(
                     "value_ms": value / _MS,
                     "low_ms": low[column] / _MS,
                     "high_ms": high[column] / _MS,
-                    "supported": enough and len(steps) >= steps_needed(quantile) * (not paused),
+                    "supported": enough,
                 }
             )
     return pd.DataFrame(rows)

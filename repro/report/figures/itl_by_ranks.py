@@ -69,7 +69,7 @@ def itl_by_ranks(campaign: Campaign) -> Figure:
 
 
 def _predicted(basis: Basis) -> pd.DataFrame:
-    """`predict` for each number of ranks; ordinary steps are those of this or a narrower width."""
+    """`predict` per number of ranks, on the ordinary steps of the width or a narrower one."""
     groups = prediction.frozen_groups(basis)
     tables = []
     for arm, steps in basis.steps.items():
