@@ -241,7 +241,8 @@ def _whether(advice: Advice) -> str:
     if not advice.fires:
         return (
             f"Full collections are not expected in the workers in plain decoding: a step "
-            f"with {setting.concurrency:,} requests holds about {held:,} containers; Python {setting.python} collects above "
+            f"with {setting.concurrency:,} requests holds about {held:,} containers; Python "
+            f"{setting.python} collects above "
             f"{first:,}, which takes about {first / HELD_A_REQUEST:,.0f} requests. Assumed: "
             "requests without log probabilities or structured output; record the server to be sure."
         )
