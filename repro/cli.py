@@ -101,6 +101,7 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     add("--replicates", type=int, default=2, help="independent runs an arm")
     add("--first-replicate", type=int, default=0, help="number of the first of them")
     add("--concurrency", default="1024", help="requests in flight a rank, one or several: 512,1024")
+    add("--backlog", type=int, default=0, help="requests a rank that wait in the engine's queue")
     add("--max-num-seqs", type=int, default=1024, help="vLLM's limit of requests in one step")
     add("--enforce-eager", action="store_true", help="neither compile nor capture")
     add("--max-cudagraph-capture-size", type=int, help="largest batch captured, in tokens")
@@ -159,7 +160,7 @@ def run(parsed: argparse.Namespace) -> int:
     shared = ["replicates", "first_replicate", "duration_s", "switch_s", "prompt_tokens"]
     shared += ["logprobs", "speculative", "runner", "recaptures", "max_cudagraph_capture_size"]
     shared += ["tensor_parallel_size", "data_parallel_size", "enable_expert_parallel"]
-    shared += ["identical_streams", "structured_output", "output_chunk"]
+    shared += ["identical_streams", "structured_output", "output_chunk", "backlog"]
     shared += ["max_num_seqs", "enforce_eager", "executor", "client", "model", "device", "seed"]
     experiments = grid(
         policies=names(parsed.policies) if parsed.policies else None,

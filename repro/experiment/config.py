@@ -61,14 +61,18 @@ class Experiment:
     executor : str
         `mp`: the worker is a process of its own. `uni`: it lives inside the engine core.
     model : str
-        A config shipped with the package (`tiny`, `small`, `dense-0.6b`, `deep`, `moe`), or the
-        path or name of any model vLLM loads. `small` is for HTTP on a few CPU cores: its steps
+        A config shipped with the package (`tiny`, `small`, `dense-0.6b`, `deep`, `moe`, `tiny-moe`
+        for many CPU ranks, `mla-moe` after DeepSeek), or the path or name of any model vLLM loads.
+        `small` is for HTTP on a few CPU cores: its steps
         take so long that API server and client keep up with 1,024 in flight.
     device : str
         `auto` takes CUDA where there is a GPU, else vLLM's CPU backend.
     concurrency : int
         Requests kept in flight on each data-parallel rank, 1 … `max_num_seqs`; `in_flight` counts
         those of all ranks.
+    backlog : int
+        With client `async_engine`: requests that wait in each engine core beside those in flight,
+        so that no step waits for the front end; takes `concurrency` equal to `max_num_seqs`.
     max_num_seqs : int
         vLLM's own limit of requests in one step; 1024 is its default on a large GPU.
     tensor_parallel_size, data_parallel_size : int
@@ -126,6 +130,7 @@ class Experiment:
     model: str = "tiny"
     device: str = "auto"
     concurrency: int = 1024
+    backlog: int = 0
     max_num_seqs: int = 1024
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
@@ -226,6 +231,9 @@ class Experiment:
                 "enable_expert_parallel with one rank: raise data_parallel_size or "
                 "tensor_parallel_size"
             )
+        full = self.client == "async_engine" and self.concurrency == self.max_num_seqs
+        remedy = "use client 'async_engine' with concurrency equal to max_num_seqs"
+        _within("backlog", self.backlog, 0, None if full else 0, remedy)
         if self.identical_streams and self.data_parallel_size == 1:
             raise ConfigError("identical_streams with one rank: raise data_parallel_size")
 

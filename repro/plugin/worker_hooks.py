@@ -14,6 +14,7 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from repro.plugin import cpu_collectives
 from repro.plugin.apply_policy import freeze_heap, lift, put_in_force
 from repro.plugin.capture import hold_capture
 from repro.plugin.census import (
@@ -72,6 +73,7 @@ def fit_out(
     require(gc_utils, "freeze_gc_heap", "maybe_attach_gc_debug_callback")
     if recorder is not None and recorder.role != "engine":  # there the worker is a guest
         recorder.declare("worker", global_rank(worker))
+    worker.repro_evidence = cpu_collectives.supply(worker)
     hold_capture(worker, capture, recorder)
     if recorder is not None:
         count_on_the_way(worker, recorder)
@@ -90,7 +92,7 @@ def hold_warm_up(worker: Any, serving: ServingPolicy, recorder: Recorder | None)
         before = gc.get_freeze_count()
         result = original() if serving.leaves_alone else warm_up_under(serving, worker, original)
         with stepping_aside("gathering evidence of the policy"):
-            worker.repro_evidence = {
+            worker.repro_evidence = getattr(worker, "repro_evidence", {}) | {
                 "rank": global_rank(worker),
                 "policy": serving.name,
                 "worker_class": type(worker).__qualname__,
