@@ -20,7 +20,11 @@ DATA = Path(__file__).parent.parent / "data"
     [
         ({"concurrency": 0}, r"concurrency 0: allowed is a whole number from 1 \(requests\)"),
         ({"concurrency": 1025}, r"concurrency 1025: allowed is 1 to 1024; .*raise max_num_seqs"),
-        ({"model": "no-such-model"}, r"'no-such-model'.*deep, dense-0.6b, moe, small, tiny"),
+        (
+            {"model": "no-such-model"},
+            r"'no-such-model'.*deep, .*mla-moe, moe, small, tiny, tiny-moe",
+        ),
+        ({"backlog": 8}, r"backlog 8: allowed is 0 to 0; use client 'async_engine'"),
         ({"executor": "uni", "policy": "disable"}, r"'disable' with executor 'uni'.*engine_policy"),
         ({"logprobs": 21}, r"logprobs 21: allowed is a whole number from 0 to 20"),
         ({"logprobs": 1, "client": "serve"}, r"only client 'engine' has it"),
@@ -99,7 +103,7 @@ def test_an_unknown_parameter_names_the_known() -> None:
 
 def test_shipped_models_run_with_dummy_weights() -> None:
     shipped = {folder.name for folder in MODELS.iterdir()}
-    assert shipped == {"tiny", "small", "dense-0.6b", "deep", "moe"}
+    assert shipped == {"tiny", "small", "dense-0.6b", "deep", "moe", "tiny-moe", "mla-moe"}
     assert all(Experiment(model=folder.name).dummy_weights for folder in MODELS.iterdir())
     assert not Experiment(model="Qwen/Qwen3-0.6B").dummy_weights
 

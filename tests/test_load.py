@@ -67,7 +67,13 @@ def test_tokens_that_share_a_gap_are_one_row_and_lost_is_none() -> None:
 
 @pytest.mark.parametrize(
     ("cores", "ranks", "expected"),
-    [({0, 1}, 2, "0|1"), ({0, 1, 2, 3, 4}, 2, "0,1|2,3"), ({3}, 2, "3|3")],
+    [
+        ({0, 1}, 2, "0|1"),
+        ({0, 1, 2, 3, 4}, 2, "0|1"),  # two engine cores, one front end
+        (set(range(8)), 2, "0,1|2,3"),
+        ({4, 5, 6}, 1, "4"),
+        ({3}, 2, "3|3"),
+    ],
 )
 def test_cores_are_shared_out_among_ranks(
     cores: set[int], ranks: int, expected: str, monkeypatch: pytest.MonkeyPatch

@@ -91,6 +91,9 @@ class Experiment:
     speculative: str = parameter(
         "none", "tokens proposed", choices=("none", "ngram"), label="speculative {}", load=True
     )
+    backlog: int = parameter(
+        0, "waiting in each engine core", unit="requests", at_least=0, label="backlog {}", load=True
+    )
     max_num_seqs: int = parameter(
         1024, "vLLM's limit per step", unit="requests", at_least=1, label="of {}"
     )
@@ -132,6 +135,12 @@ class Experiment:
 
     def _check_load(self) -> None:
         """The load fits the engine, and the client can ask for it."""
+        full = self.client == "async_engine" and self.concurrency == self.max_num_seqs
+        if self.backlog and not full:
+            raise ConfigError(
+                f"backlog {self.backlog}: allowed is 0; use client 'async_engine' with concurrency "
+                "equal to max_num_seqs"
+            )
         if self.concurrency > self.max_num_seqs:
             raise ConfigError(
                 f"concurrency {self.concurrency}: allowed is 1 to {self.max_num_seqs}; "

@@ -124,7 +124,7 @@ def environment(experiment: Experiment, folder: Path) -> dict[str, str]:
         variables |= {"VLLM_USE_V2_MODEL_RUNNER": str(int(experiment.runner == "v2"))}
     if experiment.output_chunk:
         variables |= {"VLLM_V1_OUTPUT_PROC_CHUNK_SIZE": str(experiment.output_chunk)}
-    if experiment.ranks > 1:
+    if experiment.client == "async_engine":
         variables |= {"VLLM_CPU_OMP_THREADS_BIND": shared_out(experiment.ranks)}
     if experiment.device == "cpu":
         variables |= {"CUDA_VISIBLE_DEVICES": ""}
@@ -133,12 +133,13 @@ def environment(experiment: Experiment, folder: Path) -> dict[str, str]:
 
 
 def shared_out(ranks: int) -> str:
-    """This process's cores shared out among ranks, as vLLM's CPU backend reads it: `0,1|2,3`.
+    """Cores for each rank's worker, as vLLM's CPU backend reads it: `0,1|2,3`.
 
-    By itself it wants a memory node for each rank.
+    By itself it wants a memory node for each rank. Where there are enough, one core for each rank's
+    engine core and one for the front end are left out.
     """
     cores = sorted(os.sched_getaffinity(0))
-    each = max(1, len(cores) // ranks)
+    each = max(1, (len(cores) - ranks - 1) // ranks)
     parts = [cores[rank * each % len(cores) :][:each] for rank in range(ranks)]
     return "|".join(",".join(map(str, part)) for part in parts)
 

@@ -35,6 +35,26 @@ def executor_is(asked: str, found: object) -> None:
         )
 
 
+def experts_run_on_cpu(experiment: Experiment) -> None:
+    """Refuse what vLLM's CPU backend cannot do with a mixture of experts on several ranks.
+
+    Raises
+    ------
+    NotAsRequested
+        If whole experts are asked for on each rank, or compiled data-parallel ranks.
+    """
+    if experiment.enable_expert_parallel:
+        raise NotAsRequested(
+            "enable_expert_parallel True on the CPU backend: its kernel reads out of bounds and "
+            "crashes; leave it out, every rank then has a slice of each expert"
+        )
+    if experiment.data_parallel_size > 1 and not experiment.enforce_eager:
+        raise NotAsRequested(
+            f"data_parallel_size {experiment.data_parallel_size} with a mixture of experts on the "
+            "CPU backend: its ranks' collectives cannot be compiled; set enforce_eager"
+        )
+
+
 def policy_took_effect(experiment: Experiment, workers: Sequence[dict[str, Any]]) -> None:
     """Check the policy against what each worker says of its own heap.
 

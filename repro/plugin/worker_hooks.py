@@ -14,7 +14,7 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from repro.plugin import apply_policy
+from repro.plugin import apply_policy, cpu_collectives
 from repro.plugin.capture import wrap_capture
 from repro.plugin.census import (
     census,
@@ -69,6 +69,7 @@ def hook_worker(
     holder("vllm.utils.gc_utils", "freeze_gc_heap", "maybe_attach_gc_debug_callback")
     if recorder is not None and recorder.role != "engine":  # there the worker is a guest
         recorder.declare("worker", global_rank(worker))
+    worker.repro_evidence = cpu_collectives.supply(worker)
     wrap_capture(worker, capture, recorder)
     if recorder is not None:
         count_on_the_way(worker, recorder)
@@ -105,7 +106,7 @@ def begin_serving(
 ) -> None:
     """Note the evidence of the policy, and wrap the steps from now on."""
     with stepping_aside("gathering evidence of the policy"):
-        worker.repro_evidence = {
+        worker.repro_evidence = getattr(worker, "repro_evidence", {}) | {
             "rank": global_rank(worker),
             "policy": serving.name,
             "worker_class": type(worker).__qualname__,

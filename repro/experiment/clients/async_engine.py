@@ -9,6 +9,8 @@ for each other. A token's arrival is that of the message which brings it to the 
 from __future__ import annotations
 
 import asyncio
+import copy
+import os
 import time
 from array import array
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from repro import plugin
-from repro.experiment import verify
+from repro.experiment import supervise, verify
 from repro.experiment.clients import Report
 from repro.experiment.clients.closed_loop import Arrivals, Ledger, Output, Requests, sampling
 from repro.experiment.clients.engine import engine_arguments
@@ -39,6 +41,7 @@ async def drive(engine: Any, experiment: Experiment, report: Report) -> Measured
     """Check the policy, drive ramp and window, check the policy again, shut vLLM down."""
     evidence = await heap_census(engine, "window-start")
     verify.policy_took_effect(experiment, evidence)
+    leave_cores_to(evidence)
     arrivals = await SeveralRanks(engine, experiment, report).run()
     verify.policy_took_effect(experiment, await heap_census(engine, "window-end"))
     report("stop", 0)
@@ -47,8 +50,15 @@ async def drive(engine: Any, experiment: Experiment, report: Report) -> Measured
 
 
 def start_engine(experiment: Experiment) -> Any:
-    """vLLM's async engine: an engine core for each data-parallel rank, each with its workers."""
+    """vLLM's async engine: an engine core for each data-parallel rank, each with its workers.
+
+    Raises
+    ------
+    repro.experiment.verify.NotAsRequested
+        If vLLM's CPU backend cannot run the experts of this model as asked.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
     arguments = engine_arguments(experiment) | {
@@ -57,7 +67,29 @@ def start_engine(experiment: Experiment) -> Any:
         "enable_expert_parallel": experiment.enable_expert_parallel,
         "disable_log_stats": True,  # work for each token in the front end
     }
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    config = AsyncEngineArgs(**arguments).create_engine_config()
+    if current_platform.is_cpu() and config.model_config.is_moe:
+        verify.experts_run_on_cpu(experiment)
+    return AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+
+
+def leave_cores_to(workers: list[dict[str, Any]]) -> None:
+    """Move front end and engine cores off the cores that the workers are bound to, if any are left.
+
+    Parameters
+    ----------
+    workers : list of dict
+        Their evidence: `pid`, and `cpus` on the CPU backend with ranks in lock-step.
+    """
+    bound = {cpu for worker in workers for cpu in worker.get("cpus", ())}
+    others = os.sched_getaffinity(0) - bound
+    if not bound or not others:
+        return
+    pids = {worker["pid"] for worker in workers}
+    for process in supervise.session_members(os.getsid(0)):
+        if process.pid not in pids:
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, others)
 
 
 async def heap_census(engine: Any, point: str) -> list[dict[str, Any]]:
@@ -92,6 +124,7 @@ class SeveralRanks:
         names = [f"/{rank}" if rank else "" for rank in range(experiment.data_parallel_size)]
         self.streams = [Requests(experiment, vocabulary, name) for name in names]
         self.rank_of = array("q")  # by request number
+        self.templates: dict[int, Any] = {}  # by length of the answer
         self.ledger = Ledger()
 
     async def run(self) -> Arrivals:
@@ -103,6 +136,9 @@ class SeveralRanks:
         for lengths in zip(*firsts, strict=True):  # one for each rank in turn
             for rank, length in enumerate(lengths):
                 await self._submit(rank, length)
+        for _ in range(experiment.backlog):
+            for rank, stream in enumerate(self.streams):
+                await self._submit(rank, stream.next_length())
         self._first_alive = experiment.in_flight
         async for _ in self._steps("ramp", lambda: self._first_alive > 0):
             pass
@@ -135,14 +171,23 @@ class SeveralRanks:
     async def _submit(self, rank: int, length: int) -> None:
         number = self.ledger.enter()
         self.rank_of.append(rank)
-        request = self.engine.input_processor.process_inputs(
-            str(number),
-            self.streams[rank].prompt(),
-            sampling(length),
-            supported_tasks=self.tasks,
-            data_parallel_rank=rank,
-        )
+        request = copy.copy(self._template(length))
+        request.request_id = str(number)
+        request.prompt_token_ids = self.streams[rank].prompt()["prompt_token_ids"]
+        request.data_parallel_rank = rank
+        request.arrival_time = time.time()
         await self.engine.engine_core.add_request_async(request)
+
+    def _template(self, length: int) -> Any:
+        """A request for an answer of this length, as vLLM's input processor makes it.
+
+        Made once: at 16 ranks the processor alone takes half of the front end's time.
+        """
+        if length not in self.templates:
+            self.templates[length] = self.engine.input_processor.process_inputs(
+                "", self.streams[0].prompt(), sampling(length), supported_tasks=self.tasks
+            )
+        return self.templates[length]
 
 
 def read(output: Any) -> Output:
