@@ -43,7 +43,7 @@ def test_bad_input_is_one_line(
 def test_figures_are_drawn_from_a_folder_of_campaigns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    builders.run(tmp_path / "data" / "small", "a", builders.steady())
+    story(tmp_path / "data" / "small")
     asked = ["figures", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "figures")]
     assert cli.main(asked) == 0
     drawn = [Path(line) for line in capsys.readouterr().out.split()]

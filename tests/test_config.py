@@ -24,7 +24,7 @@ DATA = Path(__file__).parent.parent / "data"
             {"model": "no-such-model"},
             r"'no-such-model'.*deep, .*mla-moe, moe, small, tiny, tiny-moe",
         ),
-        ({"backlog": 8}, r"backlog 8: allowed is 0 to 0; use client 'async_engine'"),
+        ({"backlog": 8}, r"backlog 8: allowed is 0; use client 'async_engine'"),
         ({"executor": "uni", "policy": "disable"}, r"'disable' with executor 'uni'.*engine_policy"),
         ({"logprobs": 21}, r"logprobs 21: allowed is a whole number from 0 to 20"),
         ({"logprobs": 1, "client": "serve"}, r"only client 'engine' has it"),

@@ -11,7 +11,7 @@ from repro.analysis.prediction_basis import bases
 from repro.analysis.ranks import coupling, independence, policy_of, several
 from repro.analysis.tails import Metric, effect
 from repro.claims.registry import claim
-from repro.claims.verdict import Outcome, Verdict, too_few
+from repro.claims.verdict import SAME_TAIL, Outcome, Verdict, too_few
 from repro.dataset import Campaign
 from repro.stats.estimate import Estimate
 
@@ -28,7 +28,7 @@ QUANTILES = (0.99, 0.995, 0.999)
     "wide-ep",
     "The ITL tail falls especially with WideEP.",
     criterion="reproduced: the ratio at P99, P99.5 or P99.9 lies below 0.8; contradicted: one lies "
-    "above 1; a prediction does not count as a measurement",
+    "above 1; no effect: all lie within 0.9 to 1.1; a prediction does not count as a measurement",
     needs="runs with and without the freeze, several data-parallel ranks in expert parallel",
     some=True,
 )
@@ -57,12 +57,18 @@ def _tail_by_quantile(campaign: Campaign, pair: Pair, runs: tuple[str, ...]) -> 
         reason = f"{fmt.listed(falls)} surely by more than a fifth"
     elif rises:
         verdict, reason = Verdict.CONTRADICTED, f"{fmt.listed(rises)} rises"
+    elif all(_unchanged(ratio) for ratio in found.values() if ratio.supported):
+        verdict, reason = Verdict.NO_EFFECT, f"every ratio lies within {fmt.bounds(*SAME_TAIL)}"
     else:
         verdict, reason = Verdict.UNDECIDED, "at no quantile surely by a fifth"
     if not repeated(campaign, pair):
         reason += "; one run per arm: it holds for these runs alone"
     number = f"{fmt.plural(int(ranks), 'rank')}: ITL {_by_quantile(found)}"
     return Outcome(verdict=verdict, number=number, reason=reason, runs=runs)
+
+
+def _unchanged(ratio: Estimate) -> bool:
+    return SAME_TAIL[0] <= ratio.low and ratio.high <= SAME_TAIL[1]
 
 
 def _by_quantile(found: dict[float, Estimate]) -> str:
