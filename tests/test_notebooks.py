@@ -84,7 +84,7 @@ def test_runs_on_recorded_data_and_joins_the_report(path: Path, tmp_path: Path) 
     if path.stem == "capture_time":
         seconds = {"gc-on": 57.0, "frozen": 56.0, "collect-per-graph": 90.0}
         folder = recaptures(tmp_path / "c", seconds, full={"collect-per-graph": 102})
-        expected = ["**reproduced**", "capture again", "the same in memory", "ns an object"]
+        expected = ["**reproduced**", "capture again", "the same in memory", "ns per object"]
     elif path.stem == "wide_ep":
         folder = story(tmp_path / "c", length_s=12)
         expected = ["Predicted, not measured", "everything here is a prediction"]
