@@ -1,4 +1,4 @@
-"""What recording costs a server: tokens/s and P99 ITL with it over without it, in pairs.
+"""Cost of recording to a server: tokens/s and P99 ITL with it over without it, in pairs.
 
     python -m benchmarks.bench_overhead --pairs 5 --duration-s 30     # 8 minutes on two cores
 

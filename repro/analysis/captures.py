@@ -15,7 +15,7 @@ BASELINE = "gc-on"
 """The capture policy that all others are compared with."""
 
 CAPTURE_SETTING = ["comparable", "graphs", "model", "vllm", "runner"]
-"""What captures must share to be compared."""
+"""Columns that captures must share to be compared."""
 
 _ABOUT = ["run", "arm", "policy", "model", "vllm", "runner", "machine", "comparable"]
 _COUNTS = ["collections_0", "collections_1", "collections_2"]

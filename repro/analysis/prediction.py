@@ -234,7 +234,7 @@ def held_against(basis: Basis) -> pd.DataFrame:
 
 
 def waiting(campaign: Campaign) -> pd.DataFrame:
-    """How much of one rank's pause shows in another rank's step, as texts."""
+    """Share of one rank's pause in another rank's step, as texts."""
     found = ranks.coupling(campaign)
     return pd.DataFrame(
         {
@@ -271,7 +271,7 @@ def burst_table(campaign: Campaign) -> pd.DataFrame:
 
 
 def origin(basis: Basis) -> str:
-    """What the prediction rests on, and what its marks mean."""
+    """The runs behind the prediction, and the meaning of its marks."""
     runs = basis.campaign.runs[basis.campaign.runs["run"].isin(basis.runs)]
     first = runs.iloc[0]
     return (

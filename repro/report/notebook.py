@@ -1,4 +1,4 @@
-"""What notebooks share: parameters checked, a campaign found or measured, tables shown.
+"""Shared parts of notebooks: parameters checked, a campaign found or measured, tables shown.
 
 papermill accepts a mistyped parameter and stores the overrides alone, so a notebook checks its
 parameters and shows the resolved set. Nothing here imports vLLM.

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from repro import policy
 
 PAGE_STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8").strip()
-"""What every HTML page of this package looks like."""
+"""The look of every HTML page of this package."""
 
 COLUMN, PAGE = 3.4, 7.0
 """Widths in inches: one column of a paper, and two."""

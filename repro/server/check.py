@@ -92,7 +92,7 @@ def fault(found: Facts) -> str:
 
 
 def line(found: Facts, wrong: str) -> str:
-    """What is known of one process."""
+    """Known facts of one process."""
     role = fmt.PROCESS[found["process"]]
     inside = ", worker inside" if found["worker_inside"] else ""
     heap = "heap unknown"

@@ -1,4 +1,4 @@
-"""What of an environment keeps recordings or policies from vLLM, and the line that mends it.
+"""Obstacles in an environment to recordings or policies, and the line that mends each.
 
 `repro doctor` names what it finds where it runs: run it where vLLM runs.
 """
@@ -18,7 +18,7 @@ PREFIXES, NAMES = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "VLLM_RAY_EXTRA_ENV
 RUST = "VLLM_USE_RUST_FRONTEND"
 
 Obstacle = tuple[str, str, str]
-"""What was looked at, what was found there, and the remedy."""
+"""The thing looked at, the finding, and the remedy."""
 
 
 def nothing_recorded(folder: Path, warnings: Sequence[str] = ()) -> str:

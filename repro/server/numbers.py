@@ -61,7 +61,7 @@ class Taken:
 
 @dataclass
 class Own:
-    """What one process recorded."""
+    """Counts of one process's recording."""
 
     taken: dict[int, Taken] = field(default_factory=lambda: {g: Taken() for g in range(3)})
     events: int = 0
@@ -86,7 +86,7 @@ class Own:
 
 @dataclass
 class Effect:
-    """How a cause's pauses lie over the steps.
+    """Overlap of a cause's pauses with the steps.
 
     Attributes
     ----------
@@ -187,7 +187,7 @@ class Numbers:
 
     @property
     def seconds(self) -> float:
-        """How long it served."""
+        """Time it served."""
         return (self.window[1] - self.window[0]) / 1e9
 
 
@@ -451,7 +451,7 @@ class _Pass:
         self.found.steps_longest = _top(self.found.steps_longest)
 
     def _meanwhile(self, group: tuple[int, ...], start: int, end: int) -> str:
-        """What overlapped a time: pauses from a twentieth of it on."""
+        """Overlaps of a time: pauses from a twentieth of it on."""
         said = []
         places = [place for number in group for place in self.places[number]]
         for place in places:
@@ -465,7 +465,7 @@ class _Pass:
         return "; ".join(said) or "no pause, no hold"
 
     def _wait(self, rows: dict[int, tuple[Integers, Integers, Integers]]) -> None:
-        """Which engines' steps are longer while another engine pauses."""
+        """Engines whose steps are longer while another engine pauses."""
         for paused, members in self.places.items():
             start, end, _ = rows[paused]
             if not len(start):

@@ -1,4 +1,4 @@
-"""What people have without this package's recorder: vLLM's own log, and its benchmark's result."""
+"""Sources without this package's recorder: vLLM's own log, and its benchmark's result."""
 
 from __future__ import annotations
 

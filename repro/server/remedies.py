@@ -109,7 +109,7 @@ def _about(members: list[tuple[Member, Own]], found: Numbers) -> str:
 
 
 def _remedy(member: Member) -> str:
-    """What to set for a process that collects too long, given what it has in force."""
+    """Settings for a process that collects too long, given those in force."""
     variable = VARIABLE[member.role]
     policy = str(member.about.get("policy", "stock"))
     missing = member.about.get("not_in_force")

@@ -201,7 +201,7 @@ def _served(launch: Launch, found: Numbers) -> Iterator[str]:
 
 
 def processes(launch: Launch, found: Numbers) -> pd.DataFrame:
-    """What each process recorded, in words."""
+    """One row per process: its recording, in words."""
     rows = []
     for place, member in enumerate(launch.members):
         own, census = found.own[place], member.census
@@ -225,7 +225,7 @@ def processes(launch: Launch, found: Numbers) -> pd.DataFrame:
 
 
 def collections(launch: Launch, found: Numbers) -> pd.DataFrame:
-    """What the collector took of each process while it served, in words."""
+    """Time in the collector per process while it served, in words."""
     return pd.DataFrame(
         {
             "process": member.label,

@@ -91,7 +91,7 @@ def union(begun: Integers, over: Integers) -> Spans:
 
 
 def overlap(spans: Spans, start: Integers, end: Integers) -> Integers:
-    """How much of each time from `start` to `end` the spans cover, in ns."""
+    """Time that the spans cover of each time from `start` to `end`, in ns."""
     return _until(spans, end) - _until(spans, start)
 
 

@@ -32,7 +32,7 @@ NS_PER_MS = 1e6
 
 @dataclass
 class Tally:
-    """What one process has recorded so far.
+    """The recording of one process so far.
 
     Attributes
     ----------
@@ -119,7 +119,7 @@ class Watch:
         self.last_step_ns = max(steps, default=self.last_step_ns)
 
     def table(self, now_ns: int) -> Table:
-        """What there is to see, with rates of the `RECENT_NS` before `now_ns`."""
+        """The view to show, with rates of the `RECENT_NS` before `now_ns`."""
         began = datetime.fromtimestamp(self.launch.launch_ns / NS_PER_S, UTC)
         title = f"{self.folder}: vLLM of {began:%Y-%m-%d %H:%M:%S} UTC"
         made = Table(

@@ -144,7 +144,7 @@ def value_grid(values: Floats, counts: Floats) -> Floats:
 
 
 def draw_blocks(run_of_block: Integers, resamples: int, rng: np.random.Generator) -> Floats:
-    """How often each resample contains each block: (resamples, blocks)."""
+    """Counts of each block in each resample: (resamples, blocks)."""
     runs, size = np.unique(run_of_block, return_counts=True)
     times = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=resamples)
     # A run drawn k times contributes k independent draws of all its blocks.

@@ -1,4 +1,4 @@
-"""Does a quantity drift over a long run? Its slope, with an interval that knows of its memory."""
+"""Linear trend with an autocorrelation-robust interval."""
 
 from __future__ import annotations
 
