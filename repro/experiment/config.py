@@ -12,6 +12,7 @@ from typing import Any
 from repro import policy
 from repro.experiment.parameters import (
     ConfigError,
+    JsonObject,
     as_text,
     check,
     parameter,
@@ -100,6 +101,9 @@ class Experiment:
     runner: str = parameter(
         "auto", "vLLM's model runner", choices=("auto", "v1", "v2"), label="runner {}"
     )
+    vllm_args: JsonObject = parameter(  # noqa: RUF009 (a text cannot be changed either)
+        "{}", "further engine arguments of vLLM as one JSON object", label="{}"
+    )
     capture_policy: str = parameter("stock", "at start-up", choices=CAPTURE, label="{}")
     recaptures: int = parameter(0, "per capture policy, in one process", at_least=0)
     recapture_policies: tuple[str, ...] = parameter((), "of the recaptures", choices=CAPTURE)
@@ -121,6 +125,7 @@ class Experiment:
         self._check_switch()
         self._check_ranks()
         self._check_capturing()
+        self._check_vllm_args()
         _ = self.model_path
 
     def _check_policies(self) -> None:
@@ -213,6 +218,18 @@ class Experiment:
             raise ConfigError(
                 f"{what} with client 'capture': no CUDA graph is captured; leave it out"
             )
+
+    def _check_vllm_args(self) -> None:
+        """Nothing is set twice, once as a parameter and once as an argument of vLLM."""
+        own = {name: name for name in parameters(self)}
+        own |= {"distributed_executor_backend": "executor"}
+        if self.speculative != "none":
+            own |= {"speculative_config": "speculative"}
+        for name in json.loads(self.vllm_args):
+            if name in own:
+                raise ConfigError(
+                    f"vllm_args {name!r}: set the parameter {own[name]} instead, or leave it out"
+                )
 
     @property
     def ranks(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def engine_arguments(experiment: Experiment) -> dict[str, Any]:
         # float32: oneDNN has no fast bfloat16 on CPUs without AMX, and a step of an idle heap
         # must not be long beside a collection.
         arguments |= {"dtype": "float32", "kv_cache_memory_bytes": 1 << 30}
-    return arguments
+    further: dict[str, Any] = json.loads(experiment.vllm_args)
+    return arguments | further
 
 
 def heap_census(engine: Any, point: str) -> list[dict[str, Any]]:
