@@ -38,6 +38,16 @@ DATA = Path(__file__).parent.parent / "data"
             {"output_chunk": -1, "client": "serve"},
             r"output_chunk -1: allowed is .* from 0",
         ),
+        (
+            {"output_handler": "fair"},
+            r"output_handler fair with client 'engine': only client 'serve'",
+        ),
+        ({"output_handler": "unfair", "client": "serve"}, r"choose one of vllm, fair"),
+        ({"output_yield_ms": -1, "client": "serve"}, r"output_yield_ms -1: allowed is .* from 0"),
+        (
+            {"output_yield_ms": 5, "output_handler": "fair", "client": "serve"},
+            r"output_yield_ms 5 with output_handler 'fair'.*leave one of them out",
+        ),
         ({"runner": "v3"}, r"runner 'v3': choose one of auto, v1, v2"),
         (
             {"vllm_args": '{"max_num_seqs": 8}'},
@@ -253,7 +263,13 @@ def test_every_parameter_is_described() -> None:
     "asked",
     [
         {"policies": "freeze/stock/freeze-again", "concurrency": 7, "enforce_eager": True},
-        {"client": "serve", "output_chunk": 64, "first_replicate": 3, "output_tokens": (3, 9)},
+        {
+            "client": "serve",
+            "output_chunk": 64,
+            "output_yield_ms": 2.5,
+            "first_replicate": 3,
+            "output_tokens": (3, 9),
+        },
         {"vllm_args": {"eplb_config": {"window_size": 200}, "enable_eplb": True}},
         {"client": "capture", "capture_policies": "gc-on", "max_cudagraph_capture_size": 8},
     ],

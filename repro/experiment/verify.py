@@ -252,6 +252,29 @@ def load_lasted(start_times: Sequence[Sequence[float]]) -> None:
         )
 
 
+def output_handler_is(experiment: Experiment, recordings: Sequence[Recording]) -> dict[str, Any]:
+    """Check the API server's output handler against what its process recorded of it.
+
+    Returns
+    -------
+    dict
+        For the run's record: `output_yield_ms`, and `output_yields`, how often it yielded, to
+        the power of two below. Empty for vLLM's own handler.
+    """
+    asked, names = experiment.output_yield, ("output_yield_ms", "output_yields")
+    notes = [r.about for r in recordings if r.role == "frontend" and names[0] in r.about]
+    said = {name: notes[0][name] for name in names} if notes else {}
+    found = f"{said['output_yield_ms']:g}" if said else ""
+    if found != asked:
+        raise NotAsRequested(
+            f"output handler yields after {found or 'no'} ms, asked for {asked or 'no'} ms; "
+            "is the package installed where vLLM runs?"
+        )
+    if experiment.output_handler == "fair" and not said["output_yields"]:
+        raise NotAsRequested("output_handler 'fair', yet it never yielded: its hook was bypassed")
+    return said
+
+
 def recording_is_whole(experiment: Experiment, recordings: Sequence[Recording]) -> None:
     """Check that every process that matters was recorded to the end."""
     ranks = {"frontend": 1, "engine": experiment.data_parallel_size}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+import time
 from typing import Any
 
 from repro.plugin import apply_policy
@@ -17,6 +18,7 @@ from repro.plugin.apply_policy import Moments
 from repro.plugin.census import followed_by
 from repro.plugin.fault_handling import step_aside, stepping_aside
 from repro.plugin.hook_points import holder
+from repro.plugin.recorder import Recorder
 from repro.policy import ServingPolicy
 
 WHAT = "collecting between steps"
@@ -133,3 +135,62 @@ def act_in_front_end(moments: Moments) -> None:
     OutputProcessor.process_outputs = process_outputs
     Sync.get_output = get_output
     Async.get_output_async = get_output_async
+
+
+# --- output handler of the API server -----------------------------------------------------
+
+
+def bound_output_handler(bound_ms: float, recorder: Recorder) -> None:
+    """Make the output handler let other tasks run once it has kept them waiting for so long.
+
+    vLLM's handler lets them run between two chunks of a message and where its queue is empty, but
+    not between two messages that are there already. For experiments alone.
+
+    Parameters
+    ----------
+    bound_ms : float
+        0: after every message.
+    recorder : Recorder
+        Gets the bound, and how often the handler yielded.
+    """
+    AsyncMPClient = holder("vllm.v1.engine.core_client", "AsyncMPClient.get_output_async")
+    original, turn = AsyncMPClient.get_output_async, Turn(bound_ms)
+    yields = 0
+    recorder.note(output_yield_ms=bound_ms, output_yields=yields)
+
+    @functools.wraps(original)
+    async def get_output_async(client: Any) -> Any:
+        nonlocal yields
+        if turn.is_over():
+            yields += 1
+            if yields & (yields - 1) == 0:  # a power of two: rarely, since it writes the header
+                recorder.note(output_yields=yields)
+            await asyncio.sleep(0)
+        message = await original(client)
+        turn.extend()
+        return message
+
+    AsyncMPClient.get_output_async = get_output_async
+
+
+class Turn:
+    """The time that the output handler has had the event loop without a pause."""
+
+    def __init__(self, bound_ms: float) -> None:
+        self.bound_ns = int(bound_ms * 1e6)
+        self.open = False
+        self.start_ns = 0
+
+    def extend(self) -> None:
+        """The handler has a message. The loop closes the turn when other tasks run."""
+        if not self.open:
+            self.open, self.start_ns = True, time.monotonic_ns()
+            asyncio.get_running_loop().call_soon(self.close)
+
+    def close(self) -> None:
+        """Other tasks run."""
+        self.open = False
+
+    def is_over(self) -> bool:
+        """Whether other tasks have waited for as long as they may."""
+        return self.open and time.monotonic_ns() - self.start_ns >= self.bound_ns
