@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -359,6 +359,42 @@ def test_a_worker_collects_behind_the_launch_of_a_step(calls: list[str]) -> None
     worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=7))
     worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=0))
     assert calls == ["launch", "collect_due", "launch", "collect_all"]
+
+
+def steps_of(role: str, monkeypatch: pytest.MonkeyPatch, name: str) -> Callable[[], object]:
+    """A step of a process of vLLM's, hooked under a policy."""
+    serving = policy.serving(name)
+    if role == "worker":
+        worker = SimpleNamespace(execute_model=lambda output: None)
+        step_hooks.act_after_launch(worker, Moments(serving))
+        return lambda: worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=7))
+    vllm = front_end(monkeypatch, [])
+    if role == "frontend":
+        engine_frontend_hooks.apply(STOCK, serving, role="frontend")
+        return lambda: asyncio.run(vllm.AsyncMPClient().get_output_async())
+    engine_frontend_hooks.apply(serving, STOCK, role="engine")
+    core = sys.modules["vllm.v1.engine.core"].EngineCoreProc()
+    core._process_input_queue()
+    return lambda: core.model_executor.execute_model("step")
+
+
+@pytest.mark.parametrize("role", ["worker", "engine", "frontend"])
+@pytest.mark.parametrize(
+    ("name", "act"), [("periodic-freeze", "freeze"), ("periodic-collect", "collect")]
+)
+def test_a_periodic_policy_acts_between_the_steps_of_every_process(
+    role: str, name: str, act: str, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = steps_of(role, monkeypatch, name)
+    serving, acted = policy.serving(name), []
+    step()
+    monkeypatch.setattr(apply_policy.gc, act, lambda *of: acted.append(clock.s))
+    began = clock.s
+    period = serving.freeze_every_s or serving.collect_every_s
+    for after in (period - 1, period + 1, period + 2, 2 * period + 2):
+        clock.s = began + after
+        step()
+    assert acted == [began + period + 1, began + 2 * period + 2]
 
 
 def test_observers_are_exchanged_in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,7 @@ def test_what_a_policy_does_by_hand_is_accepted(
         ("periodic-collect", 60, {"collections_2": 2}, "'periodic-collect', yet 2 full"),
         ("periodic-freeze", 70, {**PERIODIC, "collections_2": 1, "frozen": 9}, "yet 1 full"),
         ("periodic-freeze", 70, PERIODIC, "yet nothing was frozen"),
+        ("periodic-collect", 700, {}, "'periodic-collect', yet no full collection"),
     ],
 )
 def test_a_policy_that_does_not_act_fails_the_run(

@@ -167,10 +167,16 @@ def _check_between_census(role: str, serving: policy.ServingPolicy, census: Colu
                 f"{role} {rank}: policy {serving.name!r}, yet {full} full collections in the "
                 "window; another plugin collects"
             )
-        # A tenth more: a freeze waits for a moment between steps.
-        if serving.freeze_every_s and ns / 1e9 > 1.1 * serving.freeze_every_s and frozen <= 0:
+        # A tenth more: a freeze or a collection waits for a moment between steps.
+        lasted_s = ns / 1e9 / 1.1
+        if serving.freeze_every_s and lasted_s > serving.freeze_every_s and frozen <= 0:
             raise NotAsRequested(
                 f"{role} {rank}: policy {serving.name!r}, yet nothing was frozen in the window; "
+                "its hooks were bypassed"
+            )
+        if serving.collect_every_s and lasted_s > serving.collect_every_s and not full:
+            raise NotAsRequested(
+                f"{role} {rank}: policy {serving.name!r}, yet no full collection in the window; "
                 "its hooks were bypassed"
             )
 
