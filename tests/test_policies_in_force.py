@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import sys
 import types
@@ -16,7 +17,7 @@ from benchmarks.observers import OBSERVERS, observe
 from repro import policy
 from repro.plugin import apply_policy, engine_frontend_hooks, step_hooks, worker_hooks
 from repro.plugin.apply_policy import Moments
-from repro.plugin.rpc import END_RPC
+from repro.plugin.rpc import CENSUS_RPC, END_RPC
 from repro.policy import RAISED, SERVING
 
 
@@ -94,6 +95,54 @@ def test_what_was_never_reclaimed_is_counted_once() -> None:
     assert 200 <= since["garbage"] < 300
     assert kept["garbage"] >= 300
     assert since["garbage_bytes"] >= 200 * sys.getsizeof(Loop())
+
+
+@pytest.mark.parametrize(("frozen", "inside"), [(True, False), (False, False), (True, True)])
+def test_engine_core_and_front_end_count_their_garbage_with_the_workers(
+    frozen: bool, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the workers, and the heap is as frozen as it was. A worker inside has counted."""
+    counted: list[tuple[str, int]] = []
+    recorder: Any = SimpleNamespace(
+        census=lambda point, garbage, **more: counted.append((point, garbage)),
+        about={"worker_inside": inside},
+    )
+
+    class Client:
+        def collective_rpc(self, method: str, timeout: object = None) -> str:
+            assert not counted
+            return method
+
+        async def collective_rpc_async(self, method: str) -> str:
+            assert not counted
+            return method
+
+    count = functools.partial(engine_frontend_hooks.count_garbage_here, recorder)
+    for name in ("collective_rpc", "collective_rpc_async"):
+        original = getattr(Client, name)
+        hooked = engine_frontend_hooks.followed_at_the_end(original, count)
+        monkeypatch.setattr(Client, name, hooked)
+    assert Client().collective_rpc(CENSUS_RPC) == CENSUS_RPC
+    assert asyncio.run(Client().collective_rpc_async(CENSUS_RPC)) == CENSUS_RPC
+    assert not counted
+    gc.disable()
+    gc.collect()
+    loops(300)
+    if frozen:
+        gc.freeze()
+    loops(200)
+    before = gc.get_freeze_count() > len(gc.get_objects())
+    Client().collective_rpc(END_RPC)
+    assert (gc.get_freeze_count() > len(gc.get_objects())) == before == frozen
+    if inside:
+        assert not counted
+        return
+    (_, since), (_, kept) = counted
+    assert [point for point, _ in counted] == ["ended", "ended-thawed"]
+    assert (since >= 200, kept >= 300) == (True, frozen)
+    counted.clear()
+    asyncio.run(Client().collective_rpc_async(END_RPC))
+    assert len(counted) == 2
 
 
 def test_what_is_due_is_collected_and_nothing_else() -> None:

@@ -14,7 +14,7 @@ from repro.experiment.clients.prompts import tokenizer_for
 from repro.experiment.collect import RAW
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured
-from repro.plugin.rpc import CENSUS_RPC
+from repro.plugin.rpc import CENSUS_RPC, END_RPC
 
 
 def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
@@ -33,6 +33,7 @@ def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
     arrivals = ClosedLoop(engine, experiment, vocabulary, report).run()
     verify.policy_took_effect(experiment, heap_census(engine, "window-end"))
     report("stop", 0)
+    engine.collective_rpc(END_RPC)
     engine.engine_core.shutdown()
     return arrivals.measured(evidence)
 
