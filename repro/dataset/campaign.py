@@ -64,7 +64,7 @@ OTHERS = "engine {}, front end {}:"
 UNSAID = {OTHERS.format("stock", "stock")} | {
     about(field).label.format(field.default)
     for field in parameters(Experiment).values()
-    if field.default in (False, 0, "none", "auto")
+    if field.default in (False, 0, "none", "auto", "{}", "vllm")
 }
 """What goes without saying in the label of an arm: switches that are off."""
 

@@ -124,6 +124,8 @@ def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
     tables = recording.tables(folder / RAW, recordings)
     verify.processes_follow(experiment, tables["census"])
     evidence = measured["policy"]["evidence"]
+    if handler := verify.output_handler_is(experiment, recordings):
+        measured["policy"]["output_handler"] = handler
     captures, pauses = tables["captures"], tables["pauses"]
     verify.captures_are_as_planned(experiment, captures)
     verify.capture_policies_took_effect(experiment, captures, pauses, evidence)
