@@ -23,8 +23,8 @@ so its pauses depend on the object graph. No counting model can give them, and i
 (python/cpython#148726): these versions are refused, as are free-threaded builds, whose collector
 has no generations.
 
-What the model leaves out: containers kept in CPython's free lists, which are reused uncounted;
-tuples and dicts that a pass stops tracking; garbage in cycles, which a pass frees.
+What the model leaves out: containers from CPython's free lists, which are reused uncounted (see
+`FREE_LISTS`); tuples and dicts that a pass stops tracking; garbage in cycles, which a pass frees.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ from statistics import mean
 
 FULL = 2
 _PERMANENT = 3
+
+FREE_LISTS = 80
+"""Freed lists that CPython keeps for reuse (`PyList_MAXFREELIST`, 3.11 to 3.14). A reused list is
+young and gets promoted, but adds nothing to the count of generation 0. Freed tuples of up to 20
+items are kept likewise, 2,000 per length: few tuples are ever counted."""
 
 
 class UnknownCollector(ValueError):
