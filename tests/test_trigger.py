@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import MS, SECOND, START, run
+from simulated_collector import Collector
 
 from repro import dataset
 from repro.analysis.trigger import (
@@ -20,7 +21,7 @@ from repro.analysis.trigger import (
     WITHIN,
     trigger_table,
 )
-from repro.theory.cpython_rule import FREE_LISTS, FULL, Collector, rule_for
+from repro.theory.cpython_rule import FREE_LISTS, FULL, rule_for
 
 DATA = Path(__file__).parent.parent / "data"
 CAMPAIGNS = sorted(path for path in DATA.iterdir() if dataset.is_campaign(path))
