@@ -20,8 +20,8 @@ Python/gc.c from 3.13):
 CPython 3.14.0 to 3.14.4 had another collector: two generations and no full passes by themselves.
 Each pass took the young objects and an increment of the old ones, sized by the work left to do,
 so its pauses depend on the object graph. No counting model can give them, and it was withdrawn
-(python/cpython#148726): these versions are refused, as are free-threaded builds, whose collector
-has no generations.
+(python/cpython#148726): these versions are refused. A free-threaded build, whose collector has no
+generations, is not described either.
 
 What the model leaves out: containers from CPython's free lists, which are reused uncounted (see
 `FREE_LISTS`); tuples and dicts that a pass stops tracking; garbage in cycles, which a pass frees.
