@@ -7,7 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from repro.dataset.recording import ABOUT
 from repro.plugin.recorder import HOLD, LAUNCH, PAUSE, STEP, Recorder
+from repro.server import launches, numbers
+from repro.server.launches import Launch
+from repro.server.numbers import Numbers
 
 MS = 1_000_000
 STEP_MS, STALL_MS = 20, 400
@@ -77,3 +81,21 @@ def _census(worker: Recorder, count: dict[str, int]) -> None:
     worker.census("ready")
     path = worker.directory / f"census-{worker._pid}-{worker._opened_ns}.jsonl"
     path.write_text(json.dumps(json.loads(path.read_text()) | count) + "\n")
+
+
+def with_facts(path: Path, **facts: object) -> None:
+    """Write a header's facts as a process would."""
+    content = bytearray(path.read_bytes())
+    text = json.dumps(facts).encode()
+    content[ABOUT] = text.ljust(ABOUT.stop - ABOUT.start, b"\0")
+    path.write_bytes(content)
+
+
+def measured(folder: Path) -> Numbers:
+    """The numbers of the one launch in a folder."""
+    return numbers.measure(only_launch(folder))
+
+
+def only_launch(folder: Path) -> Launch:
+    """The newest launch in a folder."""
+    return launches.read(folder)[0][0]

@@ -17,7 +17,7 @@ from typing import Any
 
 from repro.plugin.fault_handling import step_aside
 from repro.plugin.live_reader import Launch, Process
-from repro.plugin.process_facts import LAUNCHER, SERVER
+from repro.plugin.process_facts import LAUNCHER, SERVER, api_server, process_name
 from repro.plugin.recorder import PAUSE, generation_of
 
 Labels = tuple[str, ...]
@@ -77,6 +77,7 @@ class PauseCounters:
 
     def __init__(self, folder: Path, launch_ns: int) -> None:
         self._launch = Launch(folder, launch_ns)
+        api_server(process_name())
         self._own = os.environ.get(SERVER, "")
         self._lock = threading.Lock()  # scrapes come in threads
         self._total_ns: Counter[Labels] = Counter()

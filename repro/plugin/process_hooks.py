@@ -127,7 +127,8 @@ def hook_worker(recorder: Recorder) -> None:
 
 def worker_begins(recorder: Recorder, worker: Any) -> None:
     """A worker's own process; or the engine core's, in which it is a guest."""
-    recorder.note(**parallel(worker.vllm_config))
+    device = getattr(getattr(worker, "device", None), "type", "")
+    recorder.note(**parallel(worker.vllm_config), device=device)
     if recorder.role == "engine":
         recorder.note(worker_inside=True)
         return

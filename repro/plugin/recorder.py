@@ -42,6 +42,7 @@ SEGMENT_BYTES = SEGMENT_EVENTS * EVENT.size
 PAUSE = 1  # a = objects collected, b = generation + 4 * containers allocated before it
 STEP = 2  # a = tokens scheduled, b = step
 HOLD = 3  # a = outputs processed, b = calls that did so
+SERVED = 4  # of a front end: a = outputs processed in so long
 
 LAUNCH = "REPRO_LAUNCH_NS"
 """Set by the first process of a launch, inherited by those it starts."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,7 @@ from repro.dataset.recording import RecordingError, Source
 from repro.dataset.schema import ROLES
 from repro.plugin.live_reader import recordings
 from repro.server.environment import nothing_recorded
-
-Ranks = tuple[int, ...]
+from repro.server.spans import Events
 
 HELPERS = ("launcher",)
 """Roles that start other processes and serve nobody."""
@@ -67,6 +67,17 @@ class Member:
         return self.source.process.opened_ns + self.shift_ns
 
     @cached_property
+    def ended_ns(self) -> int:
+        """When its newest event ended, on the clock of the launch."""
+        return self.source.ended_ns() + self.shift_ns
+
+    def chunks(self, since_ns: int = 0) -> Iterator[Events]:
+        """Its events on the clock of the launch, as `repro.dataset.recording.Source.chunks`."""
+        for events in self.source.chunks(since_ns - self.shift_ns):
+            events["start_ns"] += self.shift_ns
+            yield events
+
+    @cached_property
     def census(self) -> dict[str, Any]:
         """Its heap once warm, as the header or the last count has it; empty if none does."""
         counted = [row for row in self.source.lines("census") if row["point"] == "ready"]
@@ -99,6 +110,8 @@ class Member:
                 return f"engine core {self.rank}{inside}"
             case "frontend":
                 return " ".join(filter(None, ("front end", self.about.get("server", ""))))
+            case "launcher":
+                return "launcher"
         return f"unknown process {self.about.get('name', '')} (pid {self.source.process.pid})"
 
 
@@ -122,7 +135,6 @@ class Launch:
     members: tuple[Member, ...]
     hosts: int = 1
     clock_ns: int = 0
-    notes: tuple[str, ...] = field(default=())
 
     def of(self, role: str) -> list[Member]:
         """The members of one role."""
@@ -137,6 +149,11 @@ class Launch:
     def origin_ns(self) -> int:
         """When its first process began to record."""
         return min(m.opened_ns for m in self.members)
+
+    @property
+    def ended_ns(self) -> int:
+        """When the newest event of any process ended."""
+        return max(m.ended_ns for m in self.members)
 
 
 def read(folder: Path) -> tuple[list[Launch], list[str]]:

@@ -17,7 +17,8 @@ from repro.dataset.schema import NS_PER_MS
 from repro.report import style
 from repro.server import figures, launches, numbers, outside
 from repro.server.launches import Launch
-from repro.server.numbers import Long, Numbers
+from repro.server.longest import Long, meanwhile
+from repro.server.numbers import Numbers
 from repro.server.remedies import advice, answer
 from repro.server.tail import quantiles
 from repro.stats.bootstrap import BLOCK_STEPS
@@ -44,7 +45,7 @@ def write(
     Parameters
     ----------
     source : Path
-        What `REPRO_RECORD_DIR` named, or a log of a vLLM with `VLLM_GC_DEBUG=1`.
+        What `REPRO_RECORD_DIR` named, or a server's log with lines as in `outside.SOURCES`.
     out : Path
         The page; its folder is made.
     which, last : int, optional
@@ -65,13 +66,13 @@ def write(
         If a file or a number is none of those, or the page cannot be written.
     """
     if source.is_file():
-        title, sections = "a log of vLLM", [*_log(source)]
+        title, sections = "a server's log", [*_log(source)]
     else:
         found, warnings = launches.read(source)
         for warning in warnings:
             print(f"repro: warning: {warning}", file=sys.stderr)
         chosen = choose(found, which, last)
-        title = f"{fmt.plural(len(chosen), 'launch').replace('launchs', 'launches')} of vLLM"
+        title = "1 launch of vLLM" if len(chosen) == 1 else f"{len(chosen)} launches of vLLM"
         sections = [*map(paragraph, warnings)]
         for launch in chosen:
             sections += section(launch, _client(bench))
@@ -105,8 +106,9 @@ def choose(found: list[Launch], which: int | None, last: int | None) -> list[Lau
 
 def _log(path: Path) -> Iterator[str]:
     yield "<h2>Collections in the log</h2>"
-    yield table(outside.gc_log(path))
-    yield paragraph(outside.LOG_LIMITS)
+    rows, limits = outside.gc_log(path)
+    yield table(rows)
+    yield from map(paragraph, limits)
 
 
 def _client(bench: Path | None) -> tuple[list[str], list[Long]]:
@@ -160,8 +162,8 @@ def _client_part(found: Numbers, client: tuple[list[str], list[Long]]) -> Iterat
 def _served(launch: Launch, found: Numbers) -> Iterator[str]:
     yield table(collections(launch, found))
     yield paragraph(
-        "From the first step to the last. Several API servers share the requests: a pause of one "
-        "delays the tokens of its own requests only."
+        "From the first step to the last. A front end's collection delays the tokens of its own "
+        "requests only: the total above weighs each by its share of the tokens."
     )
     yield "<h3>Steps that pauses lengthen</h3>"
     yield table(effects(found))
@@ -182,12 +184,12 @@ def _served(launch: Launch, found: Numbers) -> Iterator[str]:
         "Without the collector: each step less what booked pauses overlap, at most down to a "
         "typical step. Less all that pauses overlap: the most the collector can have cost. Every "
         "step counts; for the intervals, steps are resampled in blocks of "
-        f"about {max(BLOCK_STEPS, *(t.block_steps for t in found.tails['all'])):,}."
+        f"about {max(BLOCK_STEPS, found.tails['all'].block_steps):,}."
     )
     yield "<h3>The longest</h3>"
     yield table(longest(found.steps_longest, found, "step (ms)"))
     yield table(longest(found.stops, found, "stop of a front end (ms)"))
-    if any(each.others for each in found.stalls):
+    if found.stalls:
         yield table(longest(found.stalls, found, "pause (ms)"))
     predicted, thinned = numbers.more_ranks(found)
     if predicted:
@@ -203,21 +205,22 @@ def _served(launch: Launch, found: Numbers) -> Iterator[str]:
 def processes(launch: Launch, found: Numbers) -> pd.DataFrame:
     """One row per process: its recording, in words."""
     rows = []
+    shares = numbers.front_end_shares(launch, found)
     for place, member in enumerate(launch.members):
         own, census = found.own[place], member.census
         heap = {True: "frozen", False: "not frozen", None: "not counted"}[member.frozen]
         rows.append(
             {
                 "process": member.label,
-                "pid": member.source.process.pid,
                 "host": str(member.about.get("host", ""))[:6] if launch.hosts > 1 else "",
                 "recorded (s)": f"{max(own.last_ns - own.first_ns, 0) / 1e9:,.0f}",
                 "collections": f"{own.collections:,}",
-                "steps": f"{own.steps:,}",
+                "steps": f"{own.steps:,}" if own.steps else "",
+                "of the tokens": fmt.percent(shares[place]) if place in shares else "",
                 "heap": heap,
                 "thresholds": "/".join(map(str, census.get("thresholds", ()))),
                 "policy": member.about.get("policy", ""),
-                "recording": "whole" if member.source.process.complete else "stopped early",
+                "recording": "" if member.source.process.complete else "stopped early",
             }
         )
     made = pd.DataFrame(rows)
@@ -282,7 +285,7 @@ def longest(rows: list[Long], found: Numbers, name: str) -> pd.DataFrame:
             name: fmt.figures(each.length_ns / NS_PER_MS),
             "at (s)": f"{(each.start_ns - found.span[0]) / 1e9:,.1f}",
             "whose": each.whose,
-            "meanwhile": each.what or numbers.stopped_by(found, each),
+            "meanwhile": each.what or meanwhile(each, [*found.stops, *found.steps_longest]),
         }
         for each in rows
     )
@@ -292,8 +295,9 @@ def table(content: pd.DataFrame) -> str:
     """A data frame as an HTML table; a remark, if it is empty."""
     if content.empty:
         return paragraph("None.")
-    made: str = content.to_html(index=False, border=0, justify="left")
-    return made
+    # Focusable: where it is wider than the screen, the keyboard can scroll it.
+    made = content.to_html(index=False, border=0, justify="left")
+    return f'<div class="wide" tabindex="0">{made}</div>'
 
 
 def paragraph(text: str) -> str:
