@@ -48,13 +48,6 @@ def expose(folder: Path, launch_ns: int) -> None:
     over all addresses counts each pause once; and so is the launcher, which serves nobody.
     With several API servers on one address vLLM makes a registry for each scrape, which holds
     nothing but a `MultiProcessCollector`: there the counters are added to what that one collects.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the processes of the launch record.
-    launch_ns : int
-        Which launch, as `repro.plugin.recorder.launch_ns`.
     """
     import prometheus_client
     from prometheus_client import multiprocess

@@ -26,13 +26,7 @@ COUNTED_NS = 1_000_000_000
 
 
 def record_holds(recorder: Recorder) -> None:
-    """Record every long hold of this process's event loop from now on.
-
-    Raises
-    ------
-    repro.plugin.hook_points.UnknownLayout
-        If the installed vLLM has no output processor.
-    """
+    """Record every long hold of this process's event loop, and its outputs, from now on."""
     OutputProcessor = holder("vllm.v1.engine.output_processor", "OutputProcessor.process_outputs")
     original, now, hold = OutputProcessor.process_outputs, time.monotonic_ns, Hold(recorder.write)
 

@@ -25,7 +25,6 @@ SERVING_ROLES = ("frontend", "engine", "worker")
 _OWN_ENGINES = "APIServer_DPRank_"
 _SHARED_ENGINES = "ApiServer_"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-_LONGEST = 80  # characters of a text in a recording's header, whose room is limited
 
 
 def process_name() -> str:
@@ -69,11 +68,6 @@ def versions() -> dict[str, str]:
     """Of Python and of vLLM, as far as this process has loaded it."""
     vllm = getattr(sys.modules.get("vllm"), "__version__", None)
     return {"python": platform.python_version()} | ({"vllm": str(vllm)} if vllm else {})
-
-
-def shortened(text: str) -> str:
-    """A text from the environment, no longer than a header has room for."""
-    return text[:_LONGEST]
 
 
 def parallel(vllm_config: Any) -> dict[str, Any]:

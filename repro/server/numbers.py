@@ -93,7 +93,7 @@ class Numbers:
     steps : int
         Of one engine of each group.
     tails : dict of str to Tail
-        `all`, `without` (what collections added) and `least` (all they overlap).
+        `all` steps, and the same `without` what collections added.
     booked_ns : int
         What collections added to the steps.
     steps_longest, stops, stalls : list of Long
@@ -188,11 +188,10 @@ def _book(found: Numbers, timeline: Timeline, slab: Slab, group: tuple[int, ...]
     spans = timeline.spans(slab, group)
     booked = [each for cause, each in spans.items() if found.effects[cause].shows]
     added = np.minimum(longer_than_typical(gap), overlap(joined(booked), start, end))
-    covered = overlap(joined(list(spans.values())), start, end)
     found.steps += len(gap)
     found.booked_ns += int(added.sum())
-    for name, values in {"all": gap, "without": gap - added, "least": gap - covered}.items():
-        found.tails[name].add(values)
+    found.tails["all"].add(gap)
+    found.tails["without"].add(gap - added)
     if len(group) == 1:
         kept = found.recent[group[0]]
         kept.append((gap - added, added))

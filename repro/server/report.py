@@ -28,7 +28,6 @@ _PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8
 NAMES = {
     "all": "as recorded",
     "without": "without the collector",
-    "least": "less all that pauses overlap",
 }
 
 
@@ -182,8 +181,7 @@ def _served(launch: Launch, found: Numbers) -> Iterator[str]:
     yield table(tail_table(found))
     yield paragraph(
         "Without the collector: each step less what booked pauses overlap, at most down to a "
-        "typical step. Less all that pauses overlap: the most the collector can have cost. Every "
-        "step counts; for the intervals, steps are resampled in blocks of "
+        "typical step. Every step counts; for the intervals, steps are resampled in blocks of "
         f"about {max(BLOCK_STEPS, found.tails['all'].block_steps):,}."
     )
     yield "<h3>The longest</h3>"
