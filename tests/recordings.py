@@ -33,7 +33,6 @@ def serving(
     idle_after: Sequence[int] = (),
     tokens: int = 8,
     ranks: int = 1,
-    frozen: bool = False,
     hold_ms: int = 30,
 ) -> Path:
     """One launch of steps of `STEP_MS` on every rank of one engine.
@@ -44,8 +43,6 @@ def serving(
         Steps in which the worker of rank 0 makes a full collection of `STALL_MS`.
     idle_after : sequence of int
         Steps after which nobody asks for a minute.
-    frozen : bool
-        What the workers' heaps say when they are warm.
     hold_ms : int
         For how long the front end's output handler holds the event loop, once.
     """
@@ -70,17 +67,9 @@ def serving(
                 worker.write(STEP, now, MS, 0, number)
             now += 60_000 * MS
     for worker in workers:
-        count = {"tracked": 10, "frozen": 10_000} if frozen else {"tracked": 10_000, "frozen": 10}
-        _census(worker, count)
+        worker.note(heap_frozen=False, frozen=10, objects=10_000)
     del os.environ[LAUNCH]
     return folder
-
-
-def _census(worker: Recorder, count: dict[str, int]) -> None:
-    """A census as the worker wrote it when it was warm, but for the sizes of its heap."""
-    worker.census("ready")
-    path = worker.directory / f"census-{worker._pid}-{worker._opened_ns}.jsonl"
-    path.write_text(json.dumps(json.loads(path.read_text()) | count) + "\n")
 
 
 def with_facts(path: Path, **facts: object) -> None:

@@ -32,7 +32,7 @@ def test_watch_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert worker[:2] == ["worker", "0"]
     assert worker[2:5] == ["0", "0", "1"], "start-up is no service"
     assert worker[6] == "400"
-    assert float(worker[8]) == pytest.approx(1000 / 23.4, rel=0.02)
+    assert float(worker[7]) == pytest.approx(1000 / 23.4, rel=0.02)
 
 
 def test_watch_says_what_the_page_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ ABOUT = slice(64, 4096)
     asked, policy, not_in_force    the serving policy asked for, in force, and how it is not
     dp_rank, dp_size, world_size   place among the ranks; workers per engine core
     moe, worker_inside, device     whether ranks wait for each other; executor `uni`; cuda or cpu
-    frozen, heap_frozen            frozen objects once warm, and whether they are most of the heap
+    objects, frozen, heap_frozen   objects once warm, frozen ones, whether these are most of them
     thresholds, collector          `gc.get_threshold()`, `gc.isenabled()`
 """
 
@@ -129,10 +129,6 @@ class Source:
             events = np.fromfile(file, EVENT)
         ends = (events["start_ns"] + events["duration_ns"])[events["kind"] != 0]
         return int(ends.max(initial=self.process.opened_ns))
-
-    def lines(self, table: str) -> list[dict[str, Any]]:
-        """The rows that this process appended to its file of a table."""
-        return _lines_of(self.path.parent, table, self.process)
 
 
 def source(path: Path) -> Source:

@@ -94,6 +94,7 @@ def heap_state(counts: dict[str, Any]) -> dict[str, Any]:
     Frozen means most of the heap: CPython 3.12 freezes a few hundred objects of its own at start.
     """
     return {
+        "objects": counts["tracked"] + counts["frozen"],
         "frozen": counts["frozen"],
         "heap_frozen": counts["frozen"] > counts["tracked"],
         "thresholds": list(gc.get_threshold()),

@@ -77,26 +77,10 @@ class Member:
             events["start_ns"] += self.shift_ns
             yield events
 
-    @cached_property
-    def census(self) -> dict[str, Any]:
-        """Its heap once warm, as the header or the last count has it; empty if none does."""
-        counted = [row for row in self.source.lines("census") if row["point"] == "ready"]
-        found: dict[str, Any] = {}
-        if counted:
-            row = counted[-1]
-            found = {
-                "frozen": row["frozen"],
-                "heap_frozen": row["frozen"] > row["tracked"],
-                "thresholds": [row[f"threshold_{g}"] for g in range(3)],
-                "collector": row["enabled"],
-                "objects": row["tracked"] + row["frozen"],
-            }
-        return {**found, **{k: self.about[k] for k in found if k in self.about}}
-
     @property
     def frozen(self) -> bool | None:
         """Whether most of its heap is frozen; None if nobody counted."""
-        value = self.about.get("heap_frozen", self.census.get("heap_frozen"))
+        value = self.about.get("heap_frozen")
         return None if value is None else bool(value)
 
     @property
@@ -242,26 +226,14 @@ def launch(group: list[Source]) -> Launch:
 def engines(launch: Launch) -> dict[int, list[Member]]:
     """The processes that an engine's step waits for, by the engine's number.
 
-    By the ranks that are present, wherever they start: a worker's engine is its rank over the
-    workers per engine, where the header or the numbers of both say how many these are.
+    By the ranks that are present, wherever they start. A worker whose header does not say its
+    engine belongs to the only one, or to that of its own rank.
     """
-    cores, workers = launch.of("engine"), launch.of("worker")
-    numbers = sorted({m.rank for m in cores})
+    cores = launch.of("engine")
     found: dict[int, list[Member]] = defaultdict(list)
     for core in cores:
         found[core.rank].append(core)
-    ranks = sorted({m.rank for m in workers})
-    for worker in workers:
-        found[_engine_of(worker, ranks, numbers)].append(worker)
+    for worker in launch.of("worker"):
+        known = cores[0].rank if len(cores) == 1 else worker.rank
+        found[int(worker.about.get("dp_rank", known))].append(worker)
     return dict(sorted(found.items()))
-
-
-def _engine_of(worker: Member, ranks: list[int], engines: list[int]) -> int:
-    if "dp_rank" in worker.about:
-        return int(worker.about["dp_rank"])
-    if not engines:
-        return worker.rank
-    each = -(-len(ranks) // len(engines))
-    if worker.rank // each in engines:
-        return worker.rank // each
-    return engines[ranks.index(worker.rank) * len(engines) // len(ranks)]

@@ -117,22 +117,21 @@ def _about(members: list[tuple[Member, Own]], share: float, seconds: float) -> l
 
 def _remedy(member: Member) -> str:
     """Settings for a process that collects too long, given those in force."""
-    variable, census = VARIABLE[member.role], member.census
-    policy = str(member.about.get("policy", "stock"))
-    python = str(member.about.get("python", ""))
-    if missing := member.about.get("not_in_force"):
+    variable, about = VARIABLE[member.role], member.about
+    policy, python = str(about.get("policy", "stock")), str(about.get("python", ""))
+    if missing := about.get("not_in_force"):
         return f"{variable}={policy} was asked for, but {missing}: see `repro check`."
-    if census.get("collector") is False:
+    if about.get("collector") is False:
         return "Its collector is off: what collects there was called by code."
     if python and has_incremental_collector(python):
         return f"Python {python} collects incrementally: run 3.14.5 or later; then record again."
-    raised = list(census.get("thresholds", (0, 0, 0))) >= list(RAISED)
+    raised = list(about.get("thresholds", (0, 0, 0))) >= list(RAISED)
     wanted = "freeze-thresholds" if member.frozen or member.role != "worker" else "freeze"
     if member.frozen and raised:
         return "Its heap is frozen and its thresholds are raised: nothing more to set."
     if policy == wanted:
         return f"{variable}={policy} is in force: nothing more to set."
-    heap = f" of {fmt.count(census['objects'])} objects" if census.get("objects") else ""
+    heap = f" of {fmt.count(about['objects'])} objects" if about.get("objects") else ""
     state = {
         True: f"Its heap{heap} is frozen: it collects the objects of requests. ",
         False: f"Its heap{heap} is not frozen. ",

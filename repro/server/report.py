@@ -15,20 +15,14 @@ from matplotlib.figure import Figure
 from repro import fmt
 from repro.dataset.schema import NS_PER_MS
 from repro.report import style
-from repro.server import figures, launches, numbers, outside
+from repro.server import figures, launches, numbers, outside, tables
 from repro.server.launches import Launch
-from repro.server.longest import Long, meanwhile
+from repro.server.longest import Long
 from repro.server.numbers import Numbers
 from repro.server.remedies import advice, answer
-from repro.server.tail import quantiles
 from repro.stats.bootstrap import BLOCK_STEPS
 
 _PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-
-NAMES = {
-    "all": "as recorded",
-    "without": "without the collector",
-}
 
 
 def write(
@@ -124,7 +118,7 @@ def section(launch: Launch, client: tuple[list[str], list[Long]]) -> Iterator[st
     yield "</div>"
     yield from _client_part(found, client)
     yield "<h3>What was recorded</h3>"
-    yield table(processes(launch, found))
+    yield table(tables.processes(launch, found))
     if launch.hosts > 1:
         yield paragraph(
             f"{launch.hosts} hosts, put on one time line by their wall clocks. Within a host the "
@@ -155,17 +149,17 @@ def _client_part(found: Numbers, client: tuple[list[str], list[Long]]) -> Iterat
             "cannot be laid over pauses."
         )
         return
-    yield table(longest(inside, found, "silence (ms)"))
+    yield table(tables.longest(inside, found, "silence (ms)"))
 
 
 def _served(launch: Launch, found: Numbers) -> Iterator[str]:
-    yield table(collections(launch, found))
+    yield table(tables.collections(launch, found))
     yield paragraph(
         "From the first step to the last. A front end's collection delays the tokens of its own "
         "requests only: the total above weighs each by its share of the tokens."
     )
     yield "<h3>Steps that pauses lengthen</h3>"
-    yield table(effects(found))
+    yield table(tables.effects(found))
     yield paragraph(
         "A long step overlaps more pauses, whatever made it long: 'by chance' has the same pauses "
         "at random times. 'Longer': the share of the overlap by which steps exceed a typical one. "
@@ -178,17 +172,17 @@ def _served(launch: Launch, found: Numbers) -> Iterator[str]:
         "The interval from one step to the next, idle time left out. Faint: fewer steps than a "
         "quantile needs.",
     )
-    yield table(tail_table(found))
+    yield table(tables.tail_table(found))
     yield paragraph(
         "Without the collector: each step less what booked pauses overlap, at most down to a "
         "typical step. Every step counts; for the intervals, steps are resampled in blocks of "
         f"about {max(BLOCK_STEPS, found.tails['all'].block_steps):,}."
     )
     yield "<h3>The longest</h3>"
-    yield table(longest(found.steps_longest, found, "step (ms)"))
-    yield table(longest(found.stops, found, "stop of a front end (ms)"))
+    yield table(tables.longest(found.steps_longest, found, "step (ms)"))
+    yield table(tables.longest(found.stops, found, "stop of a front end (ms)"))
     if found.stalls:
-        yield table(longest(found.stalls, found, "pause (ms)"))
+        yield table(tables.longest(found.stalls, found, "pause (ms)"))
     predicted, thinned = numbers.more_ranks(found)
     if predicted:
         yield "<h3>More ranks</h3>"
@@ -198,95 +192,6 @@ def _served(launch: Launch, found: Numbers) -> Iterator[str]:
             "rank's worker pauses by itself, the rest of a step is common to all. Faint: too few "
             "steps or pauses." + " Only the newest steps were used." * thinned,
         )
-
-
-def processes(launch: Launch, found: Numbers) -> pd.DataFrame:
-    """One row per process: its recording, in words."""
-    rows = []
-    shares = numbers.front_end_shares(launch, found)
-    for place, member in enumerate(launch.members):
-        own, census = found.own[place], member.census
-        heap = {True: "frozen", False: "not frozen", None: "not counted"}[member.frozen]
-        rows.append(
-            {
-                "process": member.label,
-                "host": str(member.about.get("host", ""))[:6] if launch.hosts > 1 else "",
-                "recorded (s)": f"{max(own.last_ns - own.first_ns, 0) / 1e9:,.0f}",
-                "collections": f"{own.collections:,}",
-                "steps": f"{own.steps:,}" if own.steps else "",
-                "of the tokens": fmt.percent(shares[place]) if place in shares else "",
-                "heap": heap,
-                "thresholds": "/".join(map(str, census.get("thresholds", ()))),
-                "policy": member.about.get("policy", ""),
-                "recording": "" if member.source.process.complete else "stopped early",
-            }
-        )
-    made = pd.DataFrame(rows)
-    return made.loc[:, (made != "").any()]
-
-
-def collections(launch: Launch, found: Numbers) -> pd.DataFrame:
-    """Time in the collector per process while it served, in words."""
-    return pd.DataFrame(
-        {
-            "process": member.label,
-            "generation": generation,
-            "collections": f"{taken.number:,}",
-            "of its time": fmt.percent(taken.total_ns / 1e9 / found.seconds),
-            "longest (ms)": fmt.figures(taken.longest_ns / NS_PER_MS),
-        }
-        for place, member in enumerate(launch.members)
-        for generation, taken in found.own[place].taken.items()
-        if taken.number
-    )
-
-
-def effects(found: Numbers) -> pd.DataFrame:
-    """Causes and the steps that they lengthen, in words."""
-    return pd.DataFrame(
-        {
-            "process": fmt.PROCESS[role],
-            "generation": generation,
-            "steps overlapped": f"{effect.hit:,}",
-            "of all": fmt.percent(effect.hit / found.steps),
-            "by chance": fmt.percent(effect.chance_hit / found.steps),
-            "longer": fmt.percent(effect.shown),
-            "longer by chance": fmt.percent(effect.chance),
-            "booked": "yes" if effect.shows else "no",
-        }
-        for (role, generation), effect in sorted(found.effects.items())
-        if effect.hit
-    )
-
-
-def tail_table(found: Numbers) -> pd.DataFrame:
-    """The tail with and without the collector, in words."""
-    rows = []
-    for kind, name in NAMES.items():
-        estimates = quantiles(found.tails[kind], numbers.QUANTILES)
-        cells = {"interval (ms)": name, "steps": f"{estimates[0].steps:,}"}
-        for quantile, each in zip(numbers.QUANTILES, estimates, strict=True):
-            value, low, high = (x / NS_PER_MS for x in (each.value, each.low, each.high))
-            cells[fmt.quantile(quantile)] = (
-                f"{fmt.figures(value)} ({fmt.bounds(low, high)})"
-                if each.supported
-                else f"needs {each.needs:,} steps"
-            )
-        rows.append(cells)
-    return pd.DataFrame(rows)
-
-
-def longest(rows: list[Long], found: Numbers, name: str) -> pd.DataFrame:
-    """Long steps, stops or pauses, in words."""
-    return pd.DataFrame(
-        {
-            name: fmt.figures(each.length_ns / NS_PER_MS),
-            "at (s)": f"{(each.start_ns - found.span[0]) / 1e9:,.1f}",
-            "whose": each.whose,
-            "meanwhile": each.what or meanwhile(each, [*found.stops, *found.steps_longest]),
-        }
-        for each in rows
-    )
 
 
 def table(content: pd.DataFrame) -> str:
