@@ -103,7 +103,8 @@ def test_a_folder_without_a_recording_gets_the_remedies(
     for command in ("check", "watch", "report"):
         assert cli.main([command, str(tmp_path)]) == 1
         error = capsys.readouterr().err
-        for part in (str(tmp_path), "holds no recording", environment.PREFIXES, "VLLM_PLUGINS"):
+        causes = (environment.PREFIXES, environment.RUST, environment.TARGET, "VLLM_PLUGINS")
+        for part in (str(tmp_path), "holds no recording", *causes):
             assert part in error, command
 
 

@@ -68,6 +68,13 @@ def test_a_server_that_was_never_asked(tmp_path: Path) -> None:
     assert "send this server some load" in text
 
 
+def test_the_stacks_of_long_steps_are_named(tmp_path: Path) -> None:
+    (worker,) = [m for m in recordings.only_launch(serving(tmp_path)).members if m.role == "worker"]
+    assert worker.stacks.name not in report.write(tmp_path, tmp_path / "page.html").read_text()
+    worker.stacks.write_text("Timeout")
+    assert worker.stacks.name in report.write(tmp_path, tmp_path / "page.html").read_text()
+
+
 @pytest.mark.parametrize("command", ["report", "watch"])
 def test_a_folder_without_a_recording_is_one_line(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -78,6 +78,12 @@ class Member:
             yield events
 
     @property
+    def stacks(self) -> Path:
+        """Where it wrote the Python stacks of long steps, if a variable asked for them."""
+        process = self.source.process
+        return self.source.path.with_name(f"stacks-{process.pid}-{process.opened_ns}.txt")
+
+    @property
     def frozen(self) -> bool | None:
         """Whether most of its heap is frozen; None if nobody counted."""
         value = self.about.get("heap_frozen")

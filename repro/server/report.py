@@ -180,6 +180,8 @@ def _served(launch: Launch, found: Numbers) -> Iterator[str]:
     )
     yield "<h3>The longest</h3>"
     yield table(tables.longest(found.steps_longest, found, "step (ms)"))
+    if stacks := [m.stacks.name for m in launch.members if m.stacks.exists()]:
+        yield paragraph(f"Python stacks of steps above the bound: {fmt.listed(stacks)}.")
     yield table(tables.longest(found.stops, found, "stop of a front end (ms)"))
     if found.stalls:
         yield table(tables.longest(found.stalls, found, "pause (ms)"))
