@@ -182,7 +182,7 @@ def subset(campaign: Campaign, **equal: object) -> Campaign:
     ----------
     campaign : Campaign
     **equal
-        Column of `runs` = value, as `policy="freeze"`.
+        Column of `runs` = value, or a tuple of values, as `policy="freeze"`.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def subset(campaign: Campaign, **equal: object) -> Campaign:
             allowed = ", ".join(runs.columns)
             raise DatasetError(f"runs have no column {column!r}: choose among {allowed}")
         found = ", ".join(map(repr, runs[column].unique()))
-        runs = runs[runs[column] == value]
+        runs = runs[runs[column].isin(value if isinstance(value, tuple) else (value,))]
         if runs.empty:
             raise DatasetError(f"no run has {column} {value!r}: choose among {found}")
     return _only(campaign, runs)
