@@ -21,6 +21,7 @@ from repro.experiment.grid import PARAMETERS
 from repro.experiment.parameters import ConfigError, as_text, parameter, parameters, read_all
 from repro.report import figures, style
 from repro.report.source import MEASURE, campaigns, in_force, project
+from repro.report.tables import runs
 
 __all__ = ["campaigns", "check", "figure", "project", "resolved", "table"]
 
@@ -94,9 +95,12 @@ def resolved(use: SimpleNamespace, campaign: Campaign) -> Markdown:
     return table(pd.DataFrame(rows, columns=["parameter", "value"]))
 
 
-def table(rows: pd.DataFrame) -> Markdown:
-    """A table of texts."""
-    return Markdown(fmt.markdown_table(rows))
+def table(rows: pd.DataFrame, campaign: Campaign | None = None) -> Markdown:
+    """A table of texts; with a campaign, its arms with noisy runs are marked."""
+    if campaign is not None:
+        rows = runs.marked(rows, campaign)
+    text = fmt.markdown_table(rows)
+    return Markdown(f"{text}\n\n{runs.NOTE}" if runs.MARK in text else text)
 
 
 def figure(name: str, campaign: Campaign) -> Image | Markdown:
