@@ -242,8 +242,8 @@ def requests(basis: Basis) -> pd.DataFrame:
         if len(steps.pauses) and number in {1, *groups.loc[groups["policy"] == "freeze", "ranks"]}:
             told = burst(steps, number, basis.answer_tokens)
         for column, values in zip(LIFETIME, seen, strict=True):
-            row[f"{column}_outside"] = np.median(values[~met])
-            row[f"{column}_measured"] = np.median(values[met]) if met.any() else np.nan
+            for name, chosen in (("outside", values[~met]), ("measured", values[met])):
+                row[f"{column}_{name}"] = np.median(chosen) if len(chosen) else np.nan
             if column in told:
                 low, high = interval(told[column].to_numpy())
                 row |= {f"{column}_predicted": told[column].median()}

@@ -180,6 +180,22 @@ def bursts(campaign: Campaign) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def bursts_in_words(campaign: Campaign) -> str:
+    """How long bursts last, how often they come and whether they spread."""
+    found = ranks.bursts(campaign)
+    said = []
+    for policy, own in found.groupby("policy", sort=False):
+        length, period = own["length_s"], own["period_steps"]
+        moved = own["drift_steps"].max()
+        changes = "not seen twice" if np.isnan(moved) else f"changed by {fmt.amount(moved)} steps"
+        said.append(
+            f"{policy}: {fmt.plural(len(own), 'burst')} of {fmt.figures(length.median())} s "
+            f"({fmt.bounds(length.min(), length.max())}), one per {fmt.figures(period.median())} "
+            f"steps; offsets {changes} from one burst to the next."
+        )
+    return " ".join(said) or "No burst was measured."
+
+
 def offsets(campaign: Campaign) -> pd.DataFrame:
     """Each run's offsets, from its first burst in the window to its last."""
     rows = []
