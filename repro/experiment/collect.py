@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from repro.dataset import recording
 from repro.dataset.schema import SCHEMA_VERSION, TABLES
-from repro.experiment import provenance, verify
+from repro.experiment import other_load, provenance, verify
 from repro.experiment.config import Experiment
 
 RAW = "raw"
@@ -133,6 +133,7 @@ def describe(folder: Path, experiment: Experiment, started_at: datetime) -> dict
         "wall_s": (datetime.now(UTC) - started_at).total_seconds(),
         "experiment": experiment.to_dict(),
         "machine": provenance.machine(),
+        "other_load": other_load.read(folder / RAW),
         "versions": provenance.versions(),
         "policy": {"requested": experiment.policy, "verified": False, "evidence": []},
     }

@@ -16,6 +16,10 @@ from typing import Any
 class ConfigError(ValueError):
     """A parameter outside what is allowed; the message names value, choices and remedy."""
 
+    def _render_traceback_(self) -> list[str]:
+        """A notebook shows this line alone."""
+        return [str(self)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class About:

@@ -53,13 +53,7 @@ _installed = False
 
 
 def install() -> None:
-    """Patch this vLLM process as the variables ask; do nothing if none is set.
-
-    Raises
-    ------
-    repro.policy.UnknownPolicy, repro.plugin.hook_points.UnknownLayout, OSError
-        Only with `REPRO_STRICT=1`.
-    """
+    """Patch this vLLM process as the variables ask; do nothing if none is set."""
     global _installed
     asked = any(os.environ.get(name) for name in VARIABLES)
     if _installed or not asked or _inspecting_a_model():

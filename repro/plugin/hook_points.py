@@ -44,6 +44,8 @@ _BREAKABLE = "vllm.compilation.breakable_cudagraph"
 
 HOOK_POINTS = (
     HookPoint("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device", "meet each worker"),
+    HookPoint("vllm.v1.worker.worker_base", "WorkerWrapperBase.execute_model", "stacks of steps"),
+    HookPoint("vllm.v1.executor.abstract", "Executor.__init__", "meet each engine core"),
     HookPoint("vllm.utils.gc_utils", "freeze_gc_heap", "the pull request's freeze"),
     HookPoint("vllm.utils.gc_utils", "maybe_attach_gc_debug_callback", "follows the freeze"),
     HookPoint(_WORKER, "Worker.load_model", "heap census during start-up"),
