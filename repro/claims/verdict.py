@@ -215,6 +215,18 @@ def sameness(
     )
 
 
+def decided(
+    holds: bool, *, number: str, reason: str, runs: tuple[str, ...], otherwise: str = ""
+) -> Outcome:
+    """The outcome of a count: reproduced, or contradicted for the reason `otherwise`."""
+    return Outcome(
+        verdict=Verdict.REPRODUCED if holds else Verdict.CONTRADICTED,
+        number=number,
+        reason=reason if holds else otherwise or reason,
+        runs=runs,
+    )
+
+
 def too_few(ratio: Estimate, name: str, runs: tuple[str, ...], unit: str) -> Outcome:
     """The outcome where the data have fewer of `unit` than the ratio needs."""
     return not_measured(f"{name} needs {ratio.needs:,} {unit}, there are {ratio.steps:,}", runs)
