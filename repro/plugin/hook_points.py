@@ -76,7 +76,7 @@ HOOK_POINTS = (
     HookPoint(_CLIENTS, "SyncMPClient.collective_rpc", "heap census of the front end"),
     HookPoint(_CLIENTS, "SyncMPClient.get_output", "front end, between steps"),
     HookPoint(_CLIENTS, "AsyncMPClient.collective_rpc_async", "heap census of the front end"),
-    HookPoint(_CLIENTS, "AsyncMPClient.get_output_async", "front end, between steps"),
+    HookPoint(_CLIENTS, "AsyncMPClient.get_output_async", "front end, between steps; yields"),
     HookPoint(_OUTPUTS, "OutputProcessor.process_outputs", "holds of the event loop; idle"),
     HookPoint(_OUTPUTS, "OutputProcessor.has_unfinished_requests", "front end, idle"),
     HookPoint("vllm.v1.engine.llm_engine", "LLMEngine.__init__", "front end policy, offline"),
