@@ -182,10 +182,11 @@ def _served(launch: Launch, found: Numbers) -> Iterator[str]:
     yield table(tables.longest(found.steps_longest, found, "step (ms)"))
     if stacks := [m.stacks.name for m in launch.members if m.stacks.exists()]:
         yield paragraph(f"Python stacks of steps above the bound: {fmt.listed(stacks)}.")
-    yield table(tables.longest(found.stops, found, "stop of a front end (ms)"))
+    if found.stops:
+        yield table(tables.longest(found.stops, found, "stop of a front end (ms)"))
     if found.stalls:
         yield table(tables.longest(found.stalls, found, "pause (ms)"))
-    predicted, thinned = numbers.more_ranks(found)
+    predicted, thinned = numbers.more_ranks(found) if found.booked_ns else ({}, False)
     if predicted:
         yield "<h3>More ranks</h3>"
         yield figure(
