@@ -7,7 +7,7 @@ QUICK = runs/quick
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LOCK = requirements/$(DEVICE).txt
 
-.PHONY: help reproduce test test-all lint figures lab bench soak env
+.PHONY: help reproduce test test-all lint figures lab bench soak compat env
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -42,6 +42,9 @@ bench: $(ENV)/.light  ## what the recorder and the prediction cost
 
 soak: env  ## an hour under load with recorder and freeze: does anything grow or drift?
 	$(BIN)/python -m benchmarks.soak runs/soak
+
+compat: env  ## one frozen and one unfrozen engine of each CPU release, checked (5 minutes per release)
+	$(BIN)/python -m benchmarks.compat
 
 env: $(ENV)/.full  ## install everything, vLLM included
 
