@@ -96,7 +96,7 @@ def test_few_requests_are_told_to_leave_everything() -> None:
     given = advise(Setting(concurrency=256, policy="no-freeze"))
     assert not given.fires
     assert math.isinf(given.period_steps)
-    assert given.lines[-1].startswith("Nothing need be set for the workers. API server")
+    assert given.lines[-1].startswith("Set nothing for the workers. API server")
 
 
 def test_a_higher_threshold_needs_more_requests() -> None:

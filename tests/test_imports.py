@@ -19,7 +19,7 @@ ALLOWED = {
     "dataset": {"experiment", "plugin"},  # fields of `Experiment`, format of the recorder
     "analysis": {"dataset", "stats", "theory"},
     "claims": {"analysis", "dataset", "stats", "theory"},
-    "report": {"claims", "analysis", "dataset", "stats", "theory", "experiment"},
+    "report": {"claims", "analysis", "dataset", "stats", "theory", "experiment", "doctor"},
     "server": {"report", "claims", "analysis", "dataset", "stats", "theory", "plugin"},
     "experiment": {"dataset", "plugin"},
     "plugin": set(),

@@ -202,6 +202,7 @@ def whole_steps_end_silences(campaign: Campaign) -> list[Outcome]:
                 reason=str(other["arm"].iloc[0]),
                 runs=used,
                 detail=detail(verdict, ABOVE_ONE, sample, more),
+                ratio=rate,
             )
         )
     return found
@@ -280,4 +281,5 @@ def _compared(
         reason=f"{reason}; {treated}",
         runs=runs,
         detail=detail(verdict, LOWER, sample, *more),
+        ratio=tail,
     )

@@ -39,10 +39,10 @@ TRIED = ("0.22.1", "0.23.0", "0.32.0")
 """vLLM releases with recorded runs in `data/`."""
 
 OTHERS = (
-    "API server and engine core collect more often than workers: their thresholds are raised by "
-    "REPRO_FRONTEND_POLICY and REPRO_ENGINE_POLICY=freeze-thresholds. Silences of seconds at an "
-    "API server that is the bottleneck are its output handler's: with raised thresholds, "
-    "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE of max_num_seqs or more ends them, for gaps of several tokens."
+    "API server and engine core collect more often than workers: set REPRO_FRONTEND_POLICY and "
+    "REPRO_ENGINE_POLICY to freeze-thresholds. An API server that is the bottleneck falls silent "
+    "for seconds in its output handler. With raised thresholds, VLLM_V1_OUTPUT_PROC_CHUNK_SIZE of "
+    "max_num_seqs or more ends these silences; gaps then hold several tokens."
 )
 """Seen in `data/h100-http`, `cpu-http`, `cpu-http-busy` and `cpu-policies`; how often is not
 predicted here."""
@@ -192,8 +192,8 @@ def _whether(advice: Advice) -> str:
             f"Full collections are not expected in the workers in plain decoding: a step "
             f"with {setting.concurrency:,} requests holds about {held:,} containers; Python "
             f"{setting.python} collects above "
-            f"{first:,}, which takes about {first / HELD_A_REQUEST:,.0f} requests. Assumed: "
-            "requests without log probabilities or structured output; record the server to be sure."
+            f"{first:,}, which takes about {first / HELD_A_REQUEST:,.0f} requests. This assumes "
+            "requests without log probabilities or structured output: record to be sure."
         )
     every = f"every {fmt.count(advice.period_steps)} steps"
     if setting.step_ms is not None:
@@ -209,8 +209,7 @@ def _outside(setting: Setting) -> str:
     if setting.vllm in TRIED:
         return ""
     return (
-        f"vLLM {setting.vllm} was not measured here, {fmt.listed(TRIED)} were: record the server "
-        "to be sure."
+        f"vLLM {setting.vllm} was not measured here, {fmt.listed(TRIED)} were: record to be sure."
     )
 
 
@@ -226,7 +225,7 @@ def _how_long(advice: Advice) -> str:
 
 def _tail(advice: Advice) -> str:
     if not advice.fires:
-        return "Neither P99 nor P99.9 of the inter-token latency is the workers' collectors' doing."
+        return "Collections of workers then move neither P99 nor P99.9 of the inter-token latency."
     ranks = advice.setting.ranks
     share = f"{fmt.percent(advice.stalled_share)} of the steps"
     if ranks > 1:
@@ -241,16 +240,16 @@ def _tail(advice: Advice) -> str:
         longer = fmt.ms(advice.pause_ms)
         said.append(f"{fmt.listed(reached)} of the inter-token latency can rise by {longer}")
     if missed:
-        said.append(f"{fmt.listed(missed)} cannot show it, the longest gaps do")
+        said.append(f"{fmt.listed(missed)} cannot show it, but the longest gaps do")
     return "; ".join(said) + "."
 
 
 def _what_to_set(advice: Advice) -> str:
     setting = advice.setting
     if not advice.fires:
-        return f"Nothing need be set for the workers. {OTHERS}"
+        return f"Set nothing for the workers. {OTHERS}"
     if setting.frozen:
-        return f"The workers are frozen already: nothing need be set for them. {OTHERS}"
+        return f"The workers are frozen already: set nothing for them. {OTHERS}"
     if setting.device == "cuda" and not has_freeze(setting.vllm):
         way = "take vLLM 0.23.0 or later, or set REPRO_POLICY=freeze beside this package's plugin"
     else:
@@ -259,4 +258,4 @@ def _what_to_set(advice: Advice) -> str:
     also = ""
     if setting.concurrency < limit:
         also = f"; gc.set_threshold{policy.RAISED} in the worker would end collections altogether"
-    return f"To be rid of it: {way}{also}. {OTHERS}"
+    return f"To end these pauses: {way}{also}. {OTHERS}"
