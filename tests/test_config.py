@@ -236,6 +236,7 @@ def test_every_parameter_is_described() -> None:
         {"policies": "freeze/stock/freeze-again", "concurrency": 7, "enforce_eager": True},
         {"client": "serve", "output_chunk": 64, "first_replicate": 3, "output_tokens": (3, 9)},
         {"client": "capture", "capture_policies": "gc-on", "max_cudagraph_capture_size": 8},
+        {"client": "capture", "capture_policies": "gc-on,frozen", "recaptures": 3},
     ],
 )
 def test_a_runs_options_measure_that_run(asked: dict[str, Any]) -> None:
