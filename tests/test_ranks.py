@@ -165,7 +165,9 @@ def test_a_prediction_alone_is_not_called_measured(tmp_path: Path) -> None:
     ids=["apart", "not waiting", "together", "two pauses", "one pause", "nothing shared"],
 )
 def test_claims_about_ranks(tmp_path: Path, options: dict[str, Any], wait: str, apart: str) -> None:
-    verdicts = claims.evaluate([loaded(tmp_path, **options)]).set_index("id")["verdict"]
+    table = claims.evaluate([loaded(tmp_path, **options)]).set_index("id")
+    assert table.loc["ranks-pause-apart", "detail"].endswith("decide") == (apart == "undecided")
+    verdicts = table["verdict"]
     assert verdicts["ranks-wait"] == wait
     assert verdicts["ranks-pause-apart"] == apart
     assert verdicts["ranks-pause-together"] == "not measured"

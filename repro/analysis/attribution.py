@@ -21,6 +21,7 @@ from repro.stats.bootstrap import Floats, Integers, weighted_quantiles
 FACTOR = 5.0
 MIN_SHARE = 0.2
 SHIFTS = 100
+"""Random shifts of the pauses; the chance share is the mean over them."""
 
 UNEXPLAINED = "unexplained"
 NOBODY = -1
@@ -51,18 +52,11 @@ class _Gaps:
     steps: Floats  # the gap's part in its step: its tokens over all tail tokens of the step
 
 
-def attribute(
-    campaign: Campaign,
-    factor: float = FACTOR,
-    *,
-    min_share: float = MIN_SHARE,
-    shifts: int = SHIFTS,
-    seed: int = 0,
-) -> pd.DataFrame:
+def attribute(campaign: Campaign, factor: float = FACTOR) -> pd.DataFrame:
     """The share of each run's tail that pauses explain, by process and generation.
 
     A gap belongs to the tail if it is longer than `factor` times the run's median ITL. The pause
-    with the longest overlap explains it, if that overlap is at least `min_share` of the gap's
+    with the longest overlap explains it, if that overlap is at least `MIN_SHARE` of the gap's
     excess over the median. Where the tokens of one step differ in gap, they share the step.
 
     A hold of the event loop counts as a pause of generation `HANDLER`, unless the front end spent
@@ -73,11 +67,6 @@ def attribute(
     campaign : Campaign
     factor : float
         Above 1.
-    min_share : float
-        Above 0, up to 1.
-    shifts : int
-        Random shifts; the chance share is their mean.
-    seed : int
 
     Returns
     -------
@@ -90,17 +79,18 @@ def attribute(
     Raises
     ------
     ValueError
-        If `factor`, `min_share` or `shifts` is out of range.
+        If `factor` is out of range.
     """
-    _check(factor, min_share, shifts)
+    if not factor > 1:
+        raise ValueError(f"factor {factor} must be above 1: tail gaps are longer than the median")
     itl = sample(campaign, "itl")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     tables = []
     for run in campaign.runs.to_dict("records"):
-        median, gaps = _tail(itl[itl["run"] == run["run"]], factor, min_share)
+        median, gaps = _tail(itl[itl["run"] == run["run"]], factor)
         pauses = _stops(campaign, run["run"])
         window = run["window_start_ns"], run["window_end_ns"]
-        explained = _explained(gaps, pauses, window, rng.integers(*window, size=shifts))
+        explained = _explained(gaps, pauses, window, rng.integers(*window, size=SHIFTS))
         tables.append(explained.assign(run=run["run"], arm=run["arm"], median_ns=median))
     if not tables:
         return pd.DataFrame(columns=_COLUMNS)
@@ -159,16 +149,7 @@ def covered(spans: pd.DataFrame, start: Integers, end: Integers) -> Floats:
     return total
 
 
-def _check(factor: float, min_share: float, shifts: int) -> None:
-    if not factor > 1:
-        raise ValueError(f"factor {factor} must be above 1: tail gaps are longer than the median")
-    if not 0 < min_share <= 1:
-        raise ValueError(f"min_share {min_share} must be above 0 and at most 1")
-    if shifts < 1:
-        raise ValueError(f"shifts {shifts} must be at least 1")
-
-
-def _tail(itl: pd.DataFrame, factor: float, min_share: float) -> tuple[float, _Gaps]:
+def _tail(itl: pd.DataFrame, factor: float) -> tuple[float, _Gaps]:
     """The median gap of one run, and the gaps above `factor` times it."""
     gap, count = itl["value_ns"].to_numpy("int64"), itl["count"].to_numpy("float64")
     median = weighted_quantiles(gap.astype("float64"), count, (0.5,))[0] if len(itl) else np.nan
@@ -178,7 +159,7 @@ def _tail(itl: pd.DataFrame, factor: float, min_share: float) -> tuple[float, _G
     return float(median), _Gaps(
         start=end - gap[long],
         end=end,
-        needed=min_share * (gap[long] - median),
+        needed=MIN_SHARE * (gap[long] - median),
         tokens=tokens,
         steps=tokens / np.bincount(which, tokens)[which] if len(end) else tokens,
     )
