@@ -245,11 +245,10 @@ def recorded() -> list[Path]:
 def page(parsed: argparse.Namespace) -> int:
     """Execute the notebooks on a campaign and join them; prints the page's path last."""
     from repro import dataset
-    from repro.report.page import execute, html_page
+    from repro.report.page import build
 
     dataset.load(parsed.source)  # what is no campaign is said before a notebook runs
-    executed = execute(parsed.source, parsed.out)
-    print(html_page(executed, parsed.out / "index.html"))
+    print(build(parsed.source, parsed.out))
     return 0
 
 
