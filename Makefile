@@ -8,7 +8,7 @@ DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LOCK = requirements/$(DEVICE).txt
 HASHES = requirements/$(DEVICE).hashes.txt
 
-.PHONY: help reproduce test test-all lint figures lab bench soak env
+.PHONY: help reproduce test test-all lint figures lab bench soak compat env
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -43,6 +43,9 @@ bench: $(ENV)/.light  ## what the recorder and the prediction cost
 
 soak: env  ## an hour under load with recorder and freeze: does anything grow or drift?
 	$(BIN)/python -m benchmarks.soak runs/soak
+
+compat: env  ## one frozen and one unfrozen engine of each CPU release, checked (5 minutes per release)
+	$(BIN)/python -m benchmarks.compat
 
 env: $(ENV)/.full  ## install everything, vLLM included
 
