@@ -56,8 +56,6 @@ class Bench:
 
     Parameters
     ----------
-    share : Share
-    experiment : Experiment
     tokenizer : str
         Folder or name of the tokenizer.
     url : str

@@ -148,7 +148,6 @@ class Requests:
 
     Parameters
     ----------
-    experiment : Experiment
     vocabulary : int
         Token ids of prompts are drawn below it.
     name : str
@@ -197,11 +196,8 @@ class ClosedLoop:
 
     Parameters
     ----------
-    engine : vllm.LLMEngine
-    experiment : Experiment
     vocabulary : int
         Token ids of prompts are drawn below it.
-    report : Report
     """
 
     def __init__(
@@ -302,7 +298,6 @@ def first_lengths(rng: random.Random, number: int, output_tokens: tuple[int, int
 
     Parameters
     ----------
-    rng : random.Random
     number : int
         Requests of the start.
     output_tokens : tuple of int

@@ -43,7 +43,6 @@ class Server:
 
     Parameters
     ----------
-    experiment : Experiment
     tokenizer : str
         Folder or name of the tokenizer.
     """
