@@ -6,6 +6,7 @@ QUICK = runs/quick
 # A GPU gets vLLM 0.23.0 with CUDA, any other machine vLLM's CPU backend.
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LOCK = requirements/$(DEVICE).txt
+HASHES = requirements/$(DEVICE).hashes.txt
 
 .PHONY: help reproduce test test-all lint figures lab bench soak compat env
 
@@ -59,5 +60,5 @@ $(ENV)/.light: $(LOCK) pyproject.toml
 # build of it this machine gets is pip's configuration to say (README, "Install").
 $(ENV)/.full: $(ENV)/.light
 	$(if $(filter cpu,$(DEVICE)),$(BIN)/pip install -q -c $(LOCK) torch==2.13.0)
-	$(BIN)/pip install -q --no-deps -r $(LOCK)
+	$(BIN)/pip install -q --no-deps --require-hashes -r $(HASHES)
 	touch $@

@@ -48,10 +48,6 @@ _BEST_FIRST = (
 def evaluate(campaigns: Sequence[Campaign]) -> pd.DataFrame:
     """Test every claim on every campaign.
 
-    Parameters
-    ----------
-    campaigns : sequence of Campaign
-
     Returns
     -------
     pandas.DataFrame
