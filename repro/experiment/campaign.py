@@ -227,7 +227,7 @@ START_S = 60.0
 """A guess at an engine's start, ramp and end; the first run corrects it."""
 
 REDRAWN_S = 30.0
-"""How often the bar is drawn within a phase where no terminal redraws its line, as in a log."""
+"""Seconds between two drawings of the bar within a phase where it goes to a log."""
 
 
 class Bar:

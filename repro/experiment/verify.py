@@ -338,7 +338,7 @@ def capture_policies_took_effect(
     """Check each capture's policy against the collections recorded inside it.
 
     vLLM lets `torch.cuda.graph` collect for the first piece of a batch size alone, so
-    `collect-per-graph` is one collection a size, or two where full graphs are captured beside.
+    `collect-per-graph` is one collection per size, or two where full graphs are captured beside.
 
     Parameters
     ----------

@@ -194,5 +194,5 @@ class SeveralRanks:
 
 
 def read(output: Any) -> Output:
-    """What one `EngineCoreOutput` says of its request."""
+    """Number, new tokens and end of a request, from its `EngineCoreOutput`."""
     return int(output.request_id), len(output.new_token_ids), output.finished

@@ -87,7 +87,7 @@ class Arrivals:
 
 
 class Ledger:
-    """What has become of each request, by its number, and the arrivals that follow from it.
+    """The state of each request, by its number, and the arrivals that follow from it.
 
     A number grows by one each: no dictionary entry to free, no object kept.
     """
@@ -286,7 +286,7 @@ class ClosedLoop:
 
 
 def read(output: Any) -> Output:
-    """What one `RequestOutput` says of its request."""
+    """Number, new tokens and end of a request, from its `RequestOutput`."""
     return int(output.request_id), len(output.outputs[0].token_ids), output.finished
 
 
