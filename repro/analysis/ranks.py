@@ -52,16 +52,14 @@ class _Rank:
 
 
 def several(campaign: Campaign) -> pd.DataFrame:
-    """The runs with more than one rank, with their number as `ranks` and their `kind`."""
+    """The runs with more than one rank: `ranks`, and `kind`, how they share the work.
+
+    `TP`: each request; `DP`: the requests; `TP DP`: both.
+    """
     tensor, data = (campaign.runs[f"{name}_parallel_size"] for name in ("tensor", "data"))
-    kinds = [kind_of(*sizes) for sizes in zip(tensor, data, strict=True)]
-    found: pd.DataFrame = campaign.runs.assign(ranks=tensor * data, kind=kinds)[tensor * data > 1]
-    return found
-
-
-def kind_of(tensor: int, data: int) -> str:
-    """How ranks share the work: `TP` (each request), `DP` (the requests), both, or empty: one."""
-    return " ".join(name for name, size in (("TP", tensor), ("DP", data)) if size > 1)
+    kinds = (tensor > 1).map({True: "TP ", False: ""}) + (data > 1).map({True: "DP", False: ""})
+    found = campaign.runs.assign(ranks=tensor * data, kind=kinds.str.strip())
+    return found[found["ranks"] > 1]
 
 
 def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> pd.DataFrame:
@@ -78,10 +76,9 @@ def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> 
     Returns
     -------
     pandas.DataFrame
-        One row an arm of several ranks: `arm`, `ranks`, `kind`, `runs`, `steps` (with a full
-        collection of any rank), `together` (of at least two), `share` with `low`, `high` (Wilson's
-        95% interval), `chance` (mean) and `chance_high` (97.5% of the shifts stay within it),
-        `apart` (median distance of a collection to the nearest of another rank, in steps; or NaN).
+        One row per arm of several ranks: `arm`, `ranks`, `kind`, `runs`, `steps` (with a full
+        collection of any rank), `together` (of at least two), `share` with Wilson's `low`, `high`,
+        `chance` (mean over the shifts), `apart` (median steps to another rank's collection; NaN).
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -109,12 +106,11 @@ def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> 
                 "low": low,
                 "high": high,
                 "chance": chance.mean() if steps else np.nan,
-                "chance_high": np.quantile(chance, 0.975) if steps else np.nan,
                 "apart": np.median(distances) if len(distances) else np.nan,
             }
         )
     columns = ["arm", "ranks", "kind", "runs", "steps", "together", "share", "low", "high"]
-    return pd.DataFrame(rows, columns=[*columns, "chance", "chance_high", "apart"])
+    return pd.DataFrame(rows, columns=[*columns, "chance", "apart"])
 
 
 def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
@@ -297,8 +293,7 @@ def wilson(hits: int, trials: int) -> tuple[float, float]:
 
     References
     ----------
-    Wilson, E. B. (1927). Probable inference, the law of succession, and statistical inference.
-    Journal of the American Statistical Association 22.
+    Wilson, E. B. (1927), Journal of the American Statistical Association 22.
     """
     if trials == 0:
         return 0.0, 1.0
