@@ -129,7 +129,7 @@ def test_several_ranks_are_shown_beside_the_prediction(tmp_path: Path) -> None:
     )
     assert "everything here is a prediction" not in shown
     assert shown.count('"image/png": "') == 2
-    assert "| 2 | no-freeze | P99 (ms) |" in shown
+    assert "| 2 | stalled share (%) |" in shown
 
 
 def test_mistyped_parameter_stops_the_notebook(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import nbformat
 import pandas as pd
 import pytest
-from browser import BROWSER, Browser
+from browser import Browser
 from campaigns import story
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from recordings import serving
@@ -32,15 +32,6 @@ def without_the_slow_claim() -> Iterator[None]:
         quick = [claim for claim in claims.CLAIMS if claim.id != "wide-ep-width"]
         patch.setattr(claims, "CLAIMS", quick)
         yield
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if BROWSER is None:
-        pytest.skip("no Chromium is installed here")
-    made = Browser(tmp_path_factory.mktemp("profile"))
-    yield made
-    made.close()
 
 
 def executed(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from repro.dataset import recording
 from repro.dataset.schema import SCHEMA_VERSION, TABLES
 from repro.experiment import other_load, provenance, verify
 from repro.experiment.config import Experiment
+from repro.experiment.grid import options
 
 RAW = "raw"
 LOG = "engine.log"
@@ -131,6 +133,7 @@ def describe(folder: Path, experiment: Experiment, started_at: datetime) -> dict
         "run_id": folder.name,
         "started_at": started_at.astimezone(UTC).isoformat(timespec="seconds"),
         "wall_s": (datetime.now(UTC) - started_at).total_seconds(),
+        "command": shlex.join(["repro", "run", "DIR", *options(experiment)]),
         "experiment": experiment.to_dict(),
         "machine": provenance.machine(),
         "other_load": other_load.read(folder / RAW),
