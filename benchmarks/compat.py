@@ -112,7 +112,7 @@ def last_line(finished: subprocess.CompletedProcess[str]) -> str:
 
 
 def checked(root: Path) -> dict[str, Any]:
-    """What the two runs of a release show of policy, recorder, census and capture span."""
+    """Facts about policy, recorder, census and capture span from the two runs of a release."""
     campaign = dataset.load(root)
     runs = campaign.runs
     census = campaign.census[campaign.census["role"] == "worker"]

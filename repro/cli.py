@@ -170,6 +170,12 @@ def advise(parsed: argparse.Namespace) -> int:
     if parsed.run is None:
         given = {k: v for k, v in vars(parsed).items() if k not in ("command", "run")}
         print("\n".join(advice.advise(advice.Setting(**given)).lines))
+        if parsed.ranks > 1:
+            from repro.report.tables.wide_ep import nearest_groups
+
+            here = recorded() if Path("data").is_dir() else []
+            groups = [path for path in here if any(path.glob("*-dp[0-9]*"))]
+            print(nearest_groups([dataset.load(path) for path in groups], parsed.ranks))
         return 0
     single = (parsed.run / "run.json").exists()
     campaign = dataset.load(parsed.run.parent if single else parsed.run)

@@ -1,4 +1,4 @@
-"""What each vLLM release does by itself, and which releases this package was read against.
+"""Behaviour of each vLLM release by itself, and the releases this package was read against.
 
 Standard library only: vLLM's own processes load this module.
 """

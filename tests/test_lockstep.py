@@ -63,7 +63,9 @@ def test_a_stall_is_the_usual_step_and_the_longest_pause() -> None:
 def test_two_stalls_in_a_row_reach_a_client_as_one_gap() -> None:
     apart = np.array([[20.0, 420, 20, 420, 20, 20]])
     in_a_row = np.array([[20.0, 420, 420, 20, 20, 20]])
-    assert longest_gap(np.stack([apart[0], in_a_row[0]])) == pytest.approx([420, 820])
+    assert longest_gap(np.stack([apart[0], in_a_row[0]]), np.full(2, 20.0)) == pytest.approx(
+        [420, 820]
+    )
     assert simulate(even(500, offsets=(0, 1)), 64).longest == pytest.approx(USUAL + 2 * PAUSE)
 
 

@@ -10,7 +10,7 @@ from builders import END, MS, SECOND, START, run, steady
 from benchmarks import policies
 from repro.dataset import load
 from repro.policy import ALTERNATE, SERVING
-from repro.report.tables.policies import side_by_side
+from repro.report.tables.policies import over_baseline, side_by_side
 
 
 @pytest.mark.parametrize("sitting", policies.SITTINGS)
@@ -70,3 +70,15 @@ def test_through_http_no_gap_stands_without_the_time_of_the_answer(tmp_path: Pat
     (row,) = side_by_side(load(tmp_path)).to_dict("records")
     assert row["TTFT P50 (s)"] == "0.200 (0.200 to 0.200)"
     assert row["end to end P99 (s)"] == "0.500 (0.500 to 0.500)"
+
+
+def test_each_arm_is_compared_with_the_plain_one_of_its_load(tmp_path: Path) -> None:
+    arms = (("stock", 256, 10), ("freeze", 256, 5), ("stock", 64, 10), ("rare-full", 64, 20))
+    for policy, in_flight, gap_ms in arms:
+        about = {"experiment__policy": policy, "experiment__concurrency": in_flight}
+        run(tmp_path, f"{policy}-{in_flight}", steady(gap_ms * MS), **about)
+    table = over_baseline(load(tmp_path)).set_index("arm")
+    assert table["over"].to_dict() == {"64 rare-full": "64 stock", "256 freeze": "256 stock"}
+    assert table.loc["64 rare-full", "P50 ITL"] == "×2.00 (2.00 to 2.00)"
+    assert table.loc["256 freeze", "P50 ITL"] == "×0.500 (0.500 to 0.500)"
+    assert table.loc["256 freeze", "tokens/s"] == "–", "one run per arm"

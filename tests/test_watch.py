@@ -35,6 +35,17 @@ def test_watch_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert float(worker[7]) == pytest.approx(1000 / 23.4, rel=0.02)
 
 
+def test_watch_fits_a_terminal_of_80_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    watch(serving(tmp_path, steps=20_000), once=True)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for start in ("process  ", "front end  ", "engine core 0  ", "worker 0  "):
+        assert any(line.startswith(start) for line in lines), start
+    assert not any("…" in line for line in lines)
+
+
 def test_watch_says_what_the_page_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     serving(tmp_path, steps=2000, stalls=range(50, 2000, 50))
     watch(tmp_path, once=True)

@@ -136,7 +136,7 @@ class Experiment:
         _ = self.model_path
 
     def _check_policies(self) -> None:
-        """Policies that one process or one executor cannot have."""
+        """Refuses policies that a process or an executor cannot have."""
         if policy.ALTERNATE in (self.engine_policy, self.frontend_policy):
             raise ConfigError("policy 'alternate' is for workers: name another for this process")
         if self.executor == "uni" and not policy.serving(self.policy).only_freezes:
@@ -194,7 +194,7 @@ class Experiment:
             )
 
     def _check_ranks(self) -> None:
-        """What only several ranks can do, and what several ranks cannot."""
+        """Options that need several ranks, and those that need one."""
         if self.ranks > 1 and self.client != "async_engine":
             raise ConfigError(
                 f"tensor_parallel_size {self.tensor_parallel_size}, data_parallel_size "
@@ -210,7 +210,7 @@ class Experiment:
             )
 
     def _check_capturing(self) -> None:
-        """What client `capture` needs, and what no other client has."""
+        """Options of client `capture`, which no other client has, and what it needs."""
         again, times = self.recapture_policies, self.recaptures
         if bool(times) != bool(again):
             raise ConfigError(
@@ -258,7 +258,7 @@ class Experiment:
 
     @property
     def model_path(self) -> str:
-        """What vLLM is given as its model: a shipped config's folder, a path, or a hub name."""
+        """The model as vLLM is given it: a shipped config's folder, a path, or a hub name."""
         return find_model(self.model)
 
     @property

@@ -65,7 +65,7 @@ def parameters(owner: Any) -> dict[str, Parameter[Any]]:
 
 
 def about(field: Parameter[Any]) -> About:
-    """What `parameter` was told."""
+    """The description given to `parameter`."""
     found: About = field.metadata["about"]
     return found
 
@@ -120,7 +120,7 @@ def check(field: Parameter[Any], value: Any) -> None:
 
 
 def allowed(field: Parameter[Any]) -> str:
-    """What a parameter may be, in words."""
+    """The allowed values, in words."""
     said = about(field)
     kind, _ = READERS[str(field.type)]
     bounds = [f"from {said.at_least:g}"] if said.at_least is not None else []

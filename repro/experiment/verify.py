@@ -36,13 +36,7 @@ def executor_is(asked: str, found: object) -> None:
 
 
 def experts_run_on_cpu(experiment: Experiment) -> None:
-    """Refuse what vLLM's CPU backend cannot do with a mixture of experts on several ranks.
-
-    Raises
-    ------
-    NotAsRequested
-        If whole experts are asked for on each rank, or compiled data-parallel ranks.
-    """
+    """Refuse what vLLM's CPU backend cannot do with a mixture of experts on several ranks."""
     if experiment.enable_expert_parallel:
         raise NotAsRequested(
             "enable_expert_parallel True on the CPU backend: its kernel reads out of bounds and "
@@ -60,7 +54,6 @@ def policy_took_effect(experiment: Experiment, workers: Sequence[dict[str, Any]]
 
     Parameters
     ----------
-    experiment : Experiment
     workers : sequence of dict
         One per rank, in any order: `rank`, `policy`, `freeze_count_before` warm-up (CPython 3.12
         itself starts with a few hundred objects frozen), `freeze_count` after it, `frozen` and
@@ -126,7 +119,6 @@ def processes_follow(experiment: Experiment, census: Columns) -> None:
 
     Parameters
     ----------
-    experiment : Experiment
     census : dict of arrays, each of shape (n_rows,)
         The table `census`.
     """
@@ -207,7 +199,6 @@ def engine_was_loaded(experiment: Experiment, steps: Columns, start_ns: int, end
 
     Parameters
     ----------
-    experiment : Experiment
     steps : dict of arrays, each of shape (n_steps,)
         The table `steps` of all ranks, ramp included.
     start_ns, end_ns : int
@@ -347,11 +338,10 @@ def capture_policies_took_effect(
     """Check each capture's policy against the collections recorded inside it.
 
     vLLM lets `torch.cuda.graph` collect for the first piece of a batch size alone, so
-    `collect-per-graph` is one collection a size, or two where full graphs are captured beside.
+    `collect-per-graph` is one collection per size, or two where full graphs are captured beside.
 
     Parameters
     ----------
-    experiment : Experiment
     captures, pauses : dict of arrays
         The tables of these names.
     workers : sequence of dict

@@ -38,7 +38,7 @@ from repro.stats.bootstrap import (
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 QUANTILES = (0.5, 0.99, 0.995, 0.999)
-RESAMPLES = 300
+RESAMPLES = 150
 
 SPREAD = 12
 """Steps from one generation-1 pass to the next at one pass per step and CPython's thresholds. A
@@ -138,13 +138,12 @@ def stalled_steps(ranks: int) -> float:
     return float(SPREAD * (1 - (1 - 1 / SPREAD) ** ranks))
 
 
-def longest_gap(steps: Floats) -> Floats:
-    """The longest gap of any client over (measurements, steps) of a group.
+def longest_gap(steps: Floats, usual: Floats) -> Floats:
+    """The longest gap of any client over (measurements, steps) of a group with `usual` steps.
 
     A rank that collects in the step after another's stall has not delivered that step's tokens
     yet: its clients see both stalls as one gap, which is a usual step shorter than their sum.
     """
-    usual = np.median(steps, axis=1)
     stalled = steps >= STALLED * usual[:, None]
     longest: Floats = steps.max(axis=1)
     row, at = np.nonzero(stalled[:, 1:] & stalled[:, :-1])
@@ -192,7 +191,7 @@ def simulate(
     found = np.quantile(group, [0.5, *quantiles], axis=1)
     return Replicates(
         quantiles=found[1:].T,
-        longest=longest_gap(group),
+        longest=longest_gap(group, found[0]),
         mean=group.mean(axis=1),
         stalled=(group >= STALLED * found[0][:, None]).mean(axis=1),
     )
@@ -272,7 +271,8 @@ def burst(
     # Before and after the burst as many usual steps as a request lives.
     group = steps.usual + np.pad(added, [(0, 0), (tokens, tokens)])
     lived = [lifetimes(one, tokens, steps.usual) for one in group]
-    inside = [np.median(seen[:, met], axis=1) for met, seen in lived]
+    none = np.full(len(LIFETIME), np.nan)  # of pauses too short to stall a step
+    inside = [np.median(seen[:, met], axis=1) if met.any() else none for met, seen in lived]
     return pd.DataFrame(
         {
             "stalled_steps": stalled.sum(axis=1),
@@ -287,8 +287,6 @@ def lifetimes(
     steps: Floats | Integers, tokens: int, usual: float
 ) -> tuple[npt.NDArray[np.bool_], Floats]:
     """The request that would begin at each of (n,) steps, in ns, and get a token in each.
-
-    A step is stalled by the `usual` one.
 
     Returns
     -------

@@ -117,14 +117,7 @@ async def ask_all(engine: Any, method: str, *args: str) -> list[Any]:
 
 
 class SeveralRanks:
-    """Keep `concurrency` requests in flight on each data-parallel rank, and note every arrival.
-
-    Parameters
-    ----------
-    engine : vllm.v1.engine.async_llm.AsyncLLM
-    experiment : Experiment
-    report : Report
-    """
+    """Keep `concurrency` requests in flight on each data-parallel rank, and note every arrival."""
 
     def __init__(self, engine: Any, experiment: Experiment, report: Report) -> None:
         self.engine = engine
@@ -201,5 +194,5 @@ class SeveralRanks:
 
 
 def read(output: Any) -> Output:
-    """What one `EngineCoreOutput` says of its request."""
+    """Number, new tokens and end of a request, from its `EngineCoreOutput`."""
     return int(output.request_id), len(output.new_token_ids), output.finished

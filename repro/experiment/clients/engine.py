@@ -43,7 +43,6 @@ def start_engine(experiment: Experiment, **more: Any) -> Any:
 
     Parameters
     ----------
-    experiment : Experiment
     **more
         Engine arguments besides, or in place of, those of the experiment.
     """

@@ -43,7 +43,6 @@ class Server:
 
     Parameters
     ----------
-    experiment : Experiment
     tokenizer : str
         Folder or name of the tokenizer.
     """
@@ -63,7 +62,7 @@ class Server:
         self.stop()
 
     def wait_until_ready(self, report: Callable[[float], None]) -> None:
-        """Until `/health` answers; `report` gets the seconds waited.
+        """Waits until `/health` answers; `report` gets the seconds waited.
 
         Raises
         ------

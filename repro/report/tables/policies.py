@@ -7,9 +7,10 @@ import pandas as pd
 from repro import fmt
 from repro.analysis.arms import labels
 from repro.analysis.gc_cost import gc_time
-from repro.analysis.tails import client_steps, step_quantiles, tail_table
+from repro.analysis.tails import client_steps, effect, step_quantiles, tail_table
 from repro.dataset import Campaign, in_window
 from repro.dataset.schema import NS_PER_MS, NS_PER_S
+from repro.stats.ratios import ratio_of_runs
 from repro.theory.cpython_rule import FULL
 
 GAPS = {0.5: "P50", 0.99: "P99", 0.999: "P99.9", 1.0: "longest"}
@@ -24,6 +25,29 @@ def side_by_side(campaign: Campaign) -> pd.DataFrame:
         parts.insert(1, answers(campaign))
     table = pd.concat(parts, axis=1).reindex(labels(campaign)).fillna("–")
     return table.rename_axis("arm").reset_index()
+
+
+def over_baseline(campaign: Campaign) -> pd.DataFrame:
+    """Ratios of every arm to the plain one under the same load, with 95% intervals.
+
+    Plain is the first arm whose worker is `stock` or `no-freeze`, its other processes `stock`.
+    """
+    arms = campaign.runs.drop_duplicates("arm").set_index("arm").loc[labels(campaign)]
+    plain = arms["policy"].isin(["stock", "no-freeze"])
+    plain &= (arms[["engine_policy", "frontend_policy"]] == "stock").all(axis=1)
+    rates = campaign.runs.groupby("arm")["tokens_per_s"].apply(list)
+    rows = []
+    for arm, load in arms["load"].items():
+        base = next(iter(arms.index[plain & (arms["load"] == load)]), arm)
+        if base == arm:
+            continue
+        found = {f"{name} ITL": effect(campaign, base, arm, q) for q, name in GAPS.items()}
+        if arms.loc[arm, "client"] == "serve":
+            found["TTFT P50"] = effect(campaign, base, arm, 0.5, "ttft")
+        found["tokens/s"] = ratio_of_runs(rates[base], rates[arm])
+        said = {name: fmt.ratio(r) if r.supported else "–" for name, r in found.items()}
+        rows.append({"arm": arm, "over": base, **said})
+    return pd.DataFrame(rows).fillna("–")
 
 
 def gaps(campaign: Campaign) -> pd.DataFrame:

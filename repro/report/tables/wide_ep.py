@@ -95,6 +95,25 @@ def warnings(
     return said
 
 
+def nearest_groups(campaigns: Sequence[Campaign], number: int) -> str:
+    """What a burst stalled in the unfrozen groups whose width is nearest, in one line."""
+    found = [ranks.bursts(each).assign(campaign=each.path.name) for each in campaigns]
+    unfrozen = pd.concat(found).query("policy == 'no-freeze'") if found else pd.DataFrame()
+    if unfrozen.empty:
+        return "No group of several ranks was measured."
+    middle = unfrozen.groupby(["campaign", "ranks"])["stalled_steps"].median().reset_index()
+    away = np.abs(np.log(middle["ranks"].astype(float) / number))
+    near = middle.loc[away.sort_values(kind="stable").index[:2]]
+    said = fmt.listed(
+        f"{fmt.amount(row.stalled_steps)} steps of {row.ranks} ranks ({row.campaign})"
+        for row in near.itertuples()
+    )
+    return (
+        f"Measured widths nearest to {number:,}: a burst stalled {said}; "
+        "those ranks started together."
+    )
+
+
 def without_basis(campaigns: Sequence[Campaign]) -> str:
     """The one line for campaigns that nothing can be predicted from."""
     named = fmt.listed(campaign.path.name for campaign in campaigns)
