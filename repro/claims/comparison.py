@@ -48,7 +48,7 @@ def most_alike(campaign: Campaign, recorded: Sequence[Path]) -> Campaign | None:
             continue
         if (own[0]["machine"]["gpu_name"] is None) != (others[0]["machine"]["gpu_name"] is None):
             continue
-        score = sum(max(_alike(mine, other) for other in others) for mine in own)
+        score = _likeness(own, others) + _likeness(others, own)
         if score > best:
             best, chosen = score, folder
     if chosen is None:
@@ -97,6 +97,11 @@ def _judge(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, str]:
 
 def _said(row: dict[str, Any]) -> str:
     return f"{row['verdict']}: {row['number']}" if row["number"] != "–" else str(row["verdict"])
+
+
+def _likeness(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> float:
+    """The mean over runs of the equal values in the most similar other run."""
+    return sum(max(_alike(run, other) for other in others) for run in runs) / len(runs)
 
 
 def _alike(mine: dict[str, Any], other: dict[str, Any]) -> int:
