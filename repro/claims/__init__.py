@@ -6,7 +6,7 @@ notebook and the tests then include it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
@@ -45,8 +45,8 @@ _BEST_FIRST = (
 """Order in which an outcome decides. A case without a measurement decides only if all are such."""
 
 
-def evaluate(campaigns: Sequence[Campaign]) -> pd.DataFrame:
-    """Test every claim on every campaign.
+def evaluate(campaigns: Sequence[Campaign], ids: Collection[str] = ()) -> pd.DataFrame:
+    """Test every claim, or those of the given `ids`, on every campaign.
 
     Returns
     -------
@@ -55,7 +55,8 @@ def evaluate(campaigns: Sequence[Campaign]) -> pd.DataFrame:
         `verdict`, `detail`, `number`, `runs` (campaign/run, comma-separated), `reason`, all text,
         and `ratio`, an `Estimate` where the number is one, else None.
     """
-    return pd.DataFrame([_decide(claim, campaigns) for claim in CLAIMS])
+    chosen = [claim for claim in CLAIMS if not ids or claim.id in ids]
+    return pd.DataFrame([_decide(claim, campaigns) for claim in chosen])
 
 
 def to_markdown(verdicts: pd.DataFrame) -> str:
