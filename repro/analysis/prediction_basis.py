@@ -121,6 +121,7 @@ def bases(campaign: Campaign) -> list[Basis]:
     ]
     alone = alone[alone["run"].isin(campaign.steps["run"].unique())]
     found = []
+    full = full_collections(campaign) if len(alone) else pd.DataFrame()
     for pair in pairs(campaign):
         arms = [pair.baseline, pair.treated]
         if not set(arms) <= set(alone["arm"]):
@@ -131,7 +132,7 @@ def bases(campaign: Campaign) -> list[Basis]:
                 campaign=campaign,
                 pair=pair,
                 steps={
-                    policy: take_apart(campaign, names)
+                    policy: replace(take_apart(campaign, names), period=_period(full, names))
                     for policy, names in zip(("no-freeze", "freeze"), of_arm.values(), strict=True)
                 },
                 concurrency=int(alone.loc[alone["arm"] == arms[0], "concurrency"].iloc[0]),
@@ -139,6 +140,13 @@ def bases(campaign: Campaign) -> list[Basis]:
             )
         )
     return sorted(found, key=lambda basis: -basis.size)
+
+
+def _period(full: pd.DataFrame, runs: Sequence[str]) -> float | None:
+    """Steps from one full collection of a worker to its next, where the runs show it."""
+    own = full[full["run"].isin(runs) & (full["role"] == "worker")]
+    periods = own["period_steps"].dropna()
+    return float(periods.median()) if len(periods) else None
 
 
 def nearest(campaigns: Sequence[Campaign], concurrency: int) -> Basis | None:
@@ -191,13 +199,7 @@ def take_apart(campaign: Campaign, runs: Sequence[str]) -> Steps:
         paused.append(added)
     if not common:
         raise LockstepError(f"{campaign.path.name}: no steps of one rank in the measured windows")
-    full = full_collections(campaign)
-    periods = full.loc[full["run"].isin(runs) & (full["role"] == "worker"), "period_steps"].dropna()
-    return Steps(
-        common=tuple(common),
-        paused=tuple(paused),
-        period=float(periods.median()) if len(periods) else None,
-    )
+    return Steps(common=tuple(common), paused=tuple(paused))
 
 
 def _paused_until(begun: Integers, over: Integers, time: Integers) -> Integers:

@@ -291,7 +291,8 @@ def _shared_steps(campaign: Campaign, row: Any, runs: tuple[str, ...], *, most: 
         reason = f"{'more' if more else 'less'} than half of them, surely"
     reason += f"; by chance {fmt.percent(row.chance)}"
     reason += f"; the nearest of another rank {fmt.amount(row.apart)} steps away"
-    number = f"{row.together} of {row.steps} steps, {fmt.share(row.share, row.low, row.high)}"
+    shared = fmt.share(row.share, row.low, row.high)
+    number = f"{row.ranks} ranks: {row.together} of {row.steps} steps, {shared}"
     more = more_for_share(row.share, row.steps, len(runs))
     missing = detail(verdict, {}, sample_of(campaign, runs), more)
     return Outcome(verdict=verdict, number=number, reason=reason, runs=runs, detail=missing)

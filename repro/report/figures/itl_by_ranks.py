@@ -78,16 +78,15 @@ def _alike(one: pd.DataFrame, other: pd.DataFrame) -> bool:
 
 
 def _said(points: pd.DataFrame) -> str:
-    """The widest group with a P99.9 of both arms, in words."""
-    far = points[points["quantity"] == fmt.quantile(FAR[-1])]
-    both = far.pivot(index="ranks", columns="policy", values="measured").dropna()
-    if both.empty or both.shape[1] < len(OFFSET):
-        return "P99 and P99.9 of ITL against the number of ranks"
-    widest = both.iloc[-1]
-    return (
-        f"P99.9 of ITL at {fmt.plural(int(both.index[-1]), 'rank')}: {fmt.ms(widest['no-freeze'])} "
-        f"without the freeze, {fmt.ms(widest['freeze'])} with it"
-    )
+    """The farthest quantile that both arms have, at the widest group, in words."""
+    for name in map(fmt.quantile, reversed(FAR)):
+        far = points[points["quantity"] == name]
+        both = far.pivot(index="ranks", columns="policy", values="measured").dropna()
+        if len(both) and both.shape[1] == len(OFFSET):
+            ranks = fmt.plural(int(both.index[-1]), "rank")
+            without, frozen = (fmt.ms(both.iloc[-1][policy]) for policy in OFFSET)
+            return f"{name} of ITL at {ranks}: {without} without the freeze, {frozen} with it"
+    return "P99 and P99.9 of ITL against the number of ranks"
 
 
 def _predicted(basis: Basis) -> pd.DataFrame:
