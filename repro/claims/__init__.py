@@ -16,7 +16,7 @@ from repro.claims.registry import REGISTERED, Claim
 from repro.claims.verdict import Outcome, Verdict
 from repro.dataset import Campaign
 
-__all__ = ["CLAIMS", "Claim", "Outcome", "Verdict", "evaluate", "to_markdown"]
+__all__ = ["CLAIMS", "Claim", "Outcome", "Verdict", "decide", "evaluate", "to_markdown"]
 
 SUBJECTS = (tail, ranks, capture, heap, release, mechanism)
 
@@ -57,7 +57,7 @@ def evaluate(campaigns: Sequence[Campaign]) -> pd.DataFrame:
         One row per claim, in the order of `CLAIMS`: `id`, `claim`, `source`, `criterion`,
         `verdict`, `detail`, `number`, `runs` (campaign/run, comma-separated), `reason`. All text.
     """
-    return pd.DataFrame([_decide(claim, campaigns) for claim in CLAIMS])
+    return pd.DataFrame([decide(claim, campaigns) for claim in CLAIMS])
 
 
 def to_markdown(verdicts: pd.DataFrame) -> str:
@@ -69,7 +69,8 @@ def to_markdown(verdicts: pd.DataFrame) -> str:
     return fmt.markdown_table(short)
 
 
-def _decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, str]:
+def decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, str]:
+    """The row of one claim in the table of `evaluate`."""
     order = _BEST_FIRST if claim.some else _WORST_FIRST
     found = [(campaign, outcome) for campaign in campaigns for outcome in claim.test(campaign)]
     row = {
