@@ -164,6 +164,7 @@ def run(parsed: argparse.Namespace) -> int:
 def advise(parsed: argparse.Namespace) -> int:
     """Print the advice for one setting, or for each run of a recording."""
     from repro import dataset
+    from repro.analysis.recorded_setting import setting_of
     from repro.theory import advice
 
     if parsed.run is None:
@@ -176,7 +177,7 @@ def advise(parsed: argparse.Namespace) -> int:
         if single and run.partition("/")[0] != parsed.run.name:
             continue
         try:
-            found = advice.advise(advice.setting_of(campaign, run))
+            found = advice.advise(setting_of(campaign, run))
         except ValueError as none:  # of a campaign, the other runs may still have some
             if single:
                 raise

@@ -9,15 +9,13 @@ import sys
 
 import collector_probe
 import pytest
+from simulated_collector import Collector, full_collection_steps, running_rule
 
 from repro.theory.cpython_rule import (
-    Collector,
     StepLoad,
     UnknownCollector,
-    full_collection_steps,
     period_of_full_collections,
     rule_for,
-    running_rule,
 )
 
 

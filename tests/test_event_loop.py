@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from repro.dataset import recording
-from repro.plugin import fault_handling, hook_points, output_handler
+from repro.plugin import engine_frontend_hooks, fault_handling, hook_points, output_handler
 from repro.plugin.hook_points import UnknownLayout
 from repro.plugin.recorder import Recorder
 
@@ -125,3 +125,57 @@ def test_holds_are_the_front_ends_alone(tmp_path: Path) -> None:
         "outputs": [3],
         "calls": [4],
     }
+
+
+MESSAGE_MS = 10
+
+
+@pytest.mark.parametrize(
+    ("bound_ms", "seen"),
+    [
+        (None, [0, 6]),  # vLLM's handler: the others run when its queue is empty
+        (0, [0, 1, 2, 3, 4, 5, 6]),
+        (2.5 * MESSAGE_MS, [0, 3, 6]),
+    ],
+)
+def test_others_run_between_messages_once_they_have_waited_long_enough(
+    bound_ms: float | None, seen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AsyncMPClient:
+        def __init__(self) -> None:
+            self.queue: asyncio.Queue[str] = asyncio.Queue()
+
+        async def get_output_async(self) -> str:
+            return await self.queue.get()
+
+    clients = types.ModuleType("vllm.v1.engine.core_client")
+    clients.AsyncMPClient = AsyncMPClient  # type: ignore[attr-defined]
+    monkeypatch.setattr(hook_points, "vllm_module", lambda name: {clients.__name__: clients}[name])
+    done, found = 0, [0]
+    clock = types.SimpleNamespace(monotonic_ns=lambda: done * MESSAGE_MS * 1_000_000)
+    monkeypatch.setattr(engine_frontend_hooks, "time", clock)
+    made = recorder(tmp_path)
+    if bound_ms is not None:
+        engine_frontend_hooks.bound_output_handler(bound_ms, made)
+
+    async def handler(client: Any) -> None:
+        nonlocal done
+        while True:
+            assert await client.get_output_async() == "message"
+            done += 1
+
+    async def serve() -> None:
+        client = AsyncMPClient()
+        for _ in range(6):
+            client.queue.put_nowait("message")
+        task = asyncio.create_task(handler(client))
+        while found[-1] < 6:
+            await asyncio.sleep(0)
+            if done != found[-1]:
+                found.append(done)
+        task.cancel()
+
+    asyncio.run(serve())
+    assert found == seen
+    noted = {0: 4, 25.0: 2}  # yields, to the power of two below
+    assert made.about.get("output_yields") == noted.get(bound_ms)  # type: ignore[arg-type]

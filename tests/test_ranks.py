@@ -169,7 +169,9 @@ def test_claims_about_ranks(tmp_path: Path, options: dict[str, Any], wait: str, 
         "ranks-pause-apart": apart,
         "ranks-pause-together": "not measured",
     }
-    assert {claim: decided(claim, campaign)["verdict"] for claim in expected} == expected
+    rows = {claim: decided(claim, campaign) for claim in expected}
+    assert {claim: row["verdict"] for claim, row in rows.items()} == expected
+    assert rows["ranks-pause-apart"]["detail"].endswith("decide") == (apart == "undecided")
 
 
 @pytest.mark.parametrize(

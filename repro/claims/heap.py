@@ -142,8 +142,8 @@ def no_collection_after_freeze(campaign: Campaign) -> list[Outcome]:
 @claim(
     "unfreeze-restores",
     "`gc.unfreeze()` at shutdown restores normal collection.",
-    criterion="reproduced: no object stays frozen and at least 90% are tracked again; "
-    "contradicted: an object stays frozen, or the collector stays off",
+    criterion="reproduced: no object stays frozen, at least 90% are tracked again and the "
+    "collector is on; contradicted: otherwise",
     needs="a census of frozen workers before and in shutdown",
 )
 def unfreeze_restores(campaign: Campaign) -> list[Outcome]:
@@ -161,12 +161,11 @@ def unfreeze_restores(campaign: Campaign) -> list[Outcome]:
         return []
     back = (both["tracked_after"] / (both["tracked"] + both["frozen"])).min()
     left = both["frozen_after"].max()
-    if left > 0 or not both["enabled_after"].all():
-        verdict, reason = Verdict.CONTRADICTED, "objects stay frozen or the collector stays off"
-    elif back >= RESTORED:
+    if left == 0 and back >= RESTORED and both["enabled_after"].all():
         verdict, reason = Verdict.REPRODUCED, "nothing is left frozen and the objects are back"
     else:
-        verdict, reason = Verdict.UNDECIDED, "nothing is left frozen, but objects are missing"
+        verdict = Verdict.CONTRADICTED
+        reason = "objects stay frozen or are missing, or the collector stays off"
     number = f"{fmt.count(left)} frozen, {fmt.percent(back)} of the objects tracked again"
     runs = tuple(both.index.get_level_values("run").unique())
     return [Outcome(verdict=verdict, number=number, reason=reason, runs=runs)]

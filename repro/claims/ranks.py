@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from repro import fmt
@@ -11,7 +12,16 @@ from repro.analysis.prediction_basis import bases
 from repro.analysis.ranks import coupling, independence, policy_of, several
 from repro.analysis.tails import Metric, effect
 from repro.claims.registry import claim
-from repro.claims.verdict import SAME_TAIL, Outcome, Verdict, too_few
+from repro.claims.verdict import (
+    SAME_TAIL,
+    Outcome,
+    Verdict,
+    detail,
+    more_for_share,
+    more_needed,
+    sample_of,
+    too_few,
+)
 from repro.dataset import Campaign
 from repro.stats.estimate import Estimate
 
@@ -22,6 +32,12 @@ FEWEST_PAUSES = 2
 """One pause has no interval."""
 
 QUANTILES = (0.99, 0.995, 0.999)
+
+FALLS_OR_RISES = {
+    Verdict.REPRODUCED: [(0.0, FALLS)],
+    Verdict.NO_EFFECT: [SAME_TAIL],
+    Verdict.CONTRADICTED: [(1.0, math.inf)],
+}
 
 
 @claim(
@@ -61,10 +77,17 @@ def _tail_by_quantile(campaign: Campaign, pair: Pair, runs: tuple[str, ...]) -> 
         verdict, reason = Verdict.NO_EFFECT, f"every ratio lies within {fmt.bounds(*SAME_TAIL)}"
     else:
         verdict, reason = Verdict.UNDECIDED, "at no quantile surely by a fifth"
+    sample = sample_of(campaign, runs)
+    more = min(more_needed(r, FALLS_OR_RISES, sample.size) for r in found.values() if r.supported)
     if not repeated(campaign, pair):
         reason += "; one run per arm: it holds for these runs alone"
-    number = f"{fmt.plural(int(ranks), 'rank')}: ITL {_by_quantile(found)}"
-    return Outcome(verdict=verdict, number=number, reason=reason, runs=runs)
+    return Outcome(
+        verdict=verdict,
+        number=f"{fmt.plural(int(ranks), 'rank')}: ITL {_by_quantile(found)}",
+        reason=reason,
+        runs=runs,
+        detail=detail(verdict, FALLS_OR_RISES, sample, more),
+    )
 
 
 def _unchanged(ratio: Estimate) -> bool:
@@ -177,7 +200,7 @@ def frozen_ranks_pause_apart(campaign: Campaign) -> list[Outcome]:
 def tensor_ranks_pause_together(campaign: Campaign) -> list[Outcome]:
     """Of the steps with a full collection, those that two ranks share are the more."""
     return [
-        _shared_steps(row, runs, most=True)
+        _shared_steps(campaign, row, runs, most=True)
         for row in independence(campaign).itertuples()
         if row.steps and (runs := _sharing_requests(campaign, row.arm))
     ]
@@ -185,7 +208,7 @@ def tensor_ranks_pause_together(campaign: Campaign) -> list[Outcome]:
 
 def _apart(campaign: Campaign, policy: str) -> list[Outcome]:
     return [
-        _shared_steps(row, runs, most=False)
+        _shared_steps(campaign, row, runs, most=False)
         for row in independence(campaign).itertuples()
         if row.steps
         and (runs := _sharing_experts(campaign, row.arm))
@@ -193,7 +216,7 @@ def _apart(campaign: Campaign, policy: str) -> list[Outcome]:
     ]
 
 
-def _shared_steps(row: Any, runs: tuple[str, ...], *, most: bool) -> Outcome:
+def _shared_steps(campaign: Campaign, row: Any, runs: tuple[str, ...], *, most: bool) -> Outcome:
     more, fewer = row.low > 0.5, row.high < 0.5
     if not (more or fewer):
         verdict, reason = Verdict.UNDECIDED, "too few to say"
@@ -203,7 +226,9 @@ def _shared_steps(row: Any, runs: tuple[str, ...], *, most: bool) -> Outcome:
     reason += f"; by chance {fmt.percent(row.chance)}"
     reason += f"; the nearest of another rank {fmt.amount(row.apart)} steps away"
     number = f"{row.together} of {row.steps} steps, {fmt.share(row.share, row.low, row.high)}"
-    return Outcome(verdict=verdict, number=number, reason=reason, runs=runs)
+    more = more_for_share(row.share, row.steps, len(runs))
+    missing = detail(verdict, {}, sample_of(campaign, runs), more)
+    return Outcome(verdict=verdict, number=number, reason=reason, runs=runs, detail=missing)
 
 
 def _sharing_experts(campaign: Campaign, arm: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from repro import fmt
 from repro.dataset import Campaign
 from repro.stats.estimate import Estimate
+from repro.stats.ratios import student
 
 SAME = (0.95, 1.05)
 """A ratio counts as no difference if its whole interval lies in here."""
@@ -124,6 +125,19 @@ def more_needed(ratio: Estimate, ranges: Ranges, size: int) -> float:
     if not room:
         return math.inf
     return max(0.0, math.ceil(size * (width / max(room)) ** 2) - size)
+
+
+def more_for_share(share: float, seen: int, runs: int) -> float:
+    """Further runs until a share's 95% interval (Wilson's) excludes one half, if the share stays.
+
+    Parameters
+    ----------
+    share : float
+    seen, runs : int
+        Observations behind the share, and the runs that gave them.
+    """
+    needed = (student(math.inf) / 2 / (share - 0.5)) ** 2 if share != 0.5 else math.inf
+    return math.ceil((needed - seen) * runs / seen) if math.isfinite(needed) else math.inf
 
 
 def detail(verdict: Verdict, ranges: Ranges, sample: Sample, *more: float) -> str:

@@ -41,6 +41,8 @@ RUN_COLUMNS = {
     "answer_tokens": "experiment.output_tokens",
     "output_tokens": "summary.output_tokens",
     "tokens_per_s": "summary.tokens_per_s",
+    "others_before": "other_load.before",
+    "others_during": "other_load.during",
 }
 """Column of `Campaign.runs` -> dotted key of `run.json`."""
 
@@ -64,7 +66,7 @@ OTHERS = "engine {}, front end {}:"
 UNSAID = {OTHERS.format("stock", "stock")} | {
     about(field).label.format(field.default)
     for field in parameters(Experiment).values()
-    if field.default in (False, 0, "none", "auto")
+    if field.default in (False, 0, "none", "auto", "{}", "vllm")
 }
 """What goes without saying in the label of an arm: switches that are off."""
 
@@ -86,7 +88,8 @@ class Campaign:
         The campaign's directory.
     runs : pandas.DataFrame
         One row per run that is ok: `RUN_COLUMNS` (`wall_s` is NaN where older runs lack it,
-        `answer_tokens` the mean of the lengths asked for), and
+        `answer_tokens` the mean of the lengths asked for, `others_before` and `others_during` the
+        share of the cores that other programs used, NaN where older runs lack it), and
         `machine` (GPU or, without one, CPU),
         `runner` (the module of the worker's model runner, empty where not recorded),
         `setting` (what differs within the campaign besides the worker's policy),
@@ -182,7 +185,7 @@ def subset(campaign: Campaign, **equal: object) -> Campaign:
     ----------
     campaign : Campaign
     **equal
-        Column of `runs` = value, as `policy="freeze"`.
+        Column of `runs` = value, or a tuple of values, as `policy="freeze"`.
 
     Raises
     ------
@@ -195,7 +198,7 @@ def subset(campaign: Campaign, **equal: object) -> Campaign:
             allowed = ", ".join(runs.columns)
             raise DatasetError(f"runs have no column {column!r}: choose among {allowed}")
         found = ", ".join(map(repr, runs[column].unique()))
-        runs = runs[runs[column] == value]
+        runs = runs[runs[column].isin(value if isinstance(value, tuple) else (value,))]
         if runs.empty:
             raise DatasetError(f"no run has {column} {value!r}: choose among {found}")
     return _only(campaign, runs)
@@ -232,6 +235,7 @@ def _runs(documents: list[dict[str, Any]]) -> pd.DataFrame:
     runs = _frame(documents, RUN_COLUMNS).astype(
         {"window_start_ns": "int64", "window_end_ns": "int64", "tokens_per_s": "float64"}
         | {"switch_s": "float64", "wall_s": "float64"}
+        | {"others_before": "float64", "others_during": "float64"}
     )
     names = [document["machine"]["gpu_name"] for document in documents]
     runs["gpu_name"] = pd.Series(names, dtype=object)  # as text, None would become NaN

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from repro.experiment import collect, provenance
 from repro.experiment.config import Experiment
+from repro.experiment.other_load import OtherLoad
 from repro.experiment.supervise import RunFailed, run_child
 from repro.experiment.verify import NotAsRequested
 
@@ -144,7 +145,9 @@ def measure(experiment: Experiment, folder: Path, shown: Bar) -> None:
     started_at = datetime.now(UTC)
     shown.begin(experiment, folder.name)
     try:
-        run_child(experiment, folder, shown.report)
+        others = OtherLoad()
+        run_child(experiment, folder, others.watching(shown.report))
+        others.write(folder / collect.RAW)
         collect.finish(folder, experiment, started_at)
     except Exception as error:
         expected = isinstance(error, RunFailed | NotAsRequested)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from repro.dataset import recording
 from repro.dataset.schema import SCHEMA_VERSION, TABLES
-from repro.experiment import provenance, verify
+from repro.experiment import other_load, provenance, verify
 from repro.experiment.config import Experiment
 
 RAW = "raw"
@@ -132,6 +132,8 @@ def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
     tables = recording.tables(folder / RAW, recordings)
     verify.processes_follow(experiment, tables["census"])
     evidence = measured["policy"]["evidence"]
+    if handler := verify.output_handler_is(experiment, recordings):
+        measured["policy"]["output_handler"] = handler
     captures, pauses = tables["captures"], tables["pauses"]
     verify.captures_are_as_planned(experiment, captures)
     verify.capture_policies_took_effect(experiment, captures, pauses, evidence)
@@ -160,6 +162,7 @@ def describe(folder: Path, experiment: Experiment, started_at: datetime) -> dict
         "wall_s": (datetime.now(UTC) - started_at).total_seconds(),
         "experiment": experiment.to_dict(),
         "machine": provenance.machine(),
+        "other_load": other_load.read(folder / RAW),
         "versions": provenance.versions(),
         "policy": {"requested": experiment.policy, "verified": False, "evidence": []},
     }

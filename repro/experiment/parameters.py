@@ -7,6 +7,7 @@ these fields. A value is read and checked here, wherever it comes from.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,10 @@ from typing import Any
 
 class ConfigError(ValueError):
     """A parameter outside what is allowed; the message names value, choices and remedy."""
+
+    def _render_traceback_(self) -> list[str]:
+        """A notebook shows this line alone."""
+        return [str(self)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,9 @@ class About:
     label: str = ""
     load: bool = False
 
+
+JsonObject = str
+"""Text of a JSON object. As text it can be compared, hashed and shown in a table."""
 
 Parameter = dataclasses.Field  # one that `parameter` made
 
@@ -177,9 +185,18 @@ def _several(one: Callable[[Any], Any], number: int | None = None) -> Callable[[
     return read_several
 
 
+def _object(value: Any) -> str:
+    """The text of a JSON object, the same for equal objects."""
+    made = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(made, dict):
+        raise TypeError
+    return json.dumps(made, sort_keys=True)
+
+
 READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "bool": ("True or False", _exactly(bool)),
     "str": ("a text", _exactly(str)),
+    "JsonObject": ("a JSON object", _object),
     "int": ("a whole number", _whole),
     "int | None": ("a whole number", lambda value: None if value is None else _whole(value)),
     "float": ("a number", _number),

@@ -167,10 +167,16 @@ def _check_between_census(role: str, serving: policy.ServingPolicy, census: Colu
                 f"{role} {rank}: policy {serving.name!r}, yet {full} full collections in the "
                 "window; another plugin collects"
             )
-        # A tenth more: a freeze waits for a moment between steps.
-        if serving.freeze_every_s and ns / 1e9 > 1.1 * serving.freeze_every_s and frozen <= 0:
+        # A tenth more: a freeze or a collection waits for a moment between steps.
+        lasted_s = ns / 1e9 / 1.1
+        if serving.freeze_every_s and lasted_s > serving.freeze_every_s and frozen <= 0:
             raise NotAsRequested(
                 f"{role} {rank}: policy {serving.name!r}, yet nothing was frozen in the window; "
+                "its hooks were bypassed"
+            )
+        if serving.collect_every_s and lasted_s > serving.collect_every_s and not full:
+            raise NotAsRequested(
+                f"{role} {rank}: policy {serving.name!r}, yet no full collection in the window; "
                 "its hooks were bypassed"
             )
 
@@ -250,6 +256,29 @@ def load_lasted(start_times: Sequence[Sequence[float]]) -> None:
             "a client ran out of requests before the window's end: set a shorter duration_s or "
             "longer output_tokens"
         )
+
+
+def output_handler_is(experiment: Experiment, recordings: Sequence[Recording]) -> dict[str, Any]:
+    """Check the API server's output handler against what its process recorded of it.
+
+    Returns
+    -------
+    dict
+        For the run's record: `output_yield_ms`, and `output_yields`, how often it yielded, to
+        the power of two below. Empty for vLLM's own handler.
+    """
+    asked, names = experiment.output_yield, ("output_yield_ms", "output_yields")
+    notes = [r.about for r in recordings if r.role == "frontend" and names[0] in r.about]
+    said = {name: notes[0][name] for name in names} if notes else {}
+    found = f"{said['output_yield_ms']:g}" if said else ""
+    if found != asked:
+        raise NotAsRequested(
+            f"output handler yields after {found or 'no'} ms, asked for {asked or 'no'} ms; "
+            "is the package installed where vLLM runs?"
+        )
+    if experiment.output_handler == "fair" and not said["output_yields"]:
+        raise NotAsRequested("output_handler 'fair', yet it never yielded: its hook was bypassed")
+    return said
 
 
 def recording_is_whole(experiment: Experiment, recordings: Sequence[Recording]) -> None:

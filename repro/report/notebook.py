@@ -7,33 +7,28 @@ parameters and shows the resolved set. Nothing here imports vLLM.
 from __future__ import annotations
 
 import ast
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from IPython.display import Image, Markdown
 
-from repro import dataset, fmt
+from repro import fmt
 from repro.dataset import Campaign
-from repro.experiment.grid import PARAMETERS, grid
-from repro.experiment.parameters import ConfigError, parameter, parameters, read_all
+from repro.experiment.grid import PARAMETERS
+from repro.experiment.parameters import ConfigError, as_text, parameter, parameters, read_all
 from repro.report import figures, style
+from repro.report.source import MEASURE, campaigns, in_force, project
+from repro.report.tables import runs
 
-MEASURE = "measure"
+__all__ = ["campaigns", "check", "figure", "project", "resolved", "table"]
+
 PARAMETERS_CELL = "source = "  # how every notebook's `parameters` cell begins
 INJECTED = "# Parameters"  # first line of the cell that papermill puts after `parameters`
-PROGRAM = "pyproject.toml"  # marks the project's folder
 
 SCREEN_DPI = 110
-
-
-class NothingMeasured(ValueError):
-    """A campaign without a single run that is ok; the message gives the first reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +54,7 @@ def check(namespace: Mapping[str, Any]) -> SimpleNamespace:
     Returns
     -------
     SimpleNamespace
-        The resolved set, one attribute per parameter.
+        One attribute per parameter; None: as recorded, or the default when measuring.
 
     Raises
     ------
@@ -69,7 +64,8 @@ def check(namespace: Mapping[str, Any]) -> SimpleNamespace:
     own = assigned(namespace, PARAMETERS_CELL)
     if unknown := [name for name in assigned(namespace, INJECTED) if name not in own]:
         raise ConfigError(f"unknown parameter {unknown[0]!r}: this notebook has {', '.join(own)}")
-    return SimpleNamespace(**read_all(KNOWN, {name: namespace[name] for name in own}))
+    given = {name: namespace[name] for name in own if namespace[name] is not None}
+    return SimpleNamespace(**dict.fromkeys(own) | read_all(KNOWN, given))
 
 
 def assigned(namespace: Mapping[str, Any], beginning: str) -> list[str]:
@@ -85,113 +81,26 @@ def assigned(namespace: Mapping[str, Any], beginning: str) -> list[str]:
     ]
 
 
-# --- where the data come from -------------------------------------------------------------
-
-
-def project() -> Path:
-    """The project's folder, from wherever in it the notebook runs; else the working folder."""
-    here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p / PROGRAM).is_file()), here)
-
-
-def campaigns(
-    use: SimpleNamespace,
-    *,
-    suits: Callable[[Campaign], bool],
-    root: Path | None = None,
-) -> list[Campaign]:
-    """The campaigns that `use.source` means: of GPUs first, of most runs, of equals the newest.
-
-    Parameters
-    ----------
-    use : SimpleNamespace
-        As `check` returns. `source` is `measure` (run on this machine what the other parameters
-        say), a folder (that campaign, whatever the other parameters say), or empty (those in
-        `root/data` that suit, or, if none does, as `measure`).
-    suits : callable
-        Whether a campaign of `root/data` holds what the notebook is about.
-    root : Path, optional
-        The project's folder (default: `project()`).
-
-    Returns
-    -------
-    list of Campaign
-        At least one; each with at least one run that is ok.
-
-    Raises
-    ------
-    repro.dataset.DatasetError
-        If the folder holds no campaign or a damaged one.
-    NothingMeasured
-        If no run of the campaign is ok.
-    """
-    root = root or project()
-    if use.source == "":
-        recorded = [found for found in _recorded(root / "data") if suits(found)]
-        if recorded:
-            return recorded
-    path = _measure(use, root) if use.source in ("", MEASURE) else _absolute(use.source, root)
-    campaign = dataset.load(path)
-    if campaign.runs.empty:
-        raise NothingMeasured(f"{path}: no run is ok; the first failed: {_first_reason(campaign)}")
-    return [campaign]
-
-
-def holds(campaign: Campaign, use: SimpleNamespace) -> bool:
-    """Whether a campaign has runs of every policy asked for, under the settings asked for."""
-    runs = campaign.runs
-    for name in ("concurrency", "executor", "client", "model"):
-        asked = getattr(use, name, "")
-        runs = runs if asked == "" else runs[runs[name].isin(np.atleast_1d(asked))]
-    return set(use.policies) <= set(runs["policy"])
-
-
-def _measure(use: SimpleNamespace, root: Path) -> Path:
-    # Only now: what measures is not needed to read what was recorded.
-    from repro.experiment.campaign import run_campaign
-
-    asked = {name: value for name, value in vars(use).items() if name in PARAMETERS}
-    experiments = grid(**{name: value for name, value in asked.items() if value != ""})
-    # The same parameters resume the same campaign; others begin one of their own.
-    ids = " ".join(sorted(experiment.run_id for experiment in experiments))
-    name = f"notebook-{hashlib.sha256(ids.encode()).hexdigest()[:8]}"
-    return run_campaign(experiments, root / "runs" / name)
-
-
-def _first_reason(campaign: Campaign) -> str:
-    return str(campaign.failed["reason"].iloc[0]) if len(campaign.failed) else "none was finished"
-
-
-def _absolute(source: str, root: Path) -> Path:
-    """A relative folder is first looked for where the notebook runs, then in the project."""
-    path = Path(source).expanduser()
-    return path if path.exists() else root / path
-
-
-def _recorded(data: Path) -> list[Campaign]:
-    folders = sorted(data.iterdir()) if data.is_dir() else []
-    found = [dataset.load(folder) for folder in folders if dataset.is_campaign(folder)]
-    found = [campaign for campaign in found if len(campaign.runs)]
-    return sorted(found, key=_weight, reverse=True)
-
-
-def _weight(campaign: Campaign) -> tuple[bool, int, str]:
-    runs = campaign.runs
-    return bool(runs["gpu_name"].notna().any()), len(runs), str(max(runs["started_at"]))
-
-
 # --- what a notebook shows ----------------------------------------------------------------
 
 
-def resolved(use: SimpleNamespace) -> Markdown:
-    """The resolved set of parameters, for the record: papermill stores the overrides alone."""
-    rows = [(name, repr(value)) for name, value in vars(use).items()]
+def resolved(use: SimpleNamespace, campaign: Campaign) -> Markdown:
+    """The parameters of the runs shown, as recorded in them."""
+    rows = [("source", f"{campaign.path.parent.name}/{campaign.path.name}")]
+    rows += [
+        (name, in_force(campaign, name) if name in PARAMETERS else str(as_text(value)))
+        for name, value in vars(use).items()
+        if name != "source"
+    ]
     return table(pd.DataFrame(rows, columns=["parameter", "value"]))
 
 
-def table(rows: pd.DataFrame) -> Markdown:
-    """A table of texts."""
-    return Markdown(fmt.markdown_table(rows))
+def table(rows: pd.DataFrame, campaign: Campaign | None = None) -> Markdown:
+    """A table of texts; with a campaign, its arms with noisy runs are marked."""
+    if campaign is not None:
+        rows = runs.marked(rows, campaign)
+    text = fmt.markdown_table(rows)
+    return Markdown(f"{text}\n\n{runs.NOTE}" if runs.MARK in text else text)
 
 
 def figure(name: str, campaign: Campaign) -> Image | Markdown:

@@ -72,7 +72,7 @@ def step_tail(found: Numbers) -> Figure:
         drawn = Figure(figsize=(COLUMN, 2.6), layout="constrained")
         axes = drawn.subplots()
         for (name, colour), kind in zip(KIND_COLOUR.items(), ("all", "without"), strict=True):
-            counts = np.sum([tail.counts for tail in found.tails[kind]], axis=0)
+            counts = found.tails[kind].counts
             x, share = curve(counts)
             firm = share >= EXPECTED_BEYOND / counts.sum()
             axes.plot(x / NS_PER_MS, share, color=colour, alpha=0.35)

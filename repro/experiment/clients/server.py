@@ -155,7 +155,8 @@ def server_arguments(experiment: Experiment, tokenizer: str, port: int) -> list[
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
-            words += [f"--{option}", json.dumps(value) if isinstance(value, dict) else str(value)]
+            text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+            words += [f"--{option}", text]
     return words
 
 
