@@ -236,13 +236,14 @@ def recorded() -> list[Path]:
 
 
 def page(parsed: argparse.Namespace) -> int:
-    """Execute the notebooks on a campaign and join them; prints the page's path last."""
+    """Execute the notebooks on a campaign and join them; prints what was found last."""
     from repro import dataset
     from repro.report.page import execute, html_page
+    from repro.report.summary import summary
 
-    dataset.load(parsed.source)  # what is no campaign is said before a notebook runs
+    campaign = dataset.load(parsed.source)  # what is no campaign is said before a notebook runs
     executed = execute(parsed.source, parsed.out)
-    print(html_page(executed, parsed.out / "index.html"))
+    print("\n".join(summary(campaign, html_page(executed, parsed.out / "index.html"))))
     return 0
 
 

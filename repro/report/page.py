@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from string import Template
@@ -17,6 +18,9 @@ from repro.report.style import PAGE_STYLE
 FIRST = "claims"
 """The notebook with the verdicts: it opens the page."""
 
+AT_ONCE = 2
+"""Notebooks executed at a time: each kernel keeps one core busy."""
+
 _HERE = Path(__file__).parent
 _PAGE = Template((_HERE / "page.html").read_text(encoding="utf-8"))
 
@@ -26,7 +30,7 @@ class ReportError(ValueError):
 
 
 def execute(source: Path, out: Path) -> list[Path]:
-    """Run every notebook of the project on one campaign, by papermill, stopping at an error.
+    """Run every notebook of the project on one campaign, by papermill, until one fails.
 
     Parameters
     ----------
@@ -50,15 +54,23 @@ def execute(source: Path, out: Path) -> list[Path]:
     notebooks = sorted(found, key=lambda path: (path.stem != FIRST, path.stem))
     if not notebooks:
         raise ReportError(f"{Path.cwd()}: has no notebooks; run this in the project's folder")
-    for path in notebooks:
+    # Absolute: papermill changes the working folder, and that of all threads.
+    source, out = source.resolve(), out.resolve()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        done = [pool.submit(_execute_one, path, source, out) for path in notebooks]
         try:
-            papermill.execute_notebook(
-                path, out / path.name, {"source": str(source.resolve())}, cwd=project()
-            )
-        except papermill.PapermillExecutionError as error:
-            what = f"{error.ename}: {error.evalue}"
-            raise ReportError(f"{path.stem}: {what}; see {out / path.name}") from error
-    return [out / path.name for path in notebooks]
+            return [each.result() for each in done]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _execute_one(path: Path, source: Path, out: Path) -> Path:
+    executed = out / path.name
+    try:
+        papermill.execute_notebook(path, executed, {"source": str(source)}, cwd=project())
+    except papermill.PapermillExecutionError as error:
+        raise ReportError(f"{path.stem}: {error.ename}: {error.evalue}; see {executed}") from error
+    return executed
 
 
 def html_page(executed: Sequence[Path], out: Path) -> Path:
