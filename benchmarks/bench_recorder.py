@@ -19,7 +19,7 @@ from typing import Any
 from repro.plugin.recorder import Recorder
 from repro.plugin.step_hooks import record_steps
 
-CALLS, ROUNDS = 500, 400
+CALLS, ROUNDS = 100, 2_000
 TARGET_US = 2.0
 
 

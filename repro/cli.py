@@ -210,20 +210,21 @@ def predict(parsed: argparse.Namespace) -> int:
     from repro import dataset, fmt
     from repro.analysis import prediction
     from repro.analysis.prediction_basis import nearest
+    from repro.report.tables import wide_ep
 
     campaigns = [dataset.load(path) for path in [parsed.source] if path] or [
         dataset.load(path) for path in recorded()
     ]
     basis = nearest(campaigns, parsed.concurrency)
     if basis is None:
-        raise ValueError(prediction.without_basis(campaigns))
+        raise ValueError(wide_ep.without_basis(campaigns))
     if parsed.out:
         print(prediction.register(basis, parsed.ranks, parsed.out))
-    print(prediction.origin(basis), end="\n\n")
-    print(fmt.markdown_table(prediction.of_one_width(basis, parsed.ranks)), end="\n\n")
-    print(f"{prediction.burst_sentence(basis, parsed.ranks)}.")
+    print(wide_ep.origin(basis), end="\n\n")
+    print(fmt.markdown_table(wide_ep.of_one_width(basis, parsed.ranks)), end="\n\n")
+    print(f"{wide_ep.burst_sentence(basis, parsed.ranks)}.")
     print(f"Of P99 {prediction.sentence(basis)}.")
-    for line in prediction.warnings(basis, parsed.ranks, parsed.concurrency, campaigns):
+    for line in wide_ep.warnings(basis, parsed.ranks, parsed.concurrency, campaigns):
         print(f"warning: {line}")
     return 0
 
@@ -238,12 +239,11 @@ def recorded() -> list[Path]:
 def page(parsed: argparse.Namespace) -> int:
     """Execute the notebooks on a campaign and join them; prints what was found last."""
     from repro import dataset
-    from repro.report.page import execute, html_page
-    from repro.report.summary import summary
+    from repro.report.closing_lines import closing_lines
+    from repro.report.page import build
 
     campaign = dataset.load(parsed.source)  # what is no campaign is said before a notebook runs
-    executed = execute(parsed.source, parsed.out)
-    print("\n".join(summary(campaign, html_page(executed, parsed.out / "index.html"))))
+    print("\n".join(closing_lines(campaign, build(parsed.source, parsed.out))))
     return 0
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from repro.theory.cpython_rule import FULL, Rule, StepLoad, UnknownCollector, rule_for
+from repro.theory.cpython_rule import FULL, Rule, UnknownCollector, rule_for
 
 _PERMANENT = 3
 
@@ -169,6 +169,28 @@ class Collector:
             promoted += moved
         self._young = {batch for batch in self._young if batch.alive[0] or batch.alive[1]}
         return promoted
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLoad:
+    """The containers that one engine step allocates, the same in each step.
+
+    Attributes
+    ----------
+    allocations : int
+        Containers a step allocates and holds together, survivors included.
+    survivors : int
+        Those of them that outlive the step. They are allocated first.
+    lifetime_steps : int or None
+        Steps a survivor lives, so that as many die as are born; None: for ever, the heap grows.
+    in_one_call : bool
+        The step allocates by one C call, such as unpickling the scheduler's output.
+    """
+
+    allocations: int
+    survivors: int = 0
+    lifetime_steps: int | None = None
+    in_one_call: bool = False
 
 
 def full_collection_steps(collector: Collector, load: StepLoad, steps: int) -> Iterator[int]:

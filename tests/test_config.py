@@ -272,6 +272,7 @@ def test_every_parameter_is_described() -> None:
         },
         {"vllm_args": {"eplb_config": {"window_size": 200}, "enable_eplb": True}},
         {"client": "capture", "capture_policies": "gc-on", "max_cudagraph_capture_size": 8},
+        {"client": "capture", "capture_policies": "gc-on,frozen", "recaptures": 3},
     ],
 )
 def test_a_runs_options_measure_that_run(asked: dict[str, Any]) -> None:

@@ -15,9 +15,10 @@ import pytest
 from repro.dataset import recording
 from repro.plugin import engine_frontend_hooks, fault_handling, hook_points, output_handler
 from repro.plugin.hook_points import UnknownLayout
-from repro.plugin.recorder import Recorder
+from repro.plugin.recorder import SERVED, Recorder
 
 CALL_S = 0.012
+MS = 1_000_000
 
 
 class OutputProcessor:
@@ -76,6 +77,17 @@ def test_a_handler_that_lets_others_run_holds_nothing(tmp_path: Path, processor:
     output_handler.record_holds(recorder(tmp_path))
     asyncio.run(turns(processor, 5, yields=True))
     assert holds(tmp_path) == {} or len(holds(tmp_path)["calls"]) == 0
+
+
+def test_outputs_are_counted_once_per_second() -> None:
+    written: list[tuple[int, ...]] = []
+    hold = output_handler.Hold(lambda *event: written.append(event))
+    for call in range(1, 8):
+        hold.extend(call * 400 * MS, call * 400 * MS + 300 * MS, 3)
+    assert written == [
+        (SERVED, 400 * MS, 1100 * MS, 9, 0),
+        (SERVED, 1500 * MS, 1200 * MS, 9, 0),
+    ]
 
 
 def test_without_an_event_loop_nobody_is_kept(tmp_path: Path, processor: Any) -> None:

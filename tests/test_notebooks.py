@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 assert {path.stem for path in NOTEBOOKS} >= {"capture_time", "itl_tails", "claims", "wide_ep"}
 MINE = NOTEBOOKS
+NO_HEAD = ("", "")
 
 
 def papermill(path: Path, out: Path, **parameters: object) -> subprocess.CompletedProcess[str]:
@@ -102,7 +103,9 @@ def test_runs_on_recorded_data_and_joins_the_report(path: Path, tmp_path: Path) 
     shown = json.dumps([cell.get("outputs", []) for cell in executed.cells])
     for words in expected:
         assert words in shown
-    page = html_page([tmp_path / path.name], tmp_path / "report" / "index.html").read_text()
+    page = html_page(
+        NO_HEAD, [tmp_path / path.name], tmp_path / "report" / "index.html"
+    ).read_text()
     assert page.count("<img") >= 1
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "http" not in re.sub(r'src="data:[^"]*"', "", page)
@@ -126,7 +129,7 @@ def test_several_ranks_are_shown_beside_the_prediction(tmp_path: Path) -> None:
     )
     assert "everything here is a prediction" not in shown
     assert shown.count('"image/png": "') == 2
-    assert "| 2 | no-freeze | P99 (ms) |" in shown
+    assert "| 2 | stalled share (%) |" in shown
 
 
 def test_mistyped_parameter_stops_the_notebook(tmp_path: Path) -> None:
@@ -289,8 +292,10 @@ def test_the_table_shows_the_parameters_of_the_runs_shown(tmp_path: Path) -> Non
         assert row in shown
 
 
-def test_execute_stops_at_the_first_error_with_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match=r"^claims: DatasetError: .* is no campaign; .*; see "):
+def test_execute_says_the_first_error_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        ReportError, match=r"^capture_time: DatasetError: .* is no campaign; .*; see "
+    ):
         execute(tmp_path / "nowhere", tmp_path / "out")
 
 
@@ -302,10 +307,10 @@ def test_execute_needs_the_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_report_refuses_what_was_not_executed(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match=r"claims\.ipynb: has no outputs; run it with papermill"):
-        html_page([ROOT / "notebooks" / "claims.ipynb"], tmp_path / "page.html")
+        html_page(NO_HEAD, [ROOT / "notebooks" / "claims.ipynb"], tmp_path / "page.html")
     (tmp_path / "bad.ipynb").write_text("{")
     with pytest.raises(ReportError, match=r"bad\.ipynb: is no notebook"):
-        html_page([tmp_path / "bad.ipynb"], tmp_path / "page.html")
+        html_page(NO_HEAD, [tmp_path / "bad.ipynb"], tmp_path / "page.html")
 
 
 def test_a_figure_that_does_not_apply_says_so_in_the_notebook(tmp_path: Path) -> None:

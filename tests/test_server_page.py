@@ -68,6 +68,13 @@ def test_a_server_that_was_never_asked(tmp_path: Path) -> None:
     assert "send this server some load" in text
 
 
+def test_nothing_is_predicted_from_nothing(tmp_path: Path) -> None:
+    text = report.write(serving(tmp_path / "a"), tmp_path / "page.html").read_text()
+    assert "More ranks" not in text
+    text = report.write(serving(tmp_path / "b", stalls=STALLS), tmp_path / "page.html").read_text()
+    assert "More ranks" in text
+
+
 def test_the_stacks_of_long_steps_are_named(tmp_path: Path) -> None:
     (worker,) = [m for m in recordings.only_launch(serving(tmp_path)).members if m.role == "worker"]
     assert worker.stacks.name not in report.write(tmp_path, tmp_path / "page.html").read_text()

@@ -114,10 +114,6 @@ class Passes:
 def trigger_table(campaign: Campaign) -> pd.DataFrame:
     """Predicted and observed full collections of every process with recorded steps.
 
-    Parameters
-    ----------
-    campaign : Campaign
-
     Returns
     -------
     pandas.DataFrame

@@ -19,6 +19,7 @@ from repro.claims.verdict import (
     SAME_TAIL,
     Outcome,
     Verdict,
+    decided,
     detail,
     judge,
     more_needed,
@@ -65,8 +66,8 @@ def rule_predicts(campaign: Campaign) -> list[Outcome]:
     wrong = told[told["verdict"] == OFF]
     low, high = measured["ratio"].min(), measured["ratio"].max()
     return [
-        Outcome(
-            verdict=Verdict.REPRODUCED if wrong.empty else Verdict.CONTRADICTED,
+        decided(
+            wrong.empty,
             number=f"predicted over observed {fmt.bounds(low, high)}",
             reason=f"{len(told) - len(wrong)} of {len(told)} predictions within 10%",
             runs=tuple(told["run"].astype(str).unique()),
@@ -88,14 +89,14 @@ def little_is_left(campaign: Campaign) -> list[Outcome]:
         return []
     worst = found.assign(total=found["since_bytes"] + found["kept_bytes"])
     worst = worst.loc[worst["total"].idxmax()]
-    little = worst["total"] <= LITTLE_BYTES
     runs = campaign.runs.loc[campaign.runs["arm"].isin(found["arm"]), "run"]
     return [
-        Outcome(
-            verdict=Verdict.REPRODUCED if little else Verdict.CONTRADICTED,
+        decided(
+            worst["total"] <= LITTLE_BYTES,
             number=f"{fmt.amount(worst['since'] + worst['kept'])} objects, "
             f"{fmt.amount(worst['total'])} bytes at most",
-            reason="under 1 MiB in every run" if little else f"over 1 MiB in {worst['arm']}",
+            reason="under 1 MiB in every run",
+            otherwise=f"over 1 MiB in {worst['arm']}",
             runs=tuple(runs),
         )
     ]
@@ -154,10 +155,9 @@ def the_handler_holds_the_loop(campaign: Campaign) -> list[Outcome]:
     held, collecting = (
         float((found[name] * length_s).sum() / length_s.sum()) for name in ("held", "collecting")
     )
-    holds = held > HALF and held > 2 * collecting
     return [
-        Outcome(
-            verdict=Verdict.REPRODUCED if holds else Verdict.CONTRADICTED,
+        decided(
+            held > HALF and held > 2 * collecting,
             number=f"{len(found)} silences, {fmt.figures(length_s.sum())} s in total, "
             f"{fmt.percent(held)} of it under a hold",
             reason=f"{fmt.percent(collecting)} of it under a collection of the API server",
@@ -202,6 +202,7 @@ def whole_steps_end_silences(campaign: Campaign) -> list[Outcome]:
                 reason=str(other["arm"].iloc[0]),
                 runs=used,
                 detail=detail(verdict, ABOVE_ONE, sample, more),
+                ratio=rate,
             )
         )
     return found
@@ -280,4 +281,5 @@ def _compared(
         reason=f"{reason}; {treated}",
         runs=runs,
         detail=detail(verdict, LOWER, sample, *more),
+        ratio=tail,
     )

@@ -52,6 +52,8 @@ class Outcome:
         The runs used.
     detail : str
         Qualifies the verdict: the range of "no effect", the runs that an undecided claim needs.
+    ratio : Estimate, optional
+        The number, where it is a ratio with an interval.
     """
 
     verdict: Verdict
@@ -59,6 +61,7 @@ class Outcome:
     reason: str
     runs: tuple[str, ...]
     detail: str = ""
+    ratio: Estimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +190,7 @@ def outcome(
         reason=reasons[verdict] + further,
         runs=runs,
         detail=detail(verdict, ranges, sample, more_needed(ratio, ranges, sample.size)),
+        ratio=ratio,
     )
 
 
@@ -208,6 +212,18 @@ def sameness(
     }
     return outcome(
         ratio, same(within), sample, name=name, runs=runs, reasons=reasons, further=further
+    )
+
+
+def decided(
+    holds: bool, *, number: str, reason: str, runs: tuple[str, ...], otherwise: str = ""
+) -> Outcome:
+    """The outcome of a count: reproduced, or contradicted for the reason `otherwise`."""
+    return Outcome(
+        verdict=Verdict.REPRODUCED if holds else Verdict.CONTRADICTED,
+        number=number,
+        reason=reason if holds else otherwise or reason,
+        runs=runs,
     )
 
 

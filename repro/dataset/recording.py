@@ -26,7 +26,7 @@ assert EVENT.itemsize == recorder.EVENT.size
 
 Columns = dict[str, npt.NDArray[Any]]
 
-ABOUT = slice(64, 4096)
+ABOUT = recorder.ABOUT
 """Where a recording's first page has a JSON object, filled up with NUL. Every key may be missing:
 
     host, monotonic_ns, wall_ns    hash of the host; one moment on both of its clocks

@@ -70,13 +70,7 @@ def _about(text: bytes) -> dict[str, Any]:
 
 
 class Follower:
-    """One recording, read from where the last call ended.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be opened. Removed later, it can still be read to its end.
-    """
+    """One recording, read from where the last call ended; removed, it is read to its end."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

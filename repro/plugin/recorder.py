@@ -242,13 +242,7 @@ class Recorder:
         return counts
 
     def capture(self, **row: Any) -> None:
-        """Append one finished capture, or compilation, to this process's captures file.
-
-        Parameters
-        ----------
-        **row
-            The columns of the table `captures` but `rank` and `number`.
-        """
+        """Append a finished capture or compilation: columns of `captures` but the first two."""
         self._append("captures", {"rank": self.rank, "number": next(self._captures), **row})
 
     def path_of(self, prefix: str, suffix: str) -> Path:

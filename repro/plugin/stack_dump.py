@@ -21,13 +21,7 @@ MOST_STACKS = 100
 
 
 def bound_s(text: str) -> float:
-    """Seconds out of milliseconds as the environment has them; 0 is off.
-
-    Raises
-    ------
-    ValueError
-        If the text is no number from 0 up.
-    """
+    """Seconds out of milliseconds as the environment has them; 0 is off."""
     try:
         bound = float(text) / 1e3
     except ValueError:

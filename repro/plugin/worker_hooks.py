@@ -49,7 +49,8 @@ def hook_worker(
     require(worker, "compile_or_warm_up_model", "execute_model", "shutdown", "model_runner")
     holder("vllm.utils.gc_utils", "freeze_gc_heap", "maybe_attach_gc_debug_callback")
     if recorder is not None:
-        process_hooks.worker_begins(recorder, worker)
+        with stepping_aside("noting the worker"):
+            process_hooks.worker_begins(recorder, worker)
     worker.repro_evidence = cpu_collectives.supply(worker)
     wrap_capture(worker, capture, recorder)
     if recorder is not None:

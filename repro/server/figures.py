@@ -87,13 +87,7 @@ def step_tail(found: Numbers) -> Figure:
 
 
 def more_ranks(predicted: dict[str, pd.DataFrame]) -> Figure:
-    """Step time of a group of ranks that wait for each other, by its number of ranks.
-
-    Parameters
-    ----------
-    predicted : dict of str to pandas.DataFrame
-        As `repro.server.numbers.more_ranks` returns.
-    """
+    """Step time of a group of ranks that wait for each other, by its number of ranks."""
     with style.applied():
         drawn = Figure(figsize=(COLUMN, 2.6), layout="constrained")
         axes = drawn.subplots()

@@ -147,13 +147,7 @@ class Launch:
 
 
 def read(folder: Path) -> tuple[list[Launch], list[str]]:
-    """Every launch of an engine recorded in a folder, the newest first, and what was left out.
-
-    Raises
-    ------
-    NothingRecorded
-        If there is none.
-    """
+    """Every launch of an engine recorded in a folder, the newest first, and what was left out."""
     sources, warnings = [], []
     for path in recordings(folder):
         try:

@@ -71,13 +71,7 @@ BENCH_LIMITS = (
 
 
 def gc_log(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Collections that a server logged by process and generation, and what such logs cannot say.
-
-    Raises
-    ------
-    ValueError
-        If the file has no such line.
-    """
+    """Collections that a server logged by process and generation, and what such logs cannot say."""
     found: dict[Source, dict[tuple[str, str], list[float]]] = {}
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -107,17 +101,9 @@ def gc_log(path: Path) -> tuple[pd.DataFrame, list[str]]:
 
 
 def bench(path: Path) -> tuple[list[str], list[Long]]:
-    """ITL of a client, and its longest silences, from `vllm bench serve --save-detailed`.
+    """ITL of a client in words, and its longest silences, from `vllm bench serve --save-detailed`.
 
-    Returns
-    -------
-    (list of str, list of Long)
-        Sentences; times in which no request got a token, on the clock of the client's host.
-
-    Raises
-    ------
-    ValueError
-        If the file is no detailed result.
+    In a silence no request got a token; its times are those of the client's host.
     """
     try:
         result: dict[str, Any] = json.loads(path.read_text())

@@ -33,28 +33,17 @@ def write(
     last: int | None = None,
     bench: Path | None = None,
 ) -> Path:
-    """Write the page about everything recorded in a folder, or about a log.
+    """Write the page about a recorded folder, or about a server's log, to `out`.
 
     Parameters
     ----------
-    source : Path
-        What `REPRO_RECORD_DIR` named, or a server's log with lines as in `outside.SOURCES`.
-    out : Path
-        The page; its folder is made.
     which, last : int, optional
         One launch only, 1 being the newest; the newest so many.
     bench : Path, optional
         What `vllm bench serve --save-result --save-detailed` wrote.
 
-    Returns
-    -------
-    Path
-        `out`, absolute.
-
     Raises
     ------
-    repro.server.launches.NothingRecorded
-        If the folder holds no recording.
     ValueError
         If a file or a number is none of those, or the page cannot be written.
     """
@@ -182,10 +171,11 @@ def _served(launch: Launch, found: Numbers) -> Iterator[str]:
     yield table(tables.longest(found.steps_longest, found, "step (ms)"))
     if stacks := [m.stacks.name for m in launch.members if m.stacks.exists()]:
         yield paragraph(f"Python stacks of steps above the bound: {fmt.listed(stacks)}.")
-    yield table(tables.longest(found.stops, found, "stop of a front end (ms)"))
+    if found.stops:
+        yield table(tables.longest(found.stops, found, "stop of a front end (ms)"))
     if found.stalls:
         yield table(tables.longest(found.stalls, found, "pause (ms)"))
-    predicted, thinned = numbers.more_ranks(found)
+    predicted, thinned = numbers.more_ranks(found) if found.booked_ns else ({}, False)
     if predicted:
         yield "<h3>More ranks</h3>"
         yield figure(

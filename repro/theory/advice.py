@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from repro import fmt, policy
 from repro.releases import has_freeze
-from repro.theory.cpython_rule import StepLoad, period_of_full_collections, rule_for
+from repro.theory.cpython_rule import period_of_full_collections, rule_for
 from repro.theory.lockstep import stalled_steps
 
 HELD_A_REQUEST = 1.2
@@ -142,14 +142,16 @@ class Advice:
 
 def advise(setting: Setting) -> Advice:
     """What full collections of its workers do to a server, and what to set."""
-    load = _load(setting)
+    survivors = _survivors(setting)
     rule = rule_for(setting.python)
     asked = policy.serving(setting.policy)
-    seen = load.survivors * setting.output_tokens if setting.frozen else setting.heap_objects
+    seen = survivors * setting.output_tokens if setting.frozen else setting.heap_objects
     period = math.inf
     if asked.automatic:
         period = period_of_full_collections(
-            load,
+            max(round(HELD_A_REQUEST * setting.concurrency), survivors),
+            survivors=survivors,
+            lifetime_steps=max(1, round(setting.output_tokens)),
             long_lived_total=round(seen),
             rule=rule,
             thresholds=asked.thresholds_over(rule.thresholds),
@@ -169,16 +171,10 @@ def advise(setting: Setting) -> Advice:
     return Advice(**{**vars(advice), "lines": tuple(line for line in said if line)})
 
 
-def _load(setting: Setting) -> StepLoad:
-    """What a worker's step allocates: by one C call, as vLLM unpickles and unpacks."""
+def _survivors(setting: Setting) -> int:
+    """Containers that a step makes and its requests keep."""
     kept = KEPT_A_REQUEST[setting.device] if setting.kept is None else setting.kept
-    survivors = round(kept * setting.concurrency / setting.output_tokens)
-    return StepLoad(
-        allocations=max(round(HELD_A_REQUEST * setting.concurrency), survivors),
-        survivors=survivors,
-        lifetime_steps=max(1, round(setting.output_tokens)),
-        in_one_call=True,
-    )
+    return round(kept * setting.concurrency / setting.output_tokens)
 
 
 # --- in words -----------------------------------------------------------------------------

@@ -102,48 +102,16 @@ def rule_for(version: str) -> Rule:
     return _RULES[major, minor]
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepLoad:
-    """The containers that one engine step allocates, the same in each step.
-
-    Attributes
-    ----------
-    allocations : int
-        Containers a step allocates and holds together, survivors included.
-    survivors : int
-        Those of them that outlive the step. They are allocated first.
-    lifetime_steps : int or None
-        Steps a survivor lives, so that as many die as are born; None: for ever, the heap grows.
-    in_one_call : bool
-        The step allocates by one C call, such as unpickling the scheduler's output.
-    """
-
-    allocations: int
-    survivors: int = 0
-    lifetime_steps: int | None = None
-    in_one_call: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.survivors <= self.allocations:
-            raise ValueError(
-                f"survivors={self.survivors} must lie between 0 and "
-                f"allocations={self.allocations}: the containers of a step that outlive it are "
-                "counted among all it allocates"
-            )
-        if self.lifetime_steps is not None and self.lifetime_steps < 1:
-            raise ValueError(
-                f"lifetime_steps={self.lifetime_steps} must be at least 1; None means for ever"
-            )
-
-
 def period_of_full_collections(
-    load: StepLoad,
+    allocations: int,
     *,
+    survivors: int,
+    lifetime_steps: float,
     long_lived_total: int,
     rule: Rule,
-    thresholds: tuple[int, int, int] | None = None,
+    thresholds: tuple[int, int, int],
 ) -> float:
-    """Steps from one full collection to the next, in closed form.
+    """Steps from one full collection to the next, if all steps allocate alike.
 
     A generation-1 pass comes every `thresholds[1] + 2` passes and promotes the survivors of the
     steps since the one before, and with them what the step it interrupts holds at that moment. A
@@ -152,13 +120,18 @@ def period_of_full_collections(
 
     Parameters
     ----------
-    load : StepLoad
+    allocations : int
+        Containers a step allocates by one C call, such as unpickling, and holds together.
+    survivors : int
+        Those of them that outlive the step.
+    lifetime_steps : float
+        Steps a survivor lives, so that as many die as are born.
     long_lived_total : int
         Objects the last full collection left alive. `gc.freeze()` does not change it.
     rule : Rule
         See `rule_for`.
-    thresholds : tuple of int, optional
-        In place of the rule's own.
+    thresholds : tuple of int
+        As `gc.get_threshold()` gives them.
 
     Returns
     -------
@@ -167,25 +140,25 @@ def period_of_full_collections(
         generation-1 passes meet a step early or late, holding little or much, changes from one
         full pass to the next, and single periods lie as far apart; this is their mean.
     """
-    first, second, third = rule.thresholds if thresholds is None else thresholds
-    at_once = load.in_one_call and not rule.inside_allocation
-    passes_per_step, held = _passes(load, first, at_once=at_once)
-    if not held:
+    first, second, _ = thresholds
+    if not 0 < first < allocations:
         return math.inf
+    due = range(first + 1, allocations + 1, first + 1) if rule.inside_allocation else [allocations]
+    held = [max(0, number - survivors) for number in due]
     cadence = second + 2  # passes from one generation-1 pass to the next
-    lifetime = math.inf if load.lifetime_steps is None else load.lifetime_steps
-    survivors = load.survivors * min(cadence / passes_per_step, lifetime)
-    # Every `cadence`-th pass of the repeating sequence meets one of these classes only; a full
-    # pass takes the place of one pass more, which moves on to the next class.
+    kept = survivors * min(cadence / len(held), lifetime_steps)
+    # Every `cadence`-th pass meets one of these classes only; a full pass takes the place of one
+    # pass more, which moves on to the next class.
     classes = math.gcd(cadence, len(held))
-    periods = []
-    for start in range(classes):
-        promoted = survivors + mean(held[start::classes])
-        passes = passes_between_full(
-            promoted, long_lived_total=long_lived_total, thresholds=(first, second, third)
+    return mean(
+        passes_between_full(
+            kept + mean(held[start::classes]),
+            long_lived_total=long_lived_total,
+            thresholds=thresholds,
         )
-        periods.append(passes / passes_per_step)
-    return mean(periods)
+        / len(held)
+        for start in range(classes)
+    )
 
 
 def passes_between_full(
@@ -208,27 +181,3 @@ def passes_between_full(
     """
     needed = math.ceil(long_lived_total // 4 / promoted) if promoted else math.inf
     return max(thresholds[FULL] + 1, needed) * (thresholds[1] + 2) + 1
-
-
-def _passes(load: StepLoad, threshold: int, *, at_once: bool) -> tuple[float, list[int]]:
-    """Passes a step, and the step's own transient containers alive at each pass of a cycle.
-
-    The count with which a step begins decides the count with which it ends, so the sequence of
-    counts runs into a cycle of at most `threshold` + 1 steps, which is walked once.
-    """
-    if threshold == 0:
-        return 0.0, []
-    freed = load.allocations - (load.survivors if load.lifetime_steps is None else 0)
-    count, history, first_seen = 0, list[list[int]](), dict[int, int]()
-    while count not in first_seen:
-        first_seen[count] = len(history)
-        if at_once:
-            due = [load.allocations] if count + load.allocations > threshold else []
-        else:
-            due = list(range(threshold + 1 - count, load.allocations + 1, threshold + 1))
-        history.append([max(0, held - load.survivors) for held in due])
-        count = load.allocations - due[-1] if due else count + load.allocations
-        count = max(0, count - freed)
-    cycle = history[first_seen[count] :]
-    held = [held for step in cycle for held in step]
-    return len(held) / len(cycle), held

@@ -10,15 +10,15 @@ from campaigns import story
 from benchmarks import bench_recorder
 from repro import dataset
 from repro.claims import CLAIMS
-from repro.report.summary import summary
+from repro.report.closing_lines import closing_lines
 
 
 def test_every_decided_claim_has_a_line_with_its_number(tmp_path: Path) -> None:
     campaign = dataset.load(story(tmp_path / "c", length_s=12))
-    measured, *claims, undecided, files = summary(campaign, tmp_path / "index.html")
+    measured, *claims, undecided, files = closing_lines(campaign, tmp_path / "index.html")
     assert measured.startswith("Measured: 2 runs with freeze and 2 runs with no-freeze; Abacus 2,")
-    assert any("no longer scanned" in line or "×" in line for line in claims)
-    assert f"Not decided by these runs: {len(CLAIMS) - len(claims)} claims" in undecided
+    assert any("P99 ITL ×" in line for line in claims)
+    assert f"Not measured by these runs: {len(CLAIMS) - len(claims)} claims" in undecided
     assert files == f"Page: {tmp_path / 'index.html'}; data: {campaign.path}"
 
 
