@@ -158,6 +158,7 @@ def test_two_ranks_wait_for_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
