@@ -17,7 +17,7 @@ from repro.claims.registry import REGISTERED, Claim
 from repro.claims.verdict import Outcome, Verdict
 from repro.dataset import Campaign
 
-__all__ = ["CLAIMS", "Claim", "Outcome", "Verdict", "evaluate", "to_markdown"]
+__all__ = ["CLAIMS", "Claim", "Outcome", "Verdict", "decide", "evaluate", "to_markdown"]
 
 SUBJECTS = (tail, ranks, capture, heap, release, mechanism)
 
@@ -56,7 +56,7 @@ def evaluate(campaigns: Sequence[Campaign], ids: Collection[str] = ()) -> pd.Dat
         and `ratio`, an `Estimate` where the number is one, else None.
     """
     chosen = [claim for claim in CLAIMS if not ids or claim.id in ids]
-    return pd.DataFrame([_decide(claim, campaigns) for claim in chosen])
+    return pd.DataFrame([decide(claim, campaigns) for claim in chosen])
 
 
 def to_markdown(verdicts: pd.DataFrame) -> str:
@@ -68,7 +68,8 @@ def to_markdown(verdicts: pd.DataFrame) -> str:
     return fmt.markdown_table(short)
 
 
-def _decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, Any]:
+def decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, Any]:
+    """The row of one claim in the table of `evaluate`."""
     order = _BEST_FIRST if claim.some else _WORST_FIRST
     found = [(campaign, outcome) for campaign in campaigns for outcome in claim.test(campaign)]
     row: dict[str, Any] = {
