@@ -13,15 +13,13 @@ HASHES = requirements/$(DEVICE).hashes.txt
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-reproduce: env  ## measure both policies here, run the notebooks, judge the claims (8 minutes)
+reproduce: env  ## measure both policies here, run the notebooks, judge the claims (6 minutes)
 	$(BIN)/repro doctor
 	$(BIN)/repro run $(QUICK) --replicates 2 --duration-s 48
-	$(BIN)/repro figures --data runs --out runs/figures
-	$(BIN)/repro claims $(QUICK)
 	$(BIN)/repro page $(QUICK) --out runs/page
 
 test: env lint  ## lint, types, unit tests, notebooks, the shared real engines
-	$(BIN)/python -m pytest -n 2 -m "not slow and not engine"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not engine"
 	$(BIN)/python -m pytest -m "engine and not slow"
 
 test-all: test  ## that, then faults, soak and workflow
@@ -35,8 +33,10 @@ lint: env
 figures: $(ENV)/.light  ## draw every figure again from data/; needs no vLLM
 	$(BIN)/repro figures --data data --out figures
 
-lab: $(ENV)/.light  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+lab: $(ENV)/.light  ## open copies of the notebooks in JupyterLab; runs/lab keeps your edits
+	mkdir -p runs/lab
+	cp -n notebooks/*.ipynb runs/lab/
+	$(BIN)/jupyter lab runs/lab
 
 bench: $(ENV)/.light  ## what the recorder and the prediction cost
 	$(BIN)/python -m benchmarks

@@ -1,5 +1,7 @@
 """All benchmarks, one after the other: `make bench`."""
 
+import sys
+
 from benchmarks import bench_recorder
 
-bench_recorder.main()
+sys.exit(bench_recorder.main())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from campaigns import captures
 
@@ -15,7 +17,7 @@ from repro.analysis.recorded_setting import setting_of
 from repro.analysis.trigger import LATER, trigger_table
 from repro.cli import main
 from repro.dataset import Campaign
-from repro.theory.advice import HELD_A_REQUEST, Setting, advise
+from repro.theory.advice import HELD_A_REQUEST, Advice, Setting, advise
 from repro.theory.cpython_rule import UnknownCollector
 
 DATA = Path(__file__).parent.parent / "data"
@@ -27,6 +29,18 @@ def campaign(request: pytest.FixtureRequest) -> Campaign:
     return dataset.load(request.param)
 
 
+@pytest.fixture(scope="module")
+def advised(campaign: Campaign) -> dict[str, Advice]:
+    return {run: advise(setting_of(campaign, run)) for run in workers_of(campaign)}
+
+
+@functools.cache
+def triggers(path: Path) -> pd.DataFrame:
+    """The trigger table of a campaign, with the requests in flight of each run."""
+    campaign = dataset.load(path)
+    return trigger_table(campaign).merge(campaign.runs[["run", "concurrency"]], on="run")
+
+
 def workers_of(campaign: Campaign) -> list[str]:
     """Runs under load whose worker was counted, which is what advice is given on."""
     census = dataset.under_load(campaign).census
@@ -34,12 +48,13 @@ def workers_of(campaign: Campaign) -> list[str]:
     return [str(run) for run in counted["run"].unique()]
 
 
-def test_advice_on_every_recorded_run_came_true(campaign: Campaign) -> None:
+def test_advice_on_every_recorded_run_came_true(
+    campaign: Campaign, advised: dict[str, Advice]
+) -> None:
     """Whether they fire, how often, how long: against what each run then did."""
     full = full_collections(campaign)
-    table = trigger_table(campaign)
-    for run in workers_of(campaign):
-        given = advise(setting_of(campaign, run))
+    table = triggers(campaign.path)
+    for run, given in advised.items():
         own = full[(full["run"] == run) & (full["role"] == "worker")]
         row = table[(table["run"] == run) & (table["event"] == LATER) & (table["role"] == "worker")]
         steps = (dataset.in_window(campaign, campaign.steps)["run"] == run).sum()
@@ -53,14 +68,15 @@ def test_advice_on_every_recorded_run_came_true(campaign: Campaign) -> None:
             assert given.period_steps == pytest.approx(observed, rel=0.25), run
 
 
-def test_a_pause_reaches_a_quantile_where_the_advice_says(campaign: Campaign) -> None:
+def test_a_pause_reaches_a_quantile_where_the_advice_says(
+    campaign: Campaign, advised: dict[str, Advice]
+) -> None:
     """Of unfrozen workers: the share of steps with a full collection, against the share said.
 
     The steps are those of one rank, the collections those of all: each lengthens everybody's step.
     """
     full = full_collections(campaign)
-    for run in workers_of(campaign):
-        given = advise(setting_of(campaign, run))
+    for run, given in advised.items():
         if given.setting.frozen or not given.fires:
             continue
         inside = dataset.in_window(campaign, campaign.steps)
@@ -82,11 +98,9 @@ def test_the_rate_is_the_recorded_one() -> None:
     """Containers held a request, from runs in which something else than the threshold tells it."""
     rates = []
     for path in CAMPAIGNS:
-        campaign = dataset.load(path)
-        table = trigger_table(campaign)
+        table = triggers(path)
         told = table[(table["role"] == "worker") & (table["held_from"] == "other arms")]
-        load = campaign.runs.set_index("run")["concurrency"].to_dict()
-        rates += (told["promoted"] / told["run"].map(load).astype(float)).dropna().tolist()
+        rates += (told["promoted"] / told["concurrency"]).dropna().tolist()
     if not rates:
         pytest.skip("no such run in data/")
     assert sorted(rates)[len(rates) // 2] == pytest.approx(HELD_A_REQUEST, rel=0.15)

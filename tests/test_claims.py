@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import SECOND, run
-from campaigns import captures, census, recaptures, story
+from campaigns import captures, census, decided, recaptures, story
 
 from repro import dataset
 from repro.claims import CLAIMS, Claim, Verdict, evaluate, registry, to_markdown
@@ -23,8 +23,7 @@ GPU = {"machine__gpu_name": "H100"}
 
 
 def verdict(claim: str, *folders: Path) -> str:
-    verdicts = evaluate([dataset.load(folder) for folder in folders]).set_index("id")
-    return verdicts.loc[claim, "verdict"]
+    return decided(claim, *map(dataset.load, folders))["verdict"]
 
 
 def counted(folder: Path, policy: str = "freeze", **changes: Any) -> Path:
@@ -72,14 +71,14 @@ def test_tail(claim: str, frozen_ms: float, expected: str, tmp_path: Path) -> No
 
 def test_tail_needs_two_runs_an_arm(tmp_path: Path) -> None:
     folder = story(tmp_path / "c", full_ms={"freeze": 2.0}, every=30, replicates=1)
-    row = evaluate([dataset.load(folder)]).set_index("id").loc["p99-falls"]
+    row = decided("p99-falls", dataset.load(folder))
     assert row["verdict"] == "not measured"
     assert "needs 2 runs per arm, there are 1" in row["reason"]
 
 
 def test_tail_needs_steps(tmp_path: Path) -> None:
     folder = story(tmp_path / "c", length_s=4)
-    row = evaluate([dataset.load(folder)]).set_index("id").loc["p99-falls"]
+    row = decided("p99-falls", dataset.load(folder))
     assert row["verdict"] == "not measured"
     assert "needs 500 steps" in row["reason"]
 
@@ -154,7 +153,7 @@ def test_without_captures_told_to_collect_nothing_is_said(tmp_path: Path) -> Non
 def test_what_the_collector_takes_bounds_what_is_left_open(tmp_path: Path) -> None:
     folder = recaptures(tmp_path / "c", {"gc-on": 5.0, "frozen": 4.75}, experiment__model="a")
     recaptures(folder, {"gc-on": 50.0, "frozen": 47.5}, experiment__model="b")
-    row = evaluate([dataset.load(folder)]).set_index("id").loc["capture-time"]
+    row = decided("capture-time", dataset.load(folder))
     assert row["number"].startswith("capture again, b, vLLM 0.32.0"), "the longest is the nearest"
     assert (
         "0.950 to 1.05; the collector takes 10.0% (10.0 to 10.0) of it with gc-on" in row["reason"]
@@ -164,8 +163,8 @@ def test_what_the_collector_takes_bounds_what_is_left_open(tmp_path: Path) -> No
 def test_captures_of_two_releases_decide_nothing_about_load(tmp_path: Path) -> None:
     for vllm in ("0.22.1", "0.23.0"):
         recaptures(tmp_path / "c", {"gc-on": 5.0}, versions__vllm=vllm)
-    rows = evaluate([dataset.load(tmp_path / "c")]).set_index("id")
-    assert rows.loc["patch-is-release", "reason"].startswith("needs runs of vLLM before 0.23")
+    row = decided("patch-is-release", dataset.load(tmp_path / "c"))
+    assert row["reason"].startswith("needs runs of vLLM before 0.23")
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(1000, "reproduced"), (0, "not measured")])
@@ -232,13 +231,13 @@ def test_heaps(claim: str, changes: dict[str, Any], expected: str, tmp_path: Pat
 def test_frozen_objects_are_counted_and_not_timed(seen: int, expected: str, tmp_path: Path) -> None:
     folder = counted(tmp_path / "c", policy="no-freeze")
     counted(folder, policy="freeze", heap={"frozen": 800_000, "tracked": seen})
-    row = evaluate([dataset.load(folder)]).set_index("id").loc["not-scanned"]
+    row = decided("not-scanned", dataset.load(folder))
     assert (row["verdict"], row["reason"]) == (expected, "no full collections to time")
 
 
 def test_the_time_of_full_collections_stands_beside_the_count(tmp_path: Path) -> None:
     folder = story(tmp_path / "c", full_ms={"freeze": 400.0}, length_s=12)
-    row = evaluate([dataset.load(folder)]).set_index("id").loc["not-scanned"]
+    row = decided("not-scanned", dataset.load(folder))
     assert row["verdict"] == "reproduced"
     assert row["reason"].startswith("full collections ×1.0")
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from builders import MS, SECOND, START, run
 
 from repro import dataset
 from repro.analysis.arms import pairs
-from repro.analysis.crossover_cost import SAME_WORK, crossover_over_fresh, interval_costs
+from repro.analysis.crossover_cost import crossover_over_fresh
 from repro.analysis.tails import effect, step_intervals, tail_table
 from repro.experiment import verify
 from repro.experiment.clients.closed_loop import ClosedLoop
@@ -147,37 +146,19 @@ def test_engine_time_is_paid_once_by_all_periods(tmp_path: Path) -> None:
         fresh(tmp_path, "no-freeze", gap * MS, f"n{number}", wall_s=100.0 + number)
         fresh(tmp_path, "freeze", gap * MS // 2, f"f{number}", wall_s=100.0)
     campaign = crossover(tmp_path, wall_s=80.0)
-    found = interval_costs(campaign, quantile=0.5).set_index("design")
-    assert found["engine_s"].to_dict() == {"fresh engines": 603.0, "cross-over": 80.0}
-    assert found["runs"].to_dict() == {"fresh engines": 6, "cross-over": 4}
+    (found,) = crossover_over_fresh(campaign, quantile=0.5).to_dict("records")
+    assert (found["engine_s_fresh"], found["engine_s_crossover"]) == (603.0, 80.0)
+    assert (found["runs_fresh"], found["runs_crossover"]) == (6, 4)
     # Periods of this engine are all alike: nothing is left to resample.
-    assert found.loc["cross-over", "width"] == pytest.approx(0)
-    assert found.loc["fresh engines", "width"] > 0.1
-    assert list(
-        crossover_over_fresh(interval_costs(campaign, quantile=0.5))["time"]
-    ) == pytest.approx([0])
-
-
-def test_the_same_width_costs_time_times_its_square() -> None:
-    """Half as wide in half the time: fresh engines would have to run four times as long."""
-    same = dict.fromkeys(SAME_WORK, "x") | {
-        "baseline": "n",
-        "treated": "f",
-        "runs": 6,
-        "ratio": None,
-    }
-    table = pd.DataFrame(
-        [
-            same | {"design": "fresh engines", "engine_s": 600.0, "width": 0.4},
-            same | {"design": "cross-over", "engine_s": 300.0, "width": 0.2},
-            same | {"design": "cross-over", "engine_s": 1.0, "width": 0.2, "model": "another"},
-        ]
-    ).assign(price_s=lambda t: t["engine_s"] * t["width"] ** 2)
-    assert list(crossover_over_fresh(table)["time"]) == pytest.approx([1 / 8])
+    assert found["price_s_crossover"] == pytest.approx(0)
+    width = np.log(found["ratio_fresh"].high / found["ratio_fresh"].low)
+    assert found["price_s_fresh"] == pytest.approx(603 * width**2)
+    assert width > 0.1
+    assert found["time"] == pytest.approx(0)
 
 
 def test_older_runs_without_their_engine_time_are_no_design(tmp_path: Path) -> None:
     campaign = crossover(tmp_path)
     assert campaign.runs["wall_s"].isna().all()
-    assert interval_costs(campaign, quantile=0.5).empty
+    assert crossover_over_fresh(campaign, quantile=0.5).empty
     assert itl_tails.crossover(campaign) == "The campaign has no cross-over beside fresh engines."

@@ -10,12 +10,14 @@ import gc
 import http.server
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,8 +32,9 @@ from test_campaign import wait_for_pid
 
 from repro import dataset
 from repro.dataset import DatasetError, recording
+from repro.dataset.run import read_document
 from repro.dataset.schema import TABLES
-from repro.experiment import campaign, supervise
+from repro.experiment import campaign, collect, supervise
 from repro.experiment.clients import server
 from repro.experiment.config import Experiment
 from repro.experiment.grid import grid
@@ -362,3 +365,34 @@ def test_a_taken_port_is_said_and_no_other_server_is_measured(
             ours.wait_until_ready(lambda seconds: None)
         other.shutdown()
     assert server.is_free(other.server_port)
+
+
+# --- the log of a run that failed ----------------------------------------------------------------
+
+LOGS = Path(__file__).parent / "logs"
+POINTER = "RuntimeError: Engine core initialization failed. See root cause above."
+FIRST_ERRORS = {
+    "cache-larger-than-memory": "ValueError: Available memory on node 0",
+    "missing-module": "ModuleNotFoundError: No module named 'vllm.v1.worker.cpu_model_runner'",
+    "negative-layer-size": "RuntimeError: Trying to create tensor with negative dimension -10",
+}
+
+
+@pytest.mark.parametrize("log", FIRST_ERRORS)
+def test_a_run_that_failed_reports_the_first_error_of_its_log(log: str, tmp_path: Path) -> None:
+    """Logs of real engines, cut to their failing lines; the child only says where to look."""
+    shutil.copy(LOGS / f"{log}.log", tmp_path / collect.LOG)
+    reason = supervise.explain(POINTER, tmp_path)
+    assert reason.startswith(FIRST_ERRORS[log])
+    assert "root cause" not in reason
+    collect.fail(tmp_path, Experiment(), datetime.now(UTC), reason)
+    kept = read_document(tmp_path)["log_tail"]
+    assert any(FIRST_ERRORS[log] in line for line in kept)
+    assert len(kept) <= collect.LOG_LINES
+
+
+def test_a_log_without_an_error_leaves_the_reason_and_keeps_its_end(tmp_path: Path) -> None:
+    lines = [f"(Worker pid=1) INFO 11-27 08:00:00 [a.py:1] step: {step}" for step in range(50)]
+    (tmp_path / collect.LOG).write_text("\n".join(lines))
+    assert supervise.explain(POINTER, tmp_path) == POINTER
+    assert collect.log_excerpt(collect.log_lines(tmp_path)) == lines[-collect.LOG_LINES :]

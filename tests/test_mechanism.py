@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from builders import MS, SECOND, START, document, run
-from campaigns import ROLES, census, decode, story
+from campaigns import ROLES, census, decided, decode, story
 
 from repro import dataset
 from repro.analysis import arms
 from repro.analysis.mechanism import objects_added, pause_by_objects, policies_table
 from repro.analysis.memory import garbage_left, resident_by_arm
-from repro.claims import Verdict, evaluate
+from repro.claims import Verdict
 from repro.dataset import Campaign
 from repro.report import style
 from repro.report.figures import FIGURES, NotApplicable
@@ -199,7 +199,7 @@ def test_memory_gained_is_told_by_process_and_for_as_many_steps(
 
 
 def verdict(claim: str, campaign: Campaign) -> str:
-    return str(evaluate([campaign]).set_index("id").loc[claim, "verdict"])
+    return decided(claim, campaign)["verdict"]
 
 
 def test_little_garbage_is_little_and_much_is_not(policies: Campaign) -> None:

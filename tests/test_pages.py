@@ -17,7 +17,7 @@ from recordings import serving
 
 from repro import claims, cli, dataset, fmt
 from repro.claims import evaluate
-from repro.claims.comparison import compare, most_alike
+from repro.claims.comparison import compare, measured, most_alike
 from repro.report import style, summary
 from repro.report.page import html_page
 
@@ -130,12 +130,14 @@ def test_the_answer_has_the_numbers(tmp_path: Path) -> None:
 
 
 def test_agreement_of_a_ratio_is_overlap_and_of_the_rest_the_verdict(tmp_path: Path) -> None:
-    one = evaluate([dataset.load(story(tmp_path / "c", length_s=12))])
+    everything = evaluate([dataset.load(story(tmp_path / "c", length_s=12))])
+    one = measured(everything)
     same = compare(one, one)
     assert set(same["outcome"]) <= {"agrees", "undecided"}
-    assert len(same) < len(one), "what was not measured is not compared"
+    assert len(same) < len(everything), "what was not measured is not compared"
     slow = story(tmp_path / "d", length_s=12, full_ms={"freeze": 400.0, "no-freeze": 2.0})
-    other = compare(one, evaluate([dataset.load(slow)])).set_index("claim")["outcome"]
+    recorded = evaluate([dataset.load(slow)], list(one["id"]))
+    other = compare(one, recorded).set_index("claim")["outcome"]
     assert other["The freeze drastically reduces P99 ITL in some cases."] == "differs"
 
 

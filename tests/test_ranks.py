@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from campaigns import story
+from campaigns import decided, story
 from ranked import every, several
 
-from repro import claims, dataset
+from repro import dataset
 from repro.analysis import prediction
 from repro.analysis.prediction_basis import bases
 from repro.analysis.ranks import bursts, coupling, independence, wilson
@@ -121,9 +121,7 @@ def test_groups_in_lockstep_measure_as_predicted(tmp_path: Path) -> None:
 def test_a_slower_group_is_outside_and_the_claim_says_so(tmp_path: Path) -> None:
     apart = [every(100), every(100, 14)]
     rows = {
-        name: claims.evaluate([both(tmp_path / name, apart, **changes)])
-        .set_index("id")
-        .loc["wide-ep-width"]
+        name: decided("wide-ep-width", both(tmp_path / name, apart, **changes))
         for name, changes in {"good": {}, "bad": {"pause_ms": 2000.0}}.items()
     }
     assert {row["verdict"] for row in rows.values()} == {"reproduced"}
@@ -133,9 +131,9 @@ def test_a_slower_group_is_outside_and_the_claim_says_so(tmp_path: Path) -> None
 
 
 def test_many_ranks_that_pause_in_one_step_contradict_the_width(tmp_path: Path) -> None:
-    verdicts = claims.evaluate([both(tmp_path, [every(400)] * 16)]).set_index("id")
-    assert verdicts.loc["wide-ep-width", "verdict"] == "contradicted"
-    assert verdicts.loc["wide-ep", "verdict"] != "reproduced"
+    campaign = both(tmp_path, [every(400)] * 16)
+    assert decided("wide-ep-width", campaign)["verdict"] == "contradicted"
+    assert decided("wide-ep", campaign)["verdict"] != "reproduced"
 
 
 def test_a_registered_prediction_is_judged_as_registered(tmp_path: Path) -> None:
@@ -181,10 +179,10 @@ def test_another_load_is_no_basis(tmp_path: Path) -> None:
 
 def test_a_prediction_alone_is_not_called_measured(tmp_path: Path) -> None:
     campaign = dataset.load(story(tmp_path / "c", every=200))
-    verdicts = claims.evaluate([campaign]).set_index("id")
-    assert verdicts.loc["wide-ep-width", "verdict"] == "predicted"
-    assert "predicted to lower P99 by a fifth or more" in verdicts.loc["wide-ep-width", "number"]
-    assert verdicts.loc["wide-ep", "verdict"] == "not measured"
+    width = decided("wide-ep-width", campaign)
+    assert width["verdict"] == "predicted"
+    assert "predicted to lower P99 by a fifth or more" in width["number"]
+    assert decided("wide-ep", campaign)["verdict"] == "not measured"
 
 
 @pytest.mark.parametrize(
@@ -211,12 +209,15 @@ def test_a_prediction_alone_is_not_called_measured(tmp_path: Path) -> None:
     ids=["apart", "not waiting", "together", "two pauses", "one pause", "nothing shared"],
 )
 def test_claims_about_ranks(tmp_path: Path, options: dict[str, Any], wait: str, apart: str) -> None:
-    table = claims.evaluate([loaded(tmp_path, **options)]).set_index("id")
-    assert table.loc["ranks-pause-apart", "detail"].endswith("decide") == (apart == "undecided")
-    verdicts = table["verdict"]
-    assert verdicts["ranks-wait"] == wait
-    assert verdicts["ranks-pause-apart"] == apart
-    assert verdicts["ranks-pause-together"] == "not measured"
+    campaign = loaded(tmp_path, **options)
+    expected = {
+        "ranks-wait": wait,
+        "ranks-pause-apart": apart,
+        "ranks-pause-together": "not measured",
+    }
+    rows = {claim: decided(claim, campaign) for claim in expected}
+    assert {claim: row["verdict"] for claim, row in rows.items()} == expected
+    assert rows["ranks-pause-apart"]["detail"].endswith("decide") == (apart == "undecided")
 
 
 @pytest.mark.parametrize(
@@ -236,9 +237,12 @@ def test_claim_about_tensor_parallel_ranks(
         "experiment__enable_expert_parallel": False,
     }
     campaign = loaded(tmp_path, pauses_at=pauses_at, **tensor)
-    verdicts = claims.evaluate([campaign]).set_index("id")["verdict"]
-    assert verdicts["ranks-pause-together"] == together
-    assert {verdicts["ranks-pause-apart"], verdicts["ranks-wait"]} == {"not measured"}
+    expected = {
+        "ranks-wait": "not measured",
+        "ranks-pause-apart": "not measured",
+        "ranks-pause-together": together,
+    }
+    assert {claim: decided(claim, campaign)["verdict"] for claim in expected} == expected
 
 
 def test_wilson() -> None:

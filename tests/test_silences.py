@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import END, MS, SECOND, START, run
+from campaigns import decided
 
 from repro import dataset
 from repro.analysis.attribution import covered
 from repro.analysis.silences import silences
-from repro.claims import evaluate
 from repro.report.figures import FIGURES, NotApplicable
 from repro.report.tables import itl_tails
 
@@ -66,7 +66,7 @@ def served(
 
 
 def verdict(claim: str, folder: Path) -> Any:
-    return evaluate([dataset.load(folder)]).set_index("id").loc[claim]
+    return decided(claim, dataset.load(folder))
 
 
 def test_a_silence_is_put_down_to_those_in_the_way(tmp_path: Path) -> None:

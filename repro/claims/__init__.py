@@ -6,7 +6,7 @@ notebook and the tests then include it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,7 +17,7 @@ from repro.claims.registry import REGISTERED, Claim
 from repro.claims.verdict import Outcome, Verdict
 from repro.dataset import Campaign
 
-__all__ = ["CLAIMS", "Claim", "Outcome", "Verdict", "evaluate", "to_markdown"]
+__all__ = ["CLAIMS", "Claim", "Outcome", "Verdict", "decide", "evaluate", "to_markdown"]
 
 SUBJECTS = (tail, ranks, capture, heap, release, mechanism)
 
@@ -45,8 +45,8 @@ _BEST_FIRST = (
 """Order in which an outcome decides. A case without a measurement decides only if all are such."""
 
 
-def evaluate(campaigns: Sequence[Campaign]) -> pd.DataFrame:
-    """Test every claim on every campaign.
+def evaluate(campaigns: Sequence[Campaign], ids: Collection[str] = ()) -> pd.DataFrame:
+    """Test every claim, or those of the given `ids`, on every campaign.
 
     Returns
     -------
@@ -55,7 +55,8 @@ def evaluate(campaigns: Sequence[Campaign]) -> pd.DataFrame:
         `verdict`, `detail`, `number`, `runs` (campaign/run, comma-separated), `reason`, all text,
         and `ratio`, an `Estimate` where the number is one, else None.
     """
-    return pd.DataFrame([_decide(claim, campaigns) for claim in CLAIMS])
+    chosen = [claim for claim in CLAIMS if not ids or claim.id in ids]
+    return pd.DataFrame([decide(claim, campaigns) for claim in chosen])
 
 
 def to_markdown(verdicts: pd.DataFrame) -> str:
@@ -67,7 +68,8 @@ def to_markdown(verdicts: pd.DataFrame) -> str:
     return fmt.markdown_table(short)
 
 
-def _decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, Any]:
+def decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, Any]:
+    """The row of one claim in the table of `evaluate`."""
     order = _BEST_FIRST if claim.some else _WORST_FIRST
     found = [(campaign, outcome) for campaign in campaigns for outcome in claim.test(campaign)]
     row: dict[str, Any] = {

@@ -48,7 +48,7 @@ def most_alike(campaign: Campaign, recorded: Sequence[Path]) -> Campaign | None:
             continue
         if (own[0]["machine"]["gpu_name"] is None) != (others[0]["machine"]["gpu_name"] is None):
             continue
-        score = sum(max(_alike(mine, other) for other in others) for mine in own)
+        score = _likeness(own, others) + _likeness(others, own)
         if score > best:
             best, chosen = score, folder
     if chosen is None:
@@ -57,13 +57,18 @@ def most_alike(campaign: Campaign, recorded: Sequence[Path]) -> Campaign | None:
     return dataset.subset(found, vllm=version) if version in set(found.runs["vllm"]) else found
 
 
+def measured(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """The claims that data speak to; a prediction is no measurement."""
+    return verdicts[~verdicts["verdict"].isin([Verdict.NOT_MEASURED, Verdict.PREDICTED])]
+
+
 def compare(own: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
-    """Every claim that one's own data decide, beside what the recorded data say of it.
+    """The same claims by one's own and by the recorded data.
 
     Parameters
     ----------
     own, recorded : pandas.DataFrame
-        As `claims.evaluate` returns.
+        As `claims.evaluate` returns, of the same claims.
 
     Returns
     -------
@@ -73,8 +78,6 @@ def compare(own: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for mine, theirs in zip(own.to_dict("records"), recorded.to_dict("records"), strict=True):
-        if mine["verdict"] == Verdict.NOT_MEASURED:
-            continue
         tolerance, outcome = _judge(mine, theirs)
         row = {"claim": mine["claim"], "recorded": _said(theirs), "yours": _said(mine)}
         rows.append(row | {"tolerance": tolerance, "outcome": outcome})
@@ -82,7 +85,7 @@ def compare(own: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
 
 
 def _judge(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, str]:
-    if theirs["verdict"] == Verdict.NOT_MEASURED:
+    if theirs["verdict"] in (Verdict.NOT_MEASURED, Verdict.PREDICTED):
         return "–", "not recorded"
     a, b = mine["ratio"], theirs["ratio"]
     if a is not None and b is not None:
@@ -94,6 +97,11 @@ def _judge(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, str]:
 
 def _said(row: dict[str, Any]) -> str:
     return f"{row['verdict']}: {row['number']}" if row["number"] != "–" else str(row["verdict"])
+
+
+def _likeness(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> float:
+    """The mean over runs of the equal values in the most similar other run."""
+    return sum(max(_alike(run, other) for other in others) for run in runs) / len(runs)
 
 
 def _alike(mine: dict[str, Any], other: dict[str, Any]) -> int:

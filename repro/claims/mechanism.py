@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pandas as pd
 
@@ -18,6 +17,7 @@ from repro.claims.registry import claim
 from repro.claims.verdict import (
     SAME_TAIL,
     Outcome,
+    Ranges,
     Verdict,
     decided,
     detail,
@@ -28,7 +28,6 @@ from repro.claims.verdict import (
 )
 from repro.dataset import Campaign, under_load
 from repro.dataset.schema import NS_PER_S
-from repro.stats.estimate import Estimate
 from repro.stats.ratios import ratio_of_runs
 
 LITTLE_BYTES = 1 << 20
@@ -46,6 +45,16 @@ LOWER = {
     Verdict.REPRODUCED: [(0.0, 1.0)],
     Verdict.NO_EFFECT: [SAME_TAIL],
     Verdict.CONTRADICTED: [(1.0, math.inf)],
+}
+
+DECISIVE = (Verdict.CONTRADICTED, Verdict.UNDECIDED)
+"""One missed goal contradicts, else one left open leaves the claim open."""
+
+AGAINST_GOALS = {
+    Verdict.REPRODUCED: "every goal is met",
+    Verdict.NO_EFFECT: "P99 is the same",
+    Verdict.CONTRADICTED: "a goal is surely missed",
+    Verdict.UNDECIDED: "an interval leaves a goal open",
 }
 
 
@@ -116,7 +125,7 @@ def a_policy_beats_the_freeze(campaign: Campaign) -> list[Outcome]:
     runs = campaign.runs[
         (campaign.runs["client"] == "engine") & (campaign.runs["concurrency"] == 1024)
     ]
-    return _against(campaign, runs[_only_frozen(runs)], runs[~_others_stock(runs)], _is_lower)
+    return _against(campaign, runs[_only_frozen(runs)], runs[~_others_stock(runs)], (LOWER,))
 
 
 @claim(
@@ -133,7 +142,7 @@ def a_policy_beats_stock(campaign: Campaign) -> list[Outcome]:
     runs = _through_http(campaign)
     stock = (runs[PROCESS_POLICIES] == "stock").all(axis=1)
     base = stock if stock.any() else _only_frozen(runs) & freezes_itself(runs)
-    return _against(campaign, runs[base], runs[~base], _meets_both_goals)
+    return _against(campaign, runs[base], runs[~base], (BELOW_HALF, A_TENTH_ABOVE))
 
 
 @claim(
@@ -223,49 +232,23 @@ def _only_frozen(runs: pd.DataFrame) -> pd.Series:
     return _others_stock(runs) & (runs["policy"] == "freeze")
 
 
-Judge = Callable[[Estimate, Estimate, int], tuple[Verdict, str, list[float]]]
-"""Verdict, reason and further runs needed, from the ratios of P99 ITL and of tokens/s and the
-number of runs per arm."""
-
-
-def _meets_both_goals(
-    tail: Estimate, rate: Estimate, size: int
-) -> tuple[Verdict, str, list[float]]:
-    goals = ((tail, BELOW_HALF), (rate, A_TENTH_ABOVE))
-    verdicts = {judge(ratio, ranges) for ratio, ranges in goals}
-    if verdicts == {Verdict.REPRODUCED}:
-        return Verdict.REPRODUCED, "both goals are met", []
-    if Verdict.CONTRADICTED in verdicts:
-        return Verdict.CONTRADICTED, "at least one goal is surely missed", []
-    more = [more_needed(*goal, size) for goal in goals if judge(*goal) is Verdict.UNDECIDED]
-    return Verdict.UNDECIDED, "an interval leaves a goal open", more
-
-
-def _is_lower(tail: Estimate, _: Estimate, size: int) -> tuple[Verdict, str, list[float]]:
-    verdict = judge(tail, LOWER)
-    reasons = {
-        Verdict.REPRODUCED: "P99 is lower yet",
-        Verdict.NO_EFFECT: "P99 is the same",
-        Verdict.CONTRADICTED: "P99 is higher",
-        Verdict.UNDECIDED: "the interval leaves both open",
-    }
-    return verdict, reasons[verdict], [more_needed(tail, LOWER, size)]
-
-
 def _against(
-    campaign: Campaign, base: pd.DataFrame, others: pd.DataFrame, judge_both: Judge
+    campaign: Campaign, base: pd.DataFrame, others: pd.DataFrame, goals: tuple[Ranges, ...]
 ) -> list[Outcome]:
-    """One outcome for each arm of `others` that has one arm of `base` to compare with."""
+    """One outcome for each arm of `others` that has one arm of `base` to compare with.
+
+    `goals` are of the ratio of P99 ITL and, if there are two, of that of tokens/s.
+    """
     found = []
     for _, other in others.groupby("arm", sort=False):
         alike = base[base["comparable"] == other["comparable"].iloc[0]]
         if alike["arm"].nunique() == 1:
-            found.append(_compared(campaign, alike, other, judge_both))
+            found.append(_compared(campaign, alike, other, goals))
     return found
 
 
 def _compared(
-    campaign: Campaign, base: pd.DataFrame, other: pd.DataFrame, judge_both: Judge
+    campaign: Campaign, base: pd.DataFrame, other: pd.DataFrame, goals: tuple[Ranges, ...]
 ) -> Outcome:
     baseline, treated = str(base["arm"].iloc[0]), str(other["arm"].iloc[0])
     tail = effect(campaign, baseline, treated, 0.99)
@@ -274,12 +257,15 @@ def _compared(
     if not (tail.supported and rate.supported):
         return not_measured("too few runs or steps", runs)
     sample = sample_of(campaign, runs)
-    verdict, reason, more = judge_both(tail, rate, sample.size)
+    judged = [(each, judge(*each)) for each in zip((tail, rate), goals, strict=False)]
+    verdicts = [verdict for _, verdict in judged]
+    verdict = next((v for v in DECISIVE if v in verdicts), verdicts[0])
+    more = [more_needed(*each, sample.size) for each, v in judged if v is Verdict.UNDECIDED]
     return Outcome(
         verdict=verdict,
         number=f"P99 ITL {fmt.ratio(tail)}, tokens/s {fmt.ratio(rate)}",
-        reason=f"{reason}; {treated}",
+        reason=f"{AGAINST_GOALS[verdict]}; {treated}",
         runs=runs,
-        detail=detail(verdict, LOWER, sample, *more),
+        detail=detail(verdict, goals[0], sample, *more),
         ratio=tail,
     )

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from repro.experiment import collect, provenance
 from repro.experiment.config import Experiment

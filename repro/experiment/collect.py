@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -25,7 +26,14 @@ from repro.experiment.grid import options
 RAW = "raw"
 LOG = "engine.log"
 MEASURED = "measured.json"
-LOG_TAIL_LINES = 30
+
+LOG_LINES, LINES_AFTER_ERROR = 30, 5
+"""Lines of the log that a failed run keeps, and how many of them follow the first error."""
+
+LOG_PREFIX = re.compile(r"^(\([^)]*pid=\d+\) )?(ERROR \S+ \S+ \[[^]]*\] ?)?")
+"""vLLM's mark of process, time and source line before each line that it logs."""
+
+EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 
 EVENTS = ("pauses", "steps", "holds", "itl", "requests", "captures")
 """Tables whose times are stored to the tick: those with many rows, and what holds their events."""
@@ -122,7 +130,7 @@ def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
 def fail(folder: Path, experiment: Experiment, started_at: datetime, reason: str) -> None:
     """Mark the run failed, with its reason and the end of its log; what it recorded stays."""
     document = describe(folder, experiment, started_at)
-    document |= {"status": "failed", "reason": reason, "log_tail": log_tail(folder)}
+    document |= {"status": "failed", "reason": reason, "log_tail": log_excerpt(log_lines(folder))}
     write_run(folder, document)
 
 
@@ -153,11 +161,31 @@ def write_run(folder: Path, document: dict[str, Any]) -> None:
     temporary.replace(folder / "run.json")
 
 
-def log_tail(folder: Path, lines: int = LOG_TAIL_LINES) -> list[str]:
-    """The last lines of the engine's log."""
+def log_excerpt(lines: list[str]) -> list[str]:
+    """The lines around the first error of a log, or its last ones where it names none."""
+    found = first_error(lines)
+    end = found[0] + LINES_AFTER_ERROR if found else len(lines)
+    return lines[:end][-LOG_LINES:]
+
+
+def first_error(lines: list[str]) -> tuple[int, str] | None:
+    """The line number and the text of the first exception that a log ends a traceback with.
+
+    vLLM logs an exception in the worker, then what it causes in the engine core and the front end.
+    """
+    inside = False
+    for number, line in enumerate(lines):
+        text = LOG_PREFIX.sub("", line)
+        inside = inside or text.startswith("Traceback (most recent call last)")
+        if inside and EXCEPTION.match(text):
+            return number, text.strip()
+    return None
+
+
+def log_lines(folder: Path) -> list[str]:
+    """The engine's log."""
     path = folder / LOG
-    text = path.read_text(errors="replace") if path.exists() else ""
-    return text.splitlines()[-lines:]
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
 def in_order(columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import psutil
 
 from repro import plugin
 from repro.experiment import provenance
-from repro.experiment.collect import LOG, RAW, log_tail
+from repro.experiment.collect import LOG, RAW, first_error, log_lines
 from repro.experiment.config import Experiment
 
 # By name, not as a script: vLLM's spawned processes would import a main module again, and the
@@ -43,6 +43,9 @@ KILL_S = 30.0
 
 GPU_SLACK_MIB = 200
 """GPU memory that may differ after a run: other users of the host, the driver's own."""
+
+POINTERS = ("root cause", "EngineDead", "ended at its start", "without a result")
+"""Words of a reason whose cause stands in the log alone."""
 
 MEDDLING = (
     "VLLM_GC_DEBUG",
@@ -191,14 +194,10 @@ def engine_processes(session: int) -> dict[str, psutil.Process]:
 
 
 def explain(reason: str, folder: Path) -> str:
-    """One line: the child's reason, and the log's last error where vLLM only points to it."""
-    first = textwrap.shorten(reason, width=400)
-    if any(hint in first.lower() for hint in ("root cause", "enginedead", "ended at its start")):
-        errors = [line for line in log_tail(folder, 400) if "Error: " in line]
-        roots = [line for line in errors if "root cause" not in line and "EngineDead" not in line]
-        if roots:
-            return f"{first} [{roots[-1].rpartition('] ')[2].strip()}]"
-    return first
+    """One line: the child's reason, or the log's first error where the reason only points there."""
+    points_there = any(hint in reason for hint in POINTERS)
+    found = first_error(log_lines(folder)) if points_there else None
+    return textwrap.shorten(found[1] if found else reason, width=400)
 
 
 def end_session(child: subprocess.Popen[bytes], patience_s: float) -> list[str]:

@@ -17,7 +17,7 @@ from repro.analysis.arms import Pair, pairs
 from repro.analysis.gc_cost import gc_time
 from repro.analysis.tails import effect
 from repro.claims import Verdict, evaluate
-from repro.claims.comparison import compare, most_alike
+from repro.claims.comparison import compare, measured, most_alike
 from repro.claims.registry import REPORT
 from repro.dataset import Campaign
 from repro.dataset.run import documents
@@ -128,7 +128,10 @@ def commit() -> str:
 
 def beside(verdicts: pd.DataFrame, twin: Campaign, out: Path) -> str:
     """Your run beside the recorded one."""
-    rows = compare(verdicts, evaluate([twin]))
+    own = measured(verdicts)
+    if own.empty:
+        return "<p>Your runs decide no claim.</p>"
+    rows = compare(own, evaluate([twin], list(own["id"])))
     counted = f"{(rows['outcome'] == 'agrees').sum()} of {len(rows)}"
     link = _link(twin.path.name, twin.path, out)
     table = rows.map(_text)

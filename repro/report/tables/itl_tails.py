@@ -10,7 +10,7 @@ import pandas as pd
 from repro import fmt
 from repro.analysis.arms import Pair, in_order, labels, pairs, repeated
 from repro.analysis.attribution import HANDLER, UNEXPLAINED, attribute, by_arm
-from repro.analysis.crossover_cost import crossover_over_fresh, interval_costs
+from repro.analysis.crossover_cost import crossover_over_fresh
 from repro.analysis.gc_cost import gc_time
 from repro.analysis.release_comparison import release_pairs, release_ratios
 from repro.analysis.silences import silences
@@ -115,7 +115,7 @@ def crossover(campaign: Campaign) -> str:
         f"engine time; fresh engines {fmt.ratio(row.ratio_fresh)} from "
         f"{fmt.plural(row.runs_fresh, 'run')} in {row.engine_s_fresh:,.0f} s. For the same width "
         f"the cross-over takes ×{fmt.figures(row.time)} of their time."
-        for row in crossover_over_fresh(interval_costs(campaign)).itertuples()
+        for row in crossover_over_fresh(campaign).itertuples()
     ]
     return "\n\n".join(said) or "The campaign has no cross-over beside fresh engines."
 
