@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from repro import fmt
@@ -22,7 +23,10 @@ GIB = 2**30
 
 
 def captures(campaign: Campaign) -> pd.DataFrame:
-    """Capture (CPU: compile) time by setting and policy, with its ratio to `gc-on`."""
+    """Capture (CPU: compile) time by setting and policy, with its ratio to `gc-on`.
+
+    Means are geometric, so that they divide to the ratio.
+    """
     times = capture_times(campaign)
     times["share"] = times["gc_s"] / times["capture_s"]
     effects = policy_effects(times).set_index([*CAPTURE_SETTING, "again", "capture_policy"])
@@ -35,7 +39,7 @@ def captures(campaign: Campaign) -> pd.DataFrame:
             | {
                 "capture policy": key[-1],
                 "kind": f"{group['kind'].iloc[0]}{' again' if key[-2] else ''}",
-                "median (s)": fmt.figures(seconds.median()),
+                "mean (s)": fmt.figures(float(np.exp(np.log(seconds).mean()))),
                 "range (s)": fmt.bounds(seconds.min(), seconds.max()),
                 "over gc-on": _ratio_cell(effect, "ratio"),
                 "the same without GC": _ratio_cell(effect, "besides_gc"),
