@@ -7,7 +7,7 @@ QUICK = runs/quick
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LOCK = requirements/$(DEVICE).txt
 
-.PHONY: help reproduce test test-all lint figures lab bench soak env
+.PHONY: help reproduce test test-all lint figures rendered lab bench soak env
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -33,6 +33,9 @@ lint: env
 
 figures: $(ENV)/.light  ## draw every figure again from data/; needs no vLLM
 	$(BIN)/repro figures --data data --out figures
+
+rendered: $(ENV)/.light  ## run the notebooks on data/, as Markdown to browse; needs no vLLM
+	$(BIN)/repro rendered
 
 lab: $(ENV)/.light  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -34,6 +34,11 @@ WAYS = {
 """Column of `silences` -> heading."""
 
 
+def of_one_rank(campaign: Campaign) -> bool:
+    """Whether a campaign recorded token times and has no runs of several ranks."""
+    return len(campaign.itl) > 0 and bool(campaign.runs["data_parallel_size"].max() == 1)
+
+
 def quantiles(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
     """Quantiles by arm in ms, each with its 95% interval or the number of steps it needs."""
     found = tail_table(campaign, metric).set_index(["arm", "quantile"])
@@ -55,14 +60,26 @@ def quantiles(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
 
 
 def effects(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
-    """Ratios of the frozen arm to the other by quantile, each with its 95% interval."""
+    """Ratios of the frozen arm to the other by quantile, each with its 95% interval.
+
+    Pairs with one run per arm are left out.
+    """
     rows = []
     for pair in pairs(campaign):
         ratios = _ratios(campaign, pair, metric)
-        if any(ratio.supported for ratio in ratios.values()):
+        if repeated(campaign, pair) and any(ratio.supported for ratio in ratios.values()):
             cells = {fmt.quantile(quantile): _cell(ratio) for quantile, ratio in ratios.items()}
             rows.append({"frozen": pair.treated, "over": pair.baseline, **cells})
     return pd.DataFrame(rows)
+
+
+def answer(campaign: Campaign) -> str:
+    """The conclusion, and the machine, vLLM and runs it holds for."""
+    runs = campaign.runs
+    versions = fmt.listed(sorted(runs["vllm"].unique()))
+    machines = fmt.listed(sorted(runs["machine"].unique()))
+    where = f"{machines}, vLLM {versions}, {fmt.plural(len(runs), 'run')}"
+    return f"{conclusion(campaign)}\n\nMeasured on {where} (`{campaign.path.name}`)."
 
 
 def conclusion(campaign: Campaign, metric: Metric = "itl") -> str:

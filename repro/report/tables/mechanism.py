@@ -10,7 +10,7 @@ from repro import fmt
 from repro.analysis.arms import in_order, labels
 from repro.analysis.mechanism import collections_by_load, policies_table
 from repro.analysis.memory import resident_by_arm
-from repro.analysis.trigger import trigger_table
+from repro.analysis.trigger import NONE_DUE, OFF, TOLERANCE, WITHIN, trigger_table
 from repro.dataset import Campaign
 from repro.theory.advice import QUANTILES, advise, setting_of
 from repro.theory.cpython_rule import UnknownCollector
@@ -22,11 +22,12 @@ LONG_RUN = 10_000
 
 
 def rule(campaign: Campaign) -> pd.DataFrame:
-    """Predicted and observed full collections by arm, process and event.
+    """Predicted and observed full collections by arm, process and event that could be judged.
 
     Both are means over the processes with an observed collection; ratios are given by process.
     """
     found = in_order(trigger_table(campaign), campaign)
+    found = found[found["observed_steps"].notna() | found["verdict"].isin([OFF, NONE_DUE])]
     rows = []
     for (arm, role, event), group in found.groupby(["arm", "role", "event"], sort=False):
         seen = group[group["observed_steps"].notna()]
@@ -44,6 +45,19 @@ def rule(campaign: Campaign) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def verdicts(campaign: Campaign) -> str:
+    """How often the rule was right, in one line; empty if it was never put to the test."""
+    found = trigger_table(campaign)
+    judged = found[found["verdict"].isin([WITHIN, OFF, NONE_DUE])]
+    if judged.empty:
+        return ""
+    right = int((judged["verdict"] != OFF).sum())
+    return (
+        f"- CPython's rule is right to {TOLERANCE:.0%} for {right} of {len(judged)} processes and "
+        f"events, without a fitted number. (`{campaign.path.name}`)"
+    )
 
 
 def loads(campaign: Campaign) -> pd.DataFrame:
