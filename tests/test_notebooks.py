@@ -349,6 +349,22 @@ def test_without_a_front_end_a_table_stands_for_the_widgets(tmp_path: Path) -> N
     assert len(shown.splitlines()) == 2 + 2 + len(LOADS)
 
 
+def test_the_widgets_follow_campaign_and_arm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ipywidgets")
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook")
+    for name, load in (("a", 256), ("b", 1024)):
+        story(tmp_path / name, length_s=4, experiment__concurrency=load)
+    box = explore([dataset.load(tmp_path / name) for name in ("a", "b")])
+    campaign, arm, _, in_flight, _, _ = box.children
+    assert campaign.options == ("a", "b")
+    assert arm.options == ("no-freeze", "freeze")
+    in_flight.value = 512
+    campaign.value = "b"
+    assert in_flight.value == 256, "as many as a step of the run held"
+
+
 def test_sliders_change_what_is_said(tmp_path: Path) -> None:
     campaign = dataset.load(story(tmp_path / "c", length_s=4, experiment__concurrency=1024))
     setting = settings(campaign)["no-freeze"]

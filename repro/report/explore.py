@@ -104,12 +104,19 @@ def _widgets(found: Sequence[Campaign]) -> Any:
 
     def choose_campaign(_: object) -> None:
         arm.options = list(known[campaign.value])
+        arm.index = 0
+        choose_arm(None)  # the two campaigns may have arms of one name
+        show(None)
 
     def choose_arm(_: object) -> None:
+        if arm.value not in known[campaign.value]:
+            return  # between two lists of arms
         for name, slider in sliders.items():
             slider.value = getattr(known[campaign.value][arm.value], name)
 
     def show(_: object) -> None:
+        if arm.value not in known[campaign.value]:
+            return
         asked = {name: slider.value for name, slider in sliders.items()}
         output.clear_output(wait=True)
         with output:
@@ -119,9 +126,8 @@ def _widgets(found: Sequence[Campaign]) -> Any:
                 display(part)
 
     choose_campaign(None)
-    choose_arm(None)
-    show(None)
     campaign.observe(choose_campaign, "value")
+    arm.observe(choose_arm, "value")
     arm.observe(choose_arm, "value")
     for widget in (arm, *sliders.values()):
         widget.observe(show, "value")
