@@ -6,8 +6,9 @@ QUICK = runs/quick
 # A GPU gets vLLM 0.23.0 with CUDA, any other machine vLLM's CPU backend.
 DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LOCK = requirements/$(DEVICE).txt
+HASHES = requirements/$(DEVICE).hashes.txt
 
-.PHONY: help reproduce test test-all lint figures rendered lab bench soak env
+.PHONY: help reproduce test test-all lint figures rendered lab bench soak compat env
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -46,6 +47,9 @@ bench: $(ENV)/.light  ## what the recorder and the prediction cost
 soak: env  ## an hour under load with recorder and freeze: does anything grow or drift?
 	$(BIN)/python -m benchmarks.soak runs/soak
 
+compat: env  ## one frozen and one unfrozen engine of each CPU release, checked (5 minutes per release)
+	$(BIN)/python -m benchmarks.compat
+
 env: $(ENV)/.full  ## install everything, vLLM included
 
 # Analysis alone: what figures and notebooks on recorded data need.
@@ -59,5 +63,5 @@ $(ENV)/.light: $(LOCK) pyproject.toml
 # build of it this machine gets is pip's configuration to say (README, "Install").
 $(ENV)/.full: $(ENV)/.light
 	$(if $(filter cpu,$(DEVICE)),$(BIN)/pip install -q -c $(LOCK) torch==2.13.0)
-	$(BIN)/pip install -q --no-deps -r $(LOCK)
+	$(BIN)/pip install -q --no-deps --require-hashes -r $(HASHES)
 	touch $@

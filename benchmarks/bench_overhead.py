@@ -1,9 +1,10 @@
 """Cost of recording to a server: tokens/s and P99 ITL with it over without it, in pairs.
 
-    python -m benchmarks.bench_overhead --pairs 5 --duration-s 30     # 8 minutes on two cores
+    taskset -c 0,1 python -m benchmarks.bench_overhead --out overhead.json    # 15 minutes
 
 Each server is a fresh one, as `vllm serve` starts it; `vllm bench serve` measures it. Which of a
 pair comes first alternates, so that a drift of the machine takes no side. Run it on a quiet one.
+The file has every pair as soon as it is measured, then both ratios with their intervals (95%).
 """
 
 from __future__ import annotations
@@ -81,27 +82,46 @@ def load(
 
 
 def main() -> None:
-    """Print each pair, then both ratios with their intervals."""
+    """Measure the pairs; print and write each, then both ratios with their intervals."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5, help="servers with and without recording")
     parser.add_argument(
         "--duration-s", type=float, default=30.0, help="measured seconds per server"
     )
     parser.add_argument("--concurrency", type=int, default=64, help="requests in flight")
+    parser.add_argument("--out", type=Path, default=Path("overhead.json"), help="the result")
     parsed = parser.parse_args()
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     experiment = Experiment(
         client="serve", concurrency=parsed.concurrency, duration_s=parsed.duration_s
     )
-    found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+    setting = {"cores": sorted(os.sched_getaffinity(0)), "duration_s": parsed.duration_s}
+    setting |= {"concurrency": parsed.concurrency, "load_before": os.getloadavg()[0]}
+    pairs: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as work:
-        for pair in range(parsed.pairs):
-            for recorded in (False, True) if pair % 2 == 0 else (True, False):
-                folder = Path(work) / f"{pair}-{recorded}"
-                found[recorded].append(measure(experiment, folder, recorded=recorded))
-                print(f"pair {pair}, recorded {recorded}: {found[recorded][-1]}", flush=True)
-    for name, what in METRICS.items():
-        bare, recorded_ = ([one[name] for one in found[kind]] for kind in (False, True))
-        print(f"{what} with recording: {fmt.ratio(ratio_of_pairs(bare, recorded_))} of without")
+        for number in range(parsed.pairs):
+            order = ("bare", "recorded") if number % 2 == 0 else ("recorded", "bare")
+            pair = {}
+            for kind in order:
+                folder = Path(work) / f"{number}-{kind}"
+                pair[kind] = measure(experiment, folder, recorded=kind == "recorded")
+                print(f"pair {number}, {kind}: {pair[kind]}", flush=True)
+            pairs.append(pair)
+            found = {**setting, "pairs": pairs, "ratios": ratios(pairs)}
+            parsed.out.write_text(json.dumps(found, indent=1) + "\n")
+    for name, (value, low, high) in ratios(pairs).items():
+        ratio = f"×{fmt.figures(value)} ({fmt.bounds(low, high)})"
+        print(f"{METRICS[name]} with recording: {ratio} of without, {len(pairs)} pairs")
+
+
+def ratios(pairs: list[dict[str, dict[str, float]]]) -> dict[str, tuple[float, float, float]]:
+    """With recording over without, by metric: the ratio and its interval; none of one pair."""
+    found = {}
+    for name in METRICS if len(pairs) > 1 else ():
+        bare, recorded = ([pair[kind][name] for pair in pairs] for kind in ("bare", "recorded"))
+        ratio = ratio_of_pairs(bare, recorded)
+        found[name] = (ratio.value, ratio.low, ratio.high)
+    return found
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 import psutil
 
+from benchmarks.trend import trend
 from repro import dataset, fmt
 from repro.analysis.tails import step_intervals
 from repro.dataset import Campaign, in_window
@@ -29,7 +30,6 @@ from repro.experiment.campaign import run_campaign
 from repro.experiment.collect import RAW
 from repro.experiment.config import Experiment
 from repro.plugin.recorder import EVENT
-from repro.stats.trend import trend
 
 SAMPLES = 400
 """A run, and at most one a second."""

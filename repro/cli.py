@@ -168,11 +168,18 @@ def run(parsed: argparse.Namespace) -> int:
 def advise(parsed: argparse.Namespace) -> int:
     """Print the advice for one setting, or for each run of a recording."""
     from repro import dataset
+    from repro.analysis.recorded_setting import setting_of
     from repro.theory import advice
 
     if parsed.run is None:
         given = {k: v for k, v in vars(parsed).items() if k not in ("command", "run")}
         print("\n".join(advice.advise(advice.Setting(**given)).lines))
+        if parsed.ranks > 1:
+            from repro.report.tables.wide_ep import nearest_groups
+
+            here = recorded() if Path("data").is_dir() else []
+            groups = [path for path in here if any(path.glob("*-dp[0-9]*"))]
+            print(nearest_groups([dataset.load(path) for path in groups], parsed.ranks))
         return 0
     single = (parsed.run / "run.json").exists()
     campaign = dataset.load(parsed.run.parent if single else parsed.run)
@@ -180,7 +187,7 @@ def advise(parsed: argparse.Namespace) -> int:
         if single and run.partition("/")[0] != parsed.run.name:
             continue
         try:
-            found = advice.advise(advice.setting_of(campaign, run))
+            found = advice.advise(setting_of(campaign, run))
         except ValueError as none:  # of a campaign, the other runs may still have some
             if single:
                 raise
@@ -213,20 +220,21 @@ def predict(parsed: argparse.Namespace) -> int:
     from repro import dataset, fmt
     from repro.analysis import prediction
     from repro.analysis.prediction_basis import nearest
+    from repro.report.tables import wide_ep
 
     campaigns = [dataset.load(path) for path in [parsed.source] if path] or [
         dataset.load(path) for path in recorded()
     ]
     basis = nearest(campaigns, parsed.concurrency)
     if basis is None:
-        raise ValueError(prediction.without_basis(campaigns))
+        raise ValueError(wide_ep.without_basis(campaigns))
     if parsed.out:
         print(prediction.register(basis, parsed.ranks, parsed.out))
-    print(prediction.origin(basis), end="\n\n")
-    print(fmt.markdown_table(prediction.of_one_width(basis, parsed.ranks)), end="\n\n")
-    print(f"{prediction.burst_sentence(basis, parsed.ranks)}.")
+    print(wide_ep.origin(basis), end="\n\n")
+    print(fmt.markdown_table(wide_ep.of_one_width(basis, parsed.ranks)), end="\n\n")
+    print(f"{wide_ep.burst_sentence(basis, parsed.ranks)}.")
     print(f"Of P99 {prediction.sentence(basis)}.")
-    for line in prediction.warnings(basis, parsed.ranks, parsed.concurrency, campaigns):
+    for line in wide_ep.warnings(basis, parsed.ranks, parsed.concurrency, campaigns):
         print(f"warning: {line}")
     return 0
 
@@ -241,11 +249,10 @@ def recorded() -> list[Path]:
 def page(parsed: argparse.Namespace) -> int:
     """Execute the notebooks on a campaign and join them; prints the page's path last."""
     from repro import dataset
-    from repro.report.page import execute, html_page
+    from repro.report.page import build
 
     dataset.load(parsed.source)  # what is no campaign is said before a notebook runs
-    executed = execute(parsed.source, parsed.out)
-    print(html_page(executed, parsed.out / "index.html"))
+    print(build(parsed.source, parsed.out))
     return 0
 
 

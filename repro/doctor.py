@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import psutil
 from repro.experiment import provenance
 from repro.experiment.campaign import MEMORY_NEEDED
 from repro.plugin.hook_points import HOOK_POINTS, HookPoint
-from repro.releases import READ, release
+from repro.releases import READ, has_incremental_collector, release
 from repro.server import environment
 
 
@@ -56,7 +55,7 @@ def examine() -> list[Finding]:
 def python() -> Finding:
     """The interpreter, whose collector is what is measured."""
     found = f"{platform.python_implementation()} {platform.python_version()}"
-    if (3, 14, 0) <= sys.version_info[:3] < (3, 14, 5):
+    if has_incremental_collector(platform.python_version()):
         return Finding(
             what="Python", found=f"{found}, an incremental collector", remedy="take 3.12"
         )

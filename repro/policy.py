@@ -21,7 +21,7 @@ class UnknownPolicy(ValueError):
 
 @dataclass(frozen=True)
 class ServingPolicy:
-    """What a process does with its heap and its collector once it is warm.
+    """Settings of heap and collector of a process once it is warm.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class ServingPolicy:
 
 @dataclass(frozen=True)
 class CapturePolicy:
-    """What a worker does with its collector while it captures CUDA graphs.
+    """Settings of a worker's collector while it captures CUDA graphs.
 
     Attributes
     ----------

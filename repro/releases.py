@@ -1,4 +1,4 @@
-"""What each vLLM release does by itself, and which releases this package was read against.
+"""Behaviour of each vLLM release by itself, and the releases this package was read against.
 
 Standard library only: vLLM's own processes load this module.
 """
@@ -32,3 +32,8 @@ def release(version: str) -> tuple[int, ...]:
 def has_freeze(version: str) -> bool:
     """Whether a release has the pull request in it."""
     return release(version) >= release(FIRST_FROZEN)
+
+
+def has_incremental_collector(python: str) -> bool:
+    """Whether a Python collects incrementally: 3.14.0 to 3.14.4 alone."""
+    return (3, 14, 0) <= release(python) < (3, 14, 5)

@@ -131,7 +131,7 @@ PATTERNS = {
 
 
 class RealHeap:
-    """The heap of this interpreter, with the methods of `repro.theory.cpython_rule.Collector`."""
+    """The heap of this interpreter, with the methods of `simulated_collector.Collector`."""
 
     freeze = staticmethod(gc.freeze)
     unfreeze = staticmethod(gc.unfreeze)

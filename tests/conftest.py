@@ -1,11 +1,12 @@
-"""A skip where CI must run everything is a failure."""
+"""One browser for all tests of pages; a skip where CI must run everything is a failure."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
+from browser import BROWSER, Browser
 
 
 @pytest.hookimpl(wrapper=True)
@@ -18,3 +19,13 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid}: skipped, and CI must run it; install chromium"
     return report
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium."""
+    if BROWSER is None:
+        pytest.skip("no Chromium is installed here")
+    made = Browser(tmp_path_factory.mktemp("profile"))
+    yield made
+    made.close()

@@ -7,7 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from repro.dataset.recording import ABOUT
 from repro.plugin.recorder import HOLD, LAUNCH, PAUSE, STEP, Recorder
+from repro.server import launches, numbers
+from repro.server.launches import Launch
+from repro.server.numbers import Numbers
 
 MS = 1_000_000
 STEP_MS, STALL_MS = 20, 400
@@ -29,7 +33,6 @@ def serving(
     idle_after: Sequence[int] = (),
     tokens: int = 8,
     ranks: int = 1,
-    frozen: bool = False,
     hold_ms: int = 30,
 ) -> Path:
     """One launch of steps of `STEP_MS` on every rank of one engine.
@@ -40,8 +43,6 @@ def serving(
         Steps in which the worker of rank 0 makes a full collection of `STALL_MS`.
     idle_after : sequence of int
         Steps after which nobody asks for a minute.
-    frozen : bool
-        What the workers' heaps say when they are warm.
     hold_ms : int
         For how long the front end's output handler holds the event loop, once.
     """
@@ -66,14 +67,24 @@ def serving(
                 worker.write(STEP, now, MS, 0, number)
             now += 60_000 * MS
     for worker in workers:
-        count = {"tracked": 10, "frozen": 10_000} if frozen else {"tracked": 10_000, "frozen": 10}
-        _census(worker, count)
+        worker.note(heap_frozen=False, frozen=10, objects=10_000)
     del os.environ[LAUNCH]
     return folder
 
 
-def _census(worker: Recorder, count: dict[str, int]) -> None:
-    """A census as the worker wrote it when it was warm, but for the sizes of its heap."""
-    worker.census("ready")
-    path = worker.directory / f"census-{worker._pid}-{worker._opened_ns}.jsonl"
-    path.write_text(json.dumps(json.loads(path.read_text()) | count) + "\n")
+def with_facts(path: Path, **facts: object) -> None:
+    """Write a header's facts as a process would."""
+    content = bytearray(path.read_bytes())
+    text = json.dumps(facts).encode()
+    content[ABOUT] = text.ljust(ABOUT.stop - ABOUT.start, b"\0")
+    path.write_bytes(content)
+
+
+def measured(folder: Path) -> Numbers:
+    """The numbers of the one launch in a folder."""
+    return numbers.measure(only_launch(folder))
+
+
+def only_launch(folder: Path) -> Launch:
+    """The newest launch in a folder."""
+    return launches.read(folder)[0][0]

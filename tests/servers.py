@@ -41,18 +41,21 @@ CPU = {"dtype": "float32", "kv-cache-memory-bytes": str(1 << 27)}
 
 
 class Server:
-    """One API server, or with `more` options several; `variables` are the plugin's."""
+    """One API server, or with `more` options several; `variables` are the plugin's and vLLM's."""
 
-    def __init__(self, log: Path, more: Sequence[str] = (), **variables: str) -> None:
+    def __init__(
+        self, log: Path, more: Sequence[str] = (), ports: int = 1, **variables: str
+    ) -> None:
         from vllm.platforms import current_platform
 
         self.log = log
-        self.port = free_port()
+        self.port, self.ports = free_port(), ports
         options = OPTIONS | (CPU if current_platform.is_cpu() else {}) | {"port": str(self.port)}
         one = ("-m", "vllm.entrypoints.openai.api_server")
-        command = [sys.executable, *(("-c", SERVE) if more else one), *more]
+        command = [sys.executable, *(("-c", SERVE) if more else one)]
         command += ["--enforce-eager", "--skip-tokenizer-init"]
         command += [part for name, value in options.items() for part in (f"--{name}", value)]
+        command += more
         inherited = {name: value for name, value in os.environ.items() if name != LAUNCH}
         quiet = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
         with log.open("wb") as file:
@@ -69,7 +72,8 @@ class Server:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                if self.get("/health")[0] == 200:
+                ports = range(self.port, self.port + self.ports)
+                if all(self.get("/health", port=port)[0] == 200 for port in ports):
                     return
             except OSError:
                 time.sleep(0.5)
@@ -90,10 +94,10 @@ class Server:
         finally:
             connection.close()
 
-    def ask(self, tokens: int = 30) -> int:
+    def ask(self, tokens: int = 30, port: int = 0) -> int:
         """Tokens that one request was answered with."""
         prompt = {"model": "tiny", "prompt": [1, 2, 3], "max_tokens": tokens, "ignore_eos": True}
-        status, text = self.get("/v1/completions", prompt)
+        status, text = self.get("/v1/completions", prompt, port)
         assert status == 200, text
         return int(json.loads(text)["usage"]["completion_tokens"])
 

@@ -11,10 +11,11 @@ from campaigns import captures
 
 from repro import dataset
 from repro.analysis.gc_cost import full_collections
+from repro.analysis.recorded_setting import setting_of
 from repro.analysis.trigger import LATER, trigger_table
 from repro.cli import main
 from repro.dataset import Campaign
-from repro.theory.advice import HELD_A_REQUEST, Setting, advise, setting_of
+from repro.theory.advice import HELD_A_REQUEST, Setting, advise
 from repro.theory.cpython_rule import UnknownCollector
 
 DATA = Path(__file__).parent.parent / "data"
@@ -95,7 +96,7 @@ def test_few_requests_are_told_to_leave_everything() -> None:
     given = advise(Setting(concurrency=256, policy="no-freeze"))
     assert not given.fires
     assert math.isinf(given.period_steps)
-    assert given.to_set == "Nothing need be set for the workers."
+    assert given.to_set == "Set nothing for the workers."
     assert given.lines[-1].startswith("API server")
 
 

@@ -63,9 +63,6 @@ def test_planted_pauses_are_attributed_to_their_process_and_generation(tmp_path:
         }
     )
     assert set(table["tail_steps"]) == {10}
-    assert set(table["tail_tokens"]) == {40}
-    assert table["tokens"].sum() == 40
-    assert set(table["median_ns"]) == {GAP}
 
 
 def test_stalls_without_a_pause_stay_unexplained(tmp_path: Path) -> None:
@@ -201,7 +198,6 @@ def test_tokens_of_one_step_share_it(tmp_path: Path) -> None:
     table = attribute(load(tmp_path / "c"))
     assert set(table["tail_steps"]) == {1}
     assert shares(table) == pytest.approx({("worker", 0, 0): 0.75, ("unexplained", -1, -1): 0.25})
-    assert shares(table, "tokens") == {("worker", 0, 0): 3, ("unexplained", -1, -1): 1}
 
 
 def test_pauses_at_random_explain_what_chance_explains(tmp_path: Path) -> None:
@@ -220,7 +216,7 @@ def test_pauses_at_random_explain_what_chance_explains(tmp_path: Path) -> None:
     start = np.arange(START, END, every) + rng.integers(every - duration)
     pauses = {"start_ns": start, "duration_ns": duration, "generation": 2}
     run(tmp_path / "c", "a", {"itl": itl, "pauses": pauses})
-    table = attribute(load(tmp_path / "c"), shifts=400)
+    table = attribute(load(tmp_path / "c"))
     # Needed overlap is 20% of the excess of 5 gaps: 1 gap. Starts that give it span 4 + 6 - 2.
     expected = (duration + long - 2 * GAP) / every
     chance = shares(table, "chance")[("worker", 0, 2)]
@@ -235,7 +231,6 @@ def test_chance_is_small_for_rare_pauses_that_explain_all(tmp_path: Path) -> Non
     table = attribute(planted(tmp_path, pauses, stalls))
     assert shares(table)[("worker", 0, 2)] == 1.0
     assert shares(table, "chance")[("worker", 0, 2)] < 0.15
-    assert attribute(load(tmp_path / "c"), seed=1)["chance"].tolist() != table["chance"].tolist()
     pd.testing.assert_frame_equal(attribute(load(tmp_path / "c")), table)
 
 
@@ -259,11 +254,10 @@ def test_runs_are_kept_apart_and_pooled_by_arm(tmp_path: Path) -> None:
     assert of_freeze["chance"].sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("bad", [{"factor": 1.0}, {"min_share": 0.0}, {"shifts": 0}])
-def test_parameters_out_of_range(tmp_path: Path, bad: dict[str, float]) -> None:
+def test_a_factor_out_of_range(tmp_path: Path) -> None:
     campaign = planted(tmp_path, {"start_ns": [START]}, begin(1))
-    with pytest.raises(ValueError, match=rf"{next(iter(bad))} .* must be"):
-        attribute(campaign, **bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"factor 1\.0 must be above 1"):
+        attribute(campaign, 1.0)
 
 
 # --- time lost ------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from repro.analysis.captures import capture_times
 from repro.experiment import collect, provenance
 from repro.experiment.clients import capture
 from repro.experiment.clients.engine import engine_arguments
+from repro.experiment.clients.server import server_arguments
 from repro.experiment.config import Experiment
 from repro.experiment.grid import grid
 from repro.experiment.verify import NotAsRequested
@@ -172,3 +173,15 @@ def test_the_largest_batch_captured_is_vllms_own_unless_asked(
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     arguments = engine_arguments(Experiment(max_cudagraph_capture_size=size))
     assert arguments.get("max_cudagraph_capture_size", {}) == expected
+
+
+def test_further_engine_arguments_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    platforms = types.ModuleType("vllm.platforms")
+    platforms.current_platform = SimpleNamespace(is_cpu=lambda: True)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    asked = Experiment(vllm_args='{"dtype": "bfloat16", "eplb_config": {"window_size": 200}}')
+    assert engine_arguments(asked)["eplb_config"] == {"window_size": 200}
+    assert engine_arguments(asked)["dtype"] == "bfloat16", "in place of the experiment's"
+    words = server_arguments(asked, "tokenizer", 8000)
+    assert words[words.index("--eplb-config") + 1] == '{"window_size": 200}'

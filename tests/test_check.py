@@ -14,6 +14,7 @@ import pytest
 import recordings
 
 from repro import cli, plugin, policy
+from repro.plugin.live_reader import processes
 from repro.plugin.metrics import PauseCounters
 from repro.plugin.recorder import PAUSE, Recorder
 from repro.server import environment
@@ -102,7 +103,8 @@ def test_a_folder_without_a_recording_gets_the_remedies(
     for command in ("check", "watch", "report"):
         assert cli.main([command, str(tmp_path)]) == 1
         error = capsys.readouterr().err
-        for part in (str(tmp_path), "holds no recording", environment.PREFIXES, "VLLM_PLUGINS"):
+        causes = (environment.PREFIXES, environment.RUST, environment.TARGET, "VLLM_PLUGINS")
+        for part in (str(tmp_path), "holds no recording", *causes):
             assert part in error, command
 
 
@@ -112,7 +114,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     process(tmp_path, "worker", 0, asked='fr"eze')
     process(tmp_path, "worker", 1)
     registry = prometheus_client.CollectorRegistry()
-    registry.register(PauseCounters(tmp_path, newest(tmp_path)))
+    registry.register(PauseCounters(tmp_path, processes(tmp_path)[0].launch_ns))
 
     class Metrics(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -124,14 +126,6 @@ def address(tmp_path: Path) -> Iterator[str]:
         threading.Thread(target=served.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{served.server_port}"
         served.shutdown()
-
-
-def newest(folder: Path) -> int:
-    from repro.plugin.live_reader import newest_launch
-
-    found = newest_launch(folder)
-    assert found is not None
-    return found
 
 
 def test_a_running_server_is_checked_by_its_metrics(

@@ -38,7 +38,26 @@ DATA = Path(__file__).parent.parent / "data"
             {"output_chunk": -1, "client": "serve"},
             r"output_chunk -1: allowed is .* from 0",
         ),
+        (
+            {"output_handler": "fair"},
+            r"output_handler fair with client 'engine': only client 'serve'",
+        ),
+        ({"output_handler": "unfair", "client": "serve"}, r"choose one of vllm, fair"),
+        ({"output_yield_ms": -1, "client": "serve"}, r"output_yield_ms -1: allowed is .* from 0"),
+        (
+            {"output_yield_ms": 5, "output_handler": "fair", "client": "serve"},
+            r"output_yield_ms 5 with output_handler 'fair'.*leave one of them out",
+        ),
         ({"runner": "v3"}, r"runner 'v3': choose one of auto, v1, v2"),
+        (
+            {"vllm_args": '{"max_num_seqs": 8}'},
+            r"vllm_args 'max_num_seqs': set the parameter max_num",
+        ),
+        ({"vllm_args": '{"distributed_executor_backend": "mp"}'}, r"set the parameter executor"),
+        (
+            {"vllm_args": '{"speculative_config": {}}', "speculative": "ngram"},
+            r"set the parameter speculative instead",
+        ),
         ({"executor": "ray"}, r"executor 'ray': choose one of mp, uni"),
         ({"client": "curl"}, r"client 'curl'"),
         ({"device": "tpu"}, r"device 'tpu'"),
@@ -204,6 +223,7 @@ def test_without_recaptures_each_policy_has_a_process_of_its_own() -> None:
         *[("duration_s", bad) for bad in ("", "soon", True, None, 0)],
         *[("enforce_eager", bad) for bad in ("yes", 1)],
         *[("model", bad) for bad in (3, None)],
+        *[("vllm_args", bad) for bad in ("{", "[1]", "enable_eplb", 3, None)],
         ("policies", ["freeze", "freeze"]),
     ],
 )
@@ -225,6 +245,15 @@ def test_text_is_read_as_what_it_means() -> None:
     assert type(made.duration_s) is float, "else equal parameters would name two runs"
 
 
+def test_equal_engine_arguments_name_one_run() -> None:
+    one, other = '{"b": {"c": 1}, "a": true}', {"a": True, "b": {"c": 1}}
+    (of_text,), (of_object,) = (
+        grid(policies="freeze", replicates=1, vllm_args=a) for a in (one, other)
+    )
+    assert of_text == of_object
+    assert of_text.run_id != Experiment(policy="freeze").run_id
+
+
 def test_every_parameter_is_described() -> None:
     fields = {**PARAMETERS, **parameters(Experiment)}
     assert all(described(field) for field in fields.values())
@@ -234,8 +263,16 @@ def test_every_parameter_is_described() -> None:
     "asked",
     [
         {"policies": "freeze/stock/freeze-again", "concurrency": 7, "enforce_eager": True},
-        {"client": "serve", "output_chunk": 64, "first_replicate": 3, "output_tokens": (3, 9)},
+        {
+            "client": "serve",
+            "output_chunk": 64,
+            "output_yield_ms": 2.5,
+            "first_replicate": 3,
+            "output_tokens": (3, 9),
+        },
+        {"vllm_args": {"eplb_config": {"window_size": 200}, "enable_eplb": True}},
         {"client": "capture", "capture_policies": "gc-on", "max_cudagraph_capture_size": 8},
+        {"client": "capture", "capture_policies": "gc-on,frozen", "recaptures": 3},
     ],
 )
 def test_a_runs_options_measure_that_run(asked: dict[str, Any]) -> None:

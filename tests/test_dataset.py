@@ -116,6 +116,10 @@ def test_a_failed_run_needs_no_measured_keys(campaign: Path) -> None:
         ([{}, {"experiment__executor": "uni"}], ["mp freeze", "uni freeze"]),
         ([{}, {"experiment__concurrency": 1024}], ["256 freeze", "1024 freeze"]),
         ([{}, {"experiment__seed": 1, "experiment__replicate": 1}], ["freeze", "freeze"]),
+        (
+            [{}, {"experiment__vllm_args": '{"enable_eplb": true}'}],
+            ["freeze", '{"enable_eplb": true} freeze'],
+        ),
         # torch goes with vLLM here, and need not be said
         (
             [{}, {"versions__vllm": "0.23.0", "versions__torch": "2.11.0"}],

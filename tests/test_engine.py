@@ -104,15 +104,19 @@ def test_itl_and_steps_are_on_one_clock(frozen: Campaign) -> None:
 def test_through_http_the_same_processes_on_the_same_clock(tmp_path: Path) -> None:
     """A real API server and `vllm bench serve`: the front end is now a process of vLLM's own."""
     answers = (128, 192)  # so long that nearly all in flight at the window's end are when counted
-    folder = measure(tmp_path, policy="freeze", client="serve", output_tokens=list(answers))
+    asked = {"output_tokens": list(answers), "output_yield_ms": 50.0}
+    folder = measure(tmp_path, policy="freeze", client="serve", **asked)
     found = read_document(folder)
     assert found["status"] == "ok", found
+    assert found["policy"]["output_handler"]["output_yield_ms"] == 50
     measured = dataset.load(tmp_path)
     assert {"frontend", "engine", "worker"} == set(measured.pauses["role"])
     assert {"frontend", "engine", "worker"} == set(measured.census["role"])
     worker = measured.census[measured.census["role"] == "worker"].set_index("point")
     assert worker.loc["thawed", "frozen"] == 0 < worker.loc["window-end", "frozen"]
     assert worker.loc[["shutdown", "thawed"], "garbage"].notna().all()
+    ended = measured.census[measured.census["point"].isin(["ended", "ended-thawed"])]
+    assert ended.groupby("role")["garbage"].count().to_dict() == {"engine": 2, "frontend": 2}
     under_load = worker.loc["window-end", ["tracked", "frozen"]].sum()
     assert under_load - worker.loc["shutdown", "tracked"] > 64 * 8, "no request is left by then"
     (run,) = measured.runs.itertuples()

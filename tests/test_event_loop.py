@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from repro.dataset import recording
-from repro.plugin import fault_handling, hook_points, output_handler
+from repro.plugin import engine_frontend_hooks, fault_handling, hook_points, output_handler
 from repro.plugin.hook_points import UnknownLayout
-from repro.plugin.recorder import Recorder
+from repro.plugin.recorder import SERVED, Recorder
 
 CALL_S = 0.012
+MS = 1_000_000
 
 
 class OutputProcessor:
@@ -78,6 +79,17 @@ def test_a_handler_that_lets_others_run_holds_nothing(tmp_path: Path, processor:
     assert holds(tmp_path) == {} or len(holds(tmp_path)["calls"]) == 0
 
 
+def test_outputs_are_counted_once_per_second() -> None:
+    written: list[tuple[int, ...]] = []
+    hold = output_handler.Hold(lambda *event: written.append(event))
+    for call in range(1, 8):
+        hold.extend(call * 400 * MS, call * 400 * MS + 300 * MS, 3)
+    assert written == [
+        (SERVED, 400 * MS, 1100 * MS, 9, 0),
+        (SERVED, 1500 * MS, 1200 * MS, 9, 0),
+    ]
+
+
 def test_without_an_event_loop_nobody_is_kept(tmp_path: Path, processor: Any) -> None:
     made = recorder(tmp_path)
     output_handler.record_holds(made)
@@ -125,3 +137,57 @@ def test_holds_are_the_front_ends_alone(tmp_path: Path) -> None:
         "outputs": [3],
         "calls": [4],
     }
+
+
+MESSAGE_MS = 10
+
+
+@pytest.mark.parametrize(
+    ("bound_ms", "seen"),
+    [
+        (None, [0, 6]),  # vLLM's handler: the others run when its queue is empty
+        (0, [0, 1, 2, 3, 4, 5, 6]),
+        (2.5 * MESSAGE_MS, [0, 3, 6]),
+    ],
+)
+def test_others_run_between_messages_once_they_have_waited_long_enough(
+    bound_ms: float | None, seen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AsyncMPClient:
+        def __init__(self) -> None:
+            self.queue: asyncio.Queue[str] = asyncio.Queue()
+
+        async def get_output_async(self) -> str:
+            return await self.queue.get()
+
+    clients = types.ModuleType("vllm.v1.engine.core_client")
+    clients.AsyncMPClient = AsyncMPClient  # type: ignore[attr-defined]
+    monkeypatch.setattr(hook_points, "vllm_module", lambda name: {clients.__name__: clients}[name])
+    done, found = 0, [0]
+    clock = types.SimpleNamespace(monotonic_ns=lambda: done * MESSAGE_MS * 1_000_000)
+    monkeypatch.setattr(engine_frontend_hooks, "time", clock)
+    made = recorder(tmp_path)
+    if bound_ms is not None:
+        engine_frontend_hooks.bound_output_handler(bound_ms, made)
+
+    async def handler(client: Any) -> None:
+        nonlocal done
+        while True:
+            assert await client.get_output_async() == "message"
+            done += 1
+
+    async def serve() -> None:
+        client = AsyncMPClient()
+        for _ in range(6):
+            client.queue.put_nowait("message")
+        task = asyncio.create_task(handler(client))
+        while found[-1] < 6:
+            await asyncio.sleep(0)
+            if done != found[-1]:
+                found.append(done)
+        task.cancel()
+
+    asyncio.run(serve())
+    assert found == seen
+    noted = {0: 4, 25.0: 2}  # yields, to the power of two below
+    assert made.about.get("output_yields") == noted.get(bound_ms)  # type: ignore[arg-type]

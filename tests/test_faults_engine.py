@@ -21,7 +21,7 @@ from repro.experiment.campaign import CampaignError, run_campaign
 from repro.experiment.grid import grid
 from repro.experiment.supervise import alive
 from repro.plugin.recorder import PAUSE
-from repro.server import launches
+from repro.server import launches, numbers
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -62,8 +62,8 @@ def test_metrics_count_what_every_process_recorded(server: Server, folder: Path)
 
 
 def test_the_policy_reached_the_worker(server: Server, folder: Path) -> None:
-    (launch,) = launches.read(folder)
-    assert launch.worker_frozen
+    (launch,), _ = launches.read(folder)
+    assert all(worker.frozen for worker in launch.of("worker"))
     said = [line for line in server.said().splitlines() if "repro: " in line]
     assert len(said) == 3, "one line per process, nothing to complain about"
     assert all(f"recording into {folder}, policy" in line for line in said)
@@ -75,14 +75,15 @@ def test_a_running_server_is_reported_on_and_watched(
     server: Server, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert [server.ask(40) for _ in range(5)] == [40] * 5
-    (launch,) = launches.read(folder)
-    assert launch.campaign.itl["tokens"].sum() >= 5 * 39
-    assert launch.campaign.itl["itl_ns"].max() < 5 * SECOND, "the time between requests is idle"
+    (launch,), _ = launches.read(folder)
+    found = numbers.measure(launch)
+    assert found.steps >= 5 * 39
+    assert found.steps_longest[0].length_ns < 5 * SECOND, "the time between requests is idle"
     assert cli.main(["report", str(folder), "--out", str(folder.parent / "page.html")]) == 0
     assert "Launch of" in (folder.parent / "page.html").read_text()
     assert cli.main(["watch", str(folder), "--once"]) == 0
-    assert {"front end", "engine core", "worker 0"} <= {
-        line[1:13].strip() for line in capsys.readouterr().out.splitlines()
+    assert {"front end", "engine core 0", "worker 0"} <= {
+        line[1:14].strip() for line in capsys.readouterr().out.splitlines()
     }
 
 

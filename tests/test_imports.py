@@ -15,7 +15,7 @@ ANYWHERE = {"fmt", "policy", "releases", "__version__"}
 
 ALLOWED = {
     "stats": {"dataset"},
-    "theory": {"dataset", "stats"},
+    "theory": {"stats"},
     "dataset": {"experiment", "plugin"},  # fields of `Experiment`, format of the recorder
     "analysis": {"dataset", "stats", "theory"},
     "claims": {"analysis", "dataset", "stats", "theory"},
@@ -24,9 +24,6 @@ ALLOWED = {
     "experiment": {"dataset", "plugin"},
     "plugin": set(),
 }
-
-UNTIL_MOVED = {("theory", "analysis")}
-"""`theory` still reads campaigns in two modules; delete the entry when they have moved."""
 
 
 def rooms_imported(module: Path) -> set[str]:
@@ -43,9 +40,8 @@ def rooms_imported(module: Path) -> set[str]:
 def test_imports_point_one_way(room: str) -> None:
     modules = sorted((ROOT / room).rglob("*.py"))
     assert modules
-    excused = {to for of, to in UNTIL_MOVED if of == room}
     for module in modules:
-        wrong = rooms_imported(module) - ALLOWED[room] - ANYWHERE - excused - {room}
+        wrong = rooms_imported(module) - ALLOWED[room] - ANYWHERE - {room}
         assert not wrong, f"{module.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from repro.experiment.clients.closed_loop import STRUCTURE, Ledger, Requests
 from repro.experiment.clients.prompts import write_word_tokenizer
 from repro.experiment.config import Experiment
 from repro.experiment.supervise import environment, shared_out
+from repro.plugin import OUTPUT_YIELD
 
 EXPERIMENT = Experiment(concurrency=50, output_tokens=(4, 20), prompt_tokens=3)
 
@@ -90,6 +92,17 @@ def test_the_output_chunk_is_the_experiments_alone(
     assert asked["VLLM_V1_OUTPUT_PROC_CHUNK_SIZE"] == "4096"
     left = environment(Experiment(client="serve"), tmp_path)
     assert "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE" not in left, "vLLM's own"
+
+
+@pytest.mark.parametrize(
+    ("asked", "bound"),
+    [({}, ""), ({"output_handler": "fair"}, "0"), ({"output_yield_ms": 2.5}, "2.5")],
+)
+def test_the_output_handlers_bound_is_never_inherited(
+    asked: dict[str, Any], bound: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OUTPUT_YIELD, "7")
+    assert environment(Experiment(client="serve", **asked), tmp_path)[OUTPUT_YIELD] == bound
 
 
 def test_one_rank_is_left_to_vllms_own_binding(tmp_path) -> None:

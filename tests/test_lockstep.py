@@ -7,9 +7,12 @@ import pytest
 
 from repro.theory.lockstep import (
     SPREAD,
+    UNIFORM,
     LockstepError,
     Steps,
     burst,
+    lifetimes,
+    longest_gap,
     predict,
     simulate,
     stalled_steps,
@@ -19,12 +22,17 @@ MS = 1_000_000
 USUAL, PAUSE = 20 * MS, 400 * MS
 
 
-def even(period: int, steps: int = 5_000, pause: int = PAUSE) -> Steps:
+def even(
+    period: int, steps: int = 5_000, pause: int = PAUSE, offsets: tuple[int, ...] = ()
+) -> Steps:
     """Steps of 20 ms; a pause in each `period`-th."""
     paused = np.zeros(steps, dtype=np.int64)
     paused[::period] = pause
     return Steps(
-        common=(np.full(steps, USUAL, dtype=np.int64),), paused=(paused,), period=float(period)
+        common=(np.full(steps, USUAL, dtype=np.int64),),
+        paused=(paused,),
+        period=float(period),
+        offsets=(np.array(offsets),) if offsets else UNIFORM,
     )
 
 
@@ -34,19 +42,42 @@ def test_ranks_that_share_a_phase_share_a_stalled_step(ranks: int) -> None:
     assert distinct <= min(ranks, SPREAD) + 1e-9
     stalled = simulate(even(500), ranks, length=20_000).stalled.mean()
     assert stalled == pytest.approx(distinct / 500, rel=0.05)
-    assert burst(even(500), ranks).stalled.mean() == pytest.approx(distinct, rel=0.05)
+    assert burst(even(500), ranks, 1)["stalled_steps"].mean() == pytest.approx(distinct, rel=0.05)
 
 
-def test_ranks_of_one_phase_stall_as_one_rank() -> None:
-    alone = simulate(even(500), 1, spread=1).stalled.mean()
-    assert simulate(even(500), 64, spread=1).stalled.mean() == pytest.approx(alone)
+def test_offsets_of_measured_groups_decide_how_many_steps_stall() -> None:
+    alone = simulate(even(500, offsets=(3,)), 1).stalled.mean()
+    assert simulate(even(500, offsets=(3, 3)), 64).stalled.mean() == pytest.approx(alone)
+    assert set(burst(even(500, offsets=(0, 5)), 64, 1)["stalled_steps"]) == {2}
 
 
 def test_a_stall_is_the_usual_step_and_the_longest_pause() -> None:
-    found = simulate(even(500), 8, stretch=2.0)
-    assert found.longest == pytest.approx(2 * USUAL + PAUSE)
-    assert burst(even(500), 1).length_ns == pytest.approx(USUAL + PAUSE)
-    assert burst(even(500), 1).stall_ns == pytest.approx(PAUSE)
+    assert simulate(even(500, offsets=(0, 2)), 8).longest == pytest.approx(USUAL + PAUSE)
+    found = burst(even(500), 1, 10)
+    assert found["length_s"].unique() == pytest.approx((USUAL + PAUSE) / 1e9)
+    assert found["stall_s"].unique() == pytest.approx(PAUSE / 1e9)
+    assert found["seconds"].unique() == pytest.approx((10 * USUAL + PAUSE) / 1e9)
+    assert found["longest_ms"].unique() == pytest.approx((USUAL + PAUSE) / MS)
+
+
+def test_two_stalls_in_a_row_reach_a_client_as_one_gap() -> None:
+    apart = np.array([[20.0, 420, 20, 420, 20, 20]])
+    in_a_row = np.array([[20.0, 420, 420, 20, 20, 20]])
+    assert longest_gap(np.stack([apart[0], in_a_row[0]]), np.full(2, 20.0)) == pytest.approx(
+        [420, 820]
+    )
+    assert simulate(even(500, offsets=(0, 1)), 64).longest == pytest.approx(USUAL + 2 * PAUSE)
+
+
+def test_requests_that_meet_a_stall() -> None:
+    steps = np.full(100, USUAL)
+    steps[50] += PAUSE
+    met, (seconds, longest, p99) = lifetimes(steps, 10, USUAL)
+    assert met.sum() == 10
+    assert set(seconds[met].round(6)) == {0.6}
+    assert set(seconds[~met].round(6)) == {0.2}
+    assert set(longest[met]) == {420}
+    assert (p99[met] < 420).all()
 
 
 def test_pauses_enter_p99_once_they_stall_a_hundredth_of_the_steps() -> None:
@@ -83,9 +114,8 @@ def test_the_seed_decides() -> None:
     ("options", "named"),
     [
         ({"ranks": 0}, "ranks=0 must be 1 or more"),
-        ({"ranks": 2, "spread": 0}, "spread=0 must be 1 or more"),
         ({"ranks": 2, "length": 0}, "length=0 must be 1 or more"),
-        ({"ranks": 2, "quantiles": [1.0]}, r"quantile=1\.0 must lie between 0 and 1"),
+        ({"ranks": 2, "quantiles": (1.0,)}, r"quantile=1\.0 must lie between 0 and 1"),
     ],
 )
 def test_what_is_not_allowed_is_one_line(options: dict, named: str) -> None:
@@ -95,4 +125,4 @@ def test_what_is_not_allowed_is_one_line(options: dict, named: str) -> None:
 
 def test_without_pauses_there_is_no_burst() -> None:
     with pytest.raises(LockstepError, match="no full collection"):
-        burst(even(500, pause=0), 4)
+        burst(even(500, pause=0), 4, 10)

@@ -13,7 +13,7 @@ import pytest
 
 from repro.plugin import fault_handling, metrics, process_facts
 from repro.plugin import recorder as plugin_recorder
-from repro.plugin.live_reader import CHUNK_BYTES, Follower, Launch, newest_launch
+from repro.plugin.live_reader import CHUNK_BYTES, Follower, Launch, processes
 from repro.plugin.metrics import PauseCounters
 from repro.plugin.recorder import EVENT, HEADER_BYTES, LAUNCH, PAUSE, STEP, Recorder
 
@@ -71,7 +71,7 @@ def test_a_removed_folder_is_read_to_its_end(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     made.write(PAUSE, 2, 5, 0, 2)
     assert [len(events) for _, events in launch.new_events()] == [1]
-    assert newest_launch(folder) is None
+    assert processes(folder) == []
 
 
 def test_only_this_launch_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_only_this_launch_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyP
         made[launch] = recorder(tmp_path)
         made[launch].write(PAUSE, 1, launch, 0, 2)
     (tmp_path / "events-0-0.bin").write_bytes(b"of something else")
-    assert newest_launch(tmp_path) == 200
+    assert {process.launch_ns for process in processes(tmp_path)} == {100, 200}
     ((process, events),) = Launch(tmp_path, 100).new_events()
     assert (process.launch_ns, events[0][1]) == (100, 100)
 

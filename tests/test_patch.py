@@ -319,6 +319,7 @@ class Notes:
     """A recorder that keeps what it is told."""
 
     role = "worker"
+    about: dict[str, object] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from benchmarks.observers import OBSERVERS, observe
 from repro import policy
 from repro.plugin import apply_policy, engine_frontend_hooks, step_hooks, worker_hooks
 from repro.plugin.apply_policy import Moments
-from repro.plugin.rpc import END_RPC
+from repro.plugin.rpc import CENSUS_RPC, END_RPC
 from repro.policy import RAISED, SERVING
 
 
@@ -94,6 +95,54 @@ def test_what_was_never_reclaimed_is_counted_once() -> None:
     assert 200 <= since["garbage"] < 300
     assert kept["garbage"] >= 300
     assert since["garbage_bytes"] >= 200 * sys.getsizeof(Loop())
+
+
+@pytest.mark.parametrize(("frozen", "inside"), [(True, False), (False, False), (True, True)])
+def test_engine_core_and_front_end_count_their_garbage_with_the_workers(
+    frozen: bool, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the workers, and the heap is as frozen as it was. A worker inside has counted."""
+    counted: list[tuple[str, int]] = []
+    recorder: Any = SimpleNamespace(
+        census=lambda point, garbage, **more: counted.append((point, garbage)),
+        about={"worker_inside": inside},
+    )
+
+    class Client:
+        def collective_rpc(self, method: str, timeout: object = None) -> str:
+            assert not counted
+            return method
+
+        async def collective_rpc_async(self, method: str) -> str:
+            assert not counted
+            return method
+
+    count = functools.partial(engine_frontend_hooks.count_garbage_here, recorder)
+    for name in ("collective_rpc", "collective_rpc_async"):
+        original = getattr(Client, name)
+        hooked = engine_frontend_hooks.followed_at_the_end(original, count)
+        monkeypatch.setattr(Client, name, hooked)
+    assert Client().collective_rpc(CENSUS_RPC) == CENSUS_RPC
+    assert asyncio.run(Client().collective_rpc_async(CENSUS_RPC)) == CENSUS_RPC
+    assert not counted
+    gc.disable()
+    gc.collect()
+    loops(300)
+    if frozen:
+        gc.freeze()
+    loops(200)
+    before = gc.get_freeze_count() > len(gc.get_objects())
+    Client().collective_rpc(END_RPC)
+    assert (gc.get_freeze_count() > len(gc.get_objects())) == before == frozen
+    if inside:
+        assert not counted
+        return
+    (_, since), (_, kept) = counted
+    assert [point for point, _ in counted] == ["ended", "ended-thawed"]
+    assert (since >= 200, kept >= 300) == (True, frozen)
+    counted.clear()
+    asyncio.run(Client().collective_rpc_async(END_RPC))
+    assert len(counted) == 2
 
 
 def test_what_is_due_is_collected_and_nothing_else() -> None:
@@ -359,6 +408,42 @@ def test_a_worker_collects_behind_the_launch_of_a_step(calls: list[str]) -> None
     worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=7))
     worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=0))
     assert calls == ["launch", "collect_due", "launch", "collect_all"]
+
+
+def steps_of(role: str, monkeypatch: pytest.MonkeyPatch, name: str) -> Callable[[], object]:
+    """A step of a process of vLLM's, hooked under a policy."""
+    serving = policy.serving(name)
+    if role == "worker":
+        worker = SimpleNamespace(execute_model=lambda output: None)
+        step_hooks.act_after_launch(worker, Moments(serving))
+        return lambda: worker.execute_model(SimpleNamespace(total_num_scheduled_tokens=7))
+    vllm = front_end(monkeypatch, [])
+    if role == "frontend":
+        engine_frontend_hooks.apply(STOCK, serving, role="frontend")
+        return lambda: asyncio.run(vllm.AsyncMPClient().get_output_async())
+    engine_frontend_hooks.apply(serving, STOCK, role="engine")
+    core = sys.modules["vllm.v1.engine.core"].EngineCoreProc()
+    core._process_input_queue()
+    return lambda: core.model_executor.execute_model("step")
+
+
+@pytest.mark.parametrize("role", ["worker", "engine", "frontend"])
+@pytest.mark.parametrize(
+    ("name", "act"), [("periodic-freeze", "freeze"), ("periodic-collect", "collect")]
+)
+def test_a_periodic_policy_acts_between_the_steps_of_every_process(
+    role: str, name: str, act: str, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = steps_of(role, monkeypatch, name)
+    serving, acted = policy.serving(name), []
+    step()
+    monkeypatch.setattr(apply_policy.gc, act, lambda *of: acted.append(clock.s))
+    began = clock.s
+    period = serving.freeze_every_s or serving.collect_every_s
+    for after in (period - 1, period + 1, period + 2, 2 * period + 2):
+        clock.s = began + after
+        step()
+    assert acted == [began + period + 1, began + 2 * period + 2]
 
 
 def test_observers_are_exchanged_in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:

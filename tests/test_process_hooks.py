@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import sys
 import time
 import types
@@ -13,12 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from servers import OPTIONS, SERVE
 
-from repro import plugin, policy
+from repro import policy
 from repro.plugin import fault_handling, process_facts, process_hooks, stack_dump
-from repro.plugin.live_reader import Follower, Process, newest_launch, recordings
-from repro.plugin.recorder import LAUNCH, PAUSE, Recorder
+from repro.plugin.live_reader import Follower, Process, processes, recordings
+from repro.plugin.recorder import PAUSE, Recorder
 
 
 def config(rank: int = 0, **more: object) -> Any:
@@ -38,11 +35,6 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Any:
             self.vllm_config = vllm_config
 
     class Wrapper:
-        def init_device(self) -> None:
-            self.worker = SimpleNamespace(
-                vllm_config=config(3), compile_or_warm_up_model=lambda: "times"
-            )
-
         def execute_model(self, seconds: float) -> str:
             time.sleep(seconds)
             return "output"
@@ -83,13 +75,13 @@ def test_a_main_process_is_a_front_end_once_it_builds_an_engines_client(
     caplog.set_level(logging.INFO)
     process_hooks.apply(made(tmp_path, frontend="freeze"))
     assert noted(tmp_path).role == "launcher"
-    assert newest_launch(tmp_path) is None, "no engine, as in `vllm serve --help`"
+    assert processes(tmp_path) == [], "no engine, as in `vllm serve --help`"
     vllm.AsyncLLM(config(2))
     process = noted(tmp_path)
     assert (process.role, process.rank) == ("frontend", 2), "of the rank this pod serves"
-    about = {"dp_rank": 2, "dp_size": 4, "world_size": 2, "moe": True, "dp_start_rank": 2}
+    about = {"dp_rank": 2, "dp_size": 4, "world_size": 2, "moe": True}
     assert about.items() <= process.about.items()
-    assert newest_launch(tmp_path) is not None
+    assert len(processes(tmp_path)) == 1
     assert f"repro: frontend 2: recording into {tmp_path}, policy freeze" in caplog.text
     assert "policy freeze is not in force: its heap is not frozen" in caplog.text
 
@@ -126,8 +118,7 @@ def test_a_policy_that_cannot_act_inside_the_engine_core_is_said_once(
     recorder = made(tmp_path, worker=asked)
     process_hooks.apply(recorder)
     recorder.declare("engine", 0)
-    wrapper = vllm.WorkerWrapperBase()
-    wrapper.init_device()
+    process_hooks.worker_begins(recorder, SimpleNamespace(vllm_config=config(3)))
     assert recorder.about["worker_inside"] is True
     assert list(tmp_path.glob("census-*")) == [], "vLLM's own freeze is still to come"
     sys.modules["vllm.v1.engine.core"].freeze_gc_heap()
@@ -185,26 +176,3 @@ def test_a_folder_that_is_gone_costs_no_step(
 def test_a_bound_that_is_none_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="give milliseconds"):
         stack_dump.bound_s(text)
-
-
-# --- vLLM's own supervisor ------------------------------------------------------------------------
-
-
-@pytest.mark.engine
-def test_the_supervisor_of_several_ports_is_no_front_end(tmp_path: Path) -> None:
-    """vLLM refuses a dense model here, after each rank's API server has begun to record."""
-    options = [part for name, value in OPTIONS.items() for part in (f"--{name}", value)]
-    several = ["--data-parallel-size", "2", "--data-parallel-size-local", "2"]
-    several += ["--data-parallel-multi-port-external-lb", "--skip-tokenizer-init"]
-    environment = {name: value for name, value in os.environ.items() if name != LAUNCH}
-    environment |= {plugin.RECORD_DIR: str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", SERVE, *options, *several]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert "Non-MoE models do not support" in ended.stderr + ended.stdout
-    found = [Follower(path).process() for path in recordings(tmp_path)]
-    assert sorted((p.role, p.rank, p.about["server"]) for p in found if p) == [
-        ("frontend", 0, "APIServer_DPRank_0"),
-        ("frontend", 1, "APIServer_DPRank_1"),
-        ("launcher", 0, ""),
-    ]
-    assert len({p.launch_ns for p in found if p}) == 1

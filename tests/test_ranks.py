@@ -82,7 +82,7 @@ def test_ranks_without_collections_are_counted_without_a_share(tmp_path: Path) -
 
 
 def both(root: Path, pauses_at: list[list[int]], **changes: Any) -> dataset.Campaign:
-    """One rank alone with both policies, two runs each, and two ranks without the freeze."""
+    """One rank alone and a group, both with and without the freeze; two runs of one rank each."""
     for number in range(2):
         one = {
             "pauses_at": [every(100)],
@@ -91,6 +91,8 @@ def both(root: Path, pauses_at: list[list[int]], **changes: Any) -> dataset.Camp
         }
         several(root, name=f"alone-{number}", **one)
         several(root, name=f"frozen-{number}", **one, pause_ms=2.0, experiment__policy="freeze")
+    short = {"pause_ms": 2.0, "experiment__policy": "freeze"}
+    several(root, name="two-frozen", pauses_at=pauses_at, **changes | short)
     return loaded(root, name="two", pauses_at=pauses_at, **changes)
 
 
@@ -111,20 +113,64 @@ def test_ranks_that_drift_apart_are_seen_to(tmp_path: Path) -> None:
 def test_groups_in_lockstep_measure_as_predicted(tmp_path: Path) -> None:
     (basis,) = bases(both(tmp_path, [every(100), every(100, 14)]))
     found = prediction.against_measured(basis)
-    assert set(found["quantity"]) >= {"P50", "P99", "stalled share", "tokens/s"}
-    judged = found[found["quantity"].isin(["P50", "P99", "stalled share"])]
-    assert judged["inside"].all(), judged
+    assert set(found["quantity"]) >= {"P99", "stalled share", "stalled steps per burst", "burst"}
+    assert not {"P50", "tokens/s"} & set(found["quantity"])
+    assert found.loc[found["quantity"].isin(["P99", "stalled share"]), "inside"].all(), found
 
 
 def test_a_slower_group_is_outside_and_the_claim_says_so(tmp_path: Path) -> None:
     apart = [every(100), every(100, 14)]
-    verdicts = {
+    rows = {
         name: claims.evaluate([both(tmp_path / name, apart, **changes)])
         .set_index("id")
-        .loc["wide-ep-width", "verdict"]
+        .loc["wide-ep-width"]
         for name, changes in {"good": {}, "bad": {"pause_ms": 2000.0}}.items()
     }
-    assert verdicts == {"good": "reproduced", "bad": "contradicted"}
+    assert {row["verdict"] for row in rows.values()} == {"reproduced"}
+    assert "P99 falls by a fifth from 2 ranks on" in rows["good"]["number"]
+    assert "lie within the prediction" in rows["good"]["reason"]
+    assert "outside the prediction: P99" in rows["bad"]["reason"]
+
+
+def test_many_ranks_that_pause_in_one_step_contradict_the_width(tmp_path: Path) -> None:
+    verdicts = claims.evaluate([both(tmp_path, [every(400)] * 16)]).set_index("id")
+    assert verdicts.loc["wide-ep-width", "verdict"] == "contradicted"
+    assert verdicts.loc["wide-ep", "verdict"] != "reproduced"
+
+
+def test_a_registered_prediction_is_judged_as_registered(tmp_path: Path) -> None:
+    campaign = both(tmp_path / "c", [every(100), every(100, 14)])
+    (basis,) = bases(campaign)
+    path = prediction.register(basis, 2, tmp_path / "predictions" / "a.json")
+    found = prediction.registered(campaign)
+    assert set(found["policy"]) == {"no-freeze", "freeze"}
+    assert (found["why"] == "").tolist() == found["inside"].tolist()
+    path.write_text(path.read_text().replace('"value": 20.', '"value": 40.'))
+    later = prediction.registered(campaign)
+    assert set(later["predicted"]) != set(found["predicted"])
+
+
+def test_a_request_through_a_burst_takes_its_stalls_longer(tmp_path: Path) -> None:
+    (basis,) = bases(both(tmp_path, [every(500), every(500, 14)]))
+    one, two = prediction.requests(basis).to_dict("records")
+    assert (one["ranks"], two["ranks"], two["bursts"]) == (1, 2, 6)
+    extra = two["seconds_measured"] - two["seconds_outside"]
+    assert extra == pytest.approx(0.8, abs=0.1)
+    assert two["longest_ms_outside"] < 30
+    assert two["seconds_low"] - 0.1 < two["seconds_measured"] < two["seconds_high"] + 0.1
+
+
+def test_a_rank_that_enters_its_next_step_early_is_matched_by_the_steps_around(
+    tmp_path: Path,
+) -> None:
+    """While rank 0 collects at the end of step 100, rank 1 enters step 101 and collects there."""
+    campaign = loaded(tmp_path, pauses_at=[[100], [101]])
+    steps = campaign.steps
+    early = (steps["rank"] == 1) & (steps["step"] == 101 + 7)
+    first = steps.loc[(steps["rank"] == 0) & (steps["step"] == 100), "start_ns"].item()
+    steps.loc[early, "start_ns"] = first + 60_000_000
+    (row,) = bursts(campaign).itertuples()
+    assert row.offsets.tolist() == [0, 1]
 
 
 def test_another_load_is_no_basis(tmp_path: Path) -> None:
@@ -165,7 +211,9 @@ def test_a_prediction_alone_is_not_called_measured(tmp_path: Path) -> None:
     ids=["apart", "not waiting", "together", "two pauses", "one pause", "nothing shared"],
 )
 def test_claims_about_ranks(tmp_path: Path, options: dict[str, Any], wait: str, apart: str) -> None:
-    verdicts = claims.evaluate([loaded(tmp_path, **options)]).set_index("id")["verdict"]
+    table = claims.evaluate([loaded(tmp_path, **options)]).set_index("id")
+    assert table.loc["ranks-pause-apart", "detail"].endswith("decide") == (apart == "undecided")
+    verdicts = table["verdict"]
     assert verdicts["ranks-wait"] == wait
     assert verdicts["ranks-pause-apart"] == apart
     assert verdicts["ranks-pause-together"] == "not measured"

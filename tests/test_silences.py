@@ -116,7 +116,7 @@ def test_covered_cuts_spans_at_both_ends(tmp_path: Path) -> None:
     [
         (2 * SECOND, 0, "reproduced"),
         (2 * SECOND, 2 * SECOND, "contradicted"),
-        (SECOND, 0, "undecided"),
+        (SECOND, 0, "contradicted"),
     ],
 )
 def test_who_makes_the_silences(
@@ -131,7 +131,7 @@ def test_who_makes_the_silences(
     [
         (10 * MS, 150.0, "reproduced"),
         (10 * MS, 100.5, "undecided"),
-        (LENGTH, 150.0, "undecided"),
+        (LENGTH, 150.0, "contradicted"),
         (10 * MS, 50.0, "contradicted"),
     ],
 )

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import soak
-from repro.stats.trend import HOUR_NS, trend
+from benchmarks.trend import HOUR_NS, trend
 
 
 def times(number: int = 2000) -> np.ndarray:

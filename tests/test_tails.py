@@ -21,6 +21,7 @@ from repro.analysis.tails import (
     tail_table,
 )
 from repro.dataset import Campaign, load
+from repro.report.tables.itl_tails import clearest_first
 from repro.stats.bootstrap import (
     GRID,
     interval,
@@ -28,6 +29,7 @@ from repro.stats.bootstrap import (
     steps_needed,
     weighted_quantiles,
 )
+from repro.stats.estimate import Estimate, unsupported
 
 TOKENS = 32
 
@@ -314,3 +316,18 @@ def test_effect_needs_both_arms(tmp_path: Path) -> None:
     assert not effect(campaign, "no-freeze", "freeze", 0.99).supported
     with pytest.raises(ValueError, match="no arm 'stock' in this campaign: choose among 'freeze'"):
         effect(campaign, "stock", "freeze")
+
+
+def test_a_closing_sentence_names_the_clearest_effect_first() -> None:
+    def ratio(value: float, low: float, high: float) -> Estimate:
+        return Estimate(value=value, low=low, high=high, supported=True, needs=2, steps=9)
+
+    even, longest = ratio(0.94, 0.72, 1.25), ratio(0.204, 0.19, 0.25)
+    ratios = {0.5: ratio(0.97, 0.9, 1.1), 0.99: even, 0.999: even, 1.0: longest}
+    assert clearest_first(ratios) == (
+        "the longest gap is ×0.204 (0.190 to 0.250); no other quantile differs clearly"
+    )
+    assert clearest_first(ratios | {1.0: even}) == (
+        "no quantile differs clearly, P99 is ×0.940 (0.720 to 1.25)"
+    )
+    assert clearest_first({0.99: unsupported(needs=500, steps=9)}) == "too few steps to say"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
+import gc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import MS, SECOND, START, run
+from simulated_collector import Collector
 
 from repro import dataset
 from repro.analysis.trigger import (
@@ -20,16 +21,10 @@ from repro.analysis.trigger import (
     WITHIN,
     trigger_table,
 )
-from repro.theory.cpython_rule import FULL, Collector, rule_for
+from repro.theory.cpython_rule import FREE_LISTS, FULL, rule_for
 
 DATA = Path(__file__).parent.parent / "data"
 CAMPAIGNS = sorted(path for path in DATA.iterdir() if dataset.is_campaign(path))
-MISSED = {
-    "h100-policies": "the counter floors at zero: what lives across the moment at which the last "
-    "step's containers go is not in it, and the first full collection comes 14 to 18% early",
-}
-"""Campaigns with a prediction off by more than a tenth, and why."""
-
 STEP = 10 * MS
 STEPS = 3000
 LIFETIME = 40
@@ -37,14 +32,17 @@ THRESHOLDS = (700, 10, 10)
 
 
 class Noted(Collector):
-    """The model, with a note of every pass: its generation, and the count as it began."""
+    """The model, with a note of every pass: its generation, and the count as CPython has it.
+
+    `noted` is cleared at each step. Lists of a step that come from the free list are not counted.
+    """
 
     def __init__(self, python: str, old: int) -> None:
         super().__init__(rule_for(python), old=old, thresholds=THRESHOLDS)
         self.noted: list[tuple[int, int]] = []
 
     def collect(self, generation: int = FULL) -> None:
-        self.noted.append((generation, self.counts[0]))
+        self.noted.append((generation, self.counts[0] - (0 if self.noted else FREE_LISTS)))
         super().collect(generation)
 
 
@@ -60,20 +58,24 @@ def modelled(
 ) -> Path:
     """A run whose collections are those that the model makes, with `per_step` containers a step.
 
-    Besides, each step begins and ends a request that keeps `kept` containers for `LIFETIME` steps;
-    what warm-up had left over goes in the first.
+    `LIFETIME` requests start at once, each keeps `kept` containers for `LIFETIME` steps on average,
+    and another follows each that ends. What warm-up had left over goes in the first step.
     """
     collector = Noted(python, old + left_over)
     if frozen:
         collector.freeze()
     collector.release(collector.heap, left_over)
-    living = deque(collector.allocate(kept, in_one_call=True) for _ in range(LIFETIME))
+    lengths = np.random.default_rng(0)
+    living = [collector.allocate(kept, in_one_call=True) for _ in range(LIFETIME)]
+    ends = lengths.integers(LIFETIME // 2, 3 * LIFETIME // 2 + 1, LIFETIME)
     rows = []
     for step in range(STEPS):
         collector.noted.clear()
         transient = collector.allocate(per_step, in_one_call=True)
-        collector.release(living.popleft())
-        living.append(collector.allocate(kept, in_one_call=True))
+        for number in np.flatnonzero(ends == step):
+            collector.release(living[number])
+            living[number] = collector.allocate(kept, in_one_call=True)
+            ends[number] += lengths.integers(LIFETIME // 2, 3 * LIFETIME // 2 + 1)
         collector.release(transient)
         rows += [(step, place, *noted) for place, noted in enumerate(collector.noted, 1)]
     step, place, generation, held = np.array(rows or [(0, 0, 0, 0)]).T
@@ -133,7 +135,7 @@ def test_what_requests_keep_is_told_from_what_warm_up_left(
     settings = {"python": python, "kept": 150, "left_over": 4000, "per_step": 1500}
     folder = modelled(tmp_path / "c", frozen=frozen, **settings)
     table = trigger_table(dataset.load(folder.parent)).set_index("event")
-    assert table["ratio"].between(0.96, 1.04).all(), table
+    assert table["ratio"].between(0.95, 1.05).all(), table  # a cadence is 5%
     assert (table["collections"] > 0).all()
     assert (FIRST in table.index) == frozen
 
@@ -170,6 +172,21 @@ def test_a_prediction_that_misses_says_so(tmp_path: Path) -> None:
     assert row["ratio"] == pytest.approx(2, rel=0.05)
 
 
+def test_free_lists_hide_containers_from_the_count() -> None:
+    """Of the running Python: why a recorded count is less than what a pass promotes."""
+    gc.disable()
+    try:
+        for shape, uncounted in (((1000, 1), FREE_LISTS), ((1000,), 0)):
+            made = np.zeros(shape).tolist()
+            del made
+            gc.collect(1)
+            made = np.zeros(shape).tolist()
+            young, count = len(gc.get_objects(0)), gc.get_count()[0]
+            assert young - count == pytest.approx(uncounted, abs=20), len(made)
+    finally:
+        gc.enable()
+
+
 def test_python_with_the_incremental_collector_has_no_prediction(tmp_path: Path) -> None:
     folder = modelled(tmp_path / "c", frozen=False)
     campaign = dataset.load(folder.parent)
@@ -177,16 +194,7 @@ def test_python_with_the_incremental_collector_has_no_prediction(tmp_path: Path)
     assert trigger_table(campaign).empty
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=pytest.mark.xfail(reason=MISSED[path.name], strict=True))
-        if path.name in MISSED
-        else path
-        for path in CAMPAIGNS
-    ],
-    ids=lambda path: path.name,
-)
+@pytest.mark.parametrize("path", CAMPAIGNS, ids=lambda path: path.name)
 def test_every_recorded_worker_collected_when_the_rule_says(path: Path) -> None:
     table = trigger_table(dataset.load(path))
     workers = table[table["role"] == "worker"]

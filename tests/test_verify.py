@@ -148,6 +148,7 @@ def test_what_a_policy_does_by_hand_is_accepted(
         ("periodic-collect", 60, {"collections_2": 2}, "'periodic-collect', yet 2 full"),
         ("periodic-freeze", 70, {**PERIODIC, "collections_2": 1, "frozen": 9}, "yet 1 full"),
         ("periodic-freeze", 70, PERIODIC, "yet nothing was frozen"),
+        ("periodic-collect", 700, {}, "'periodic-collect', yet no full collection"),
     ],
 )
 def test_a_policy_that_does_not_act_fails_the_run(
@@ -203,9 +204,32 @@ def test_each_rank_must_answer_for_its_policy() -> None:
         verify.policy_took_effect(asked, [*four[:2], four[3], worker(rank=3, frozen=0)])
 
 
-def recordings(*roles: str, complete: bool = True, rank: int = 0) -> list[Recording]:
+def recordings(*roles: str, complete: bool = True, rank: int = 0, **about: Any) -> list[Recording]:
     shared = {"rank": rank, "pid": 1, "opened_ns": 1, "launch_ns": 1, "events": np.zeros(1, EVENT)}
-    return [Recording(role=role, complete=complete, **shared) for role in roles]
+    return [Recording(role=role, complete=complete, about=about, **shared) for role in roles]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "named"),
+    [
+        ({}, {}, ""),
+        ({}, {"output_yield_ms": 5.0, "output_yields": 2}, "after 5 ms, asked for no ms"),
+        ({"output_yield_ms": 5.0}, {}, "after no ms, asked for 5 ms"),
+        ({"output_yield_ms": 5.0}, {"output_yield_ms": 5.0, "output_yields": 0}, ""),
+        ({"output_handler": "fair"}, {"output_yield_ms": 0.0, "output_yields": 64}, ""),
+        ({"output_handler": "fair"}, {"output_yield_ms": 0.0, "output_yields": 0}, "never yielded"),
+    ],
+)
+def test_the_output_handler_is_the_one_asked_for(
+    asked: dict[str, Any], said: dict[str, Any], named: str
+) -> None:
+    experiment = Experiment(client="serve", **asked)
+    found = recordings("engine", "frontend", **said)
+    if not named:
+        assert verify.output_handler_is(experiment, found) == said
+        return
+    with pytest.raises(NotAsRequested, match=named):
+        verify.output_handler_is(experiment, found)
 
 
 def test_every_process_must_have_been_recorded() -> None:

@@ -21,6 +21,7 @@ from repro.stats.bootstrap import Floats, Integers, weighted_quantiles
 FACTOR = 5.0
 MIN_SHARE = 0.2
 SHIFTS = 100
+"""Random shifts of the pauses; the chance share is the mean over them."""
 
 UNEXPLAINED = "unexplained"
 NOBODY = -1
@@ -31,8 +32,8 @@ HANDLER = -2
 
 CAUSE = ["role", "rank", "generation"]
 _COLUMNS = [
-    *("run", "arm", "median_ns", "tail_steps", "tail_tokens"),
-    *(*CAUSE, "steps", "tokens", "share", "chance"),
+    *("run", "arm", "tail_steps"),
+    *(*CAUSE, "steps", "share", "chance"),
 ]
 
 Train = tuple[Integers, Integers]
@@ -47,22 +48,14 @@ class _Gaps:
     start: Integers
     end: Integers
     needed: Floats  # overlap that explains the gap
-    tokens: Floats  # that share the gap
     steps: Floats  # the gap's part in its step: its tokens over all tail tokens of the step
 
 
-def attribute(
-    campaign: Campaign,
-    factor: float = FACTOR,
-    *,
-    min_share: float = MIN_SHARE,
-    shifts: int = SHIFTS,
-    seed: int = 0,
-) -> pd.DataFrame:
+def attribute(campaign: Campaign, factor: float = FACTOR) -> pd.DataFrame:
     """The share of each run's tail that pauses explain, by process and generation.
 
     A gap belongs to the tail if it is longer than `factor` times the run's median ITL. The pause
-    with the longest overlap explains it, if that overlap is at least `min_share` of the gap's
+    with the longest overlap explains it, if that overlap is at least `MIN_SHARE` of the gap's
     excess over the median. Where the tokens of one step differ in gap, they share the step.
 
     A hold of the event loop counts as a pause of generation `HANDLER`, unless the front end spent
@@ -73,35 +66,31 @@ def attribute(
     campaign : Campaign
     factor : float
         Above 1.
-    min_share : float
-        Above 0, up to 1.
-    shifts : int
-        Random shifts; the chance share is their mean.
-    seed : int
 
     Returns
     -------
     pandas.DataFrame
-        One row per run and cause: `run`, `arm`, `median_ns`, `tail_steps`, `tail_tokens` (of the
-        whole run), `role`, `rank`, `generation` (each with a pause in the run; last
-        `unexplained`, -1, -1), `steps`, `tokens` (explained by it), `share` (of the tail's
-        steps; NaN without a tail), `chance` (the share expected by coincidence).
+        One row per run and cause: `run`, `arm`, `tail_steps` (of the whole run), `role`, `rank`,
+        `generation` (each with a pause in the run; last `unexplained`, -1, -1), `steps` (explained
+        by it), `share` (of the tail's steps; NaN without a tail), `chance` (the share expected by
+        coincidence).
 
     Raises
     ------
     ValueError
-        If `factor`, `min_share` or `shifts` is out of range.
+        If `factor` is out of range.
     """
-    _check(factor, min_share, shifts)
+    if not factor > 1:
+        raise ValueError(f"factor {factor} must be above 1: tail gaps are longer than the median")
     itl = sample(campaign, "itl")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     tables = []
     for run in campaign.runs.to_dict("records"):
-        median, gaps = _tail(itl[itl["run"] == run["run"]], factor, min_share)
+        gaps = _tail(itl[itl["run"] == run["run"]], factor)
         pauses = _stops(campaign, run["run"])
         window = run["window_start_ns"], run["window_end_ns"]
-        explained = _explained(gaps, pauses, window, rng.integers(*window, size=shifts))
-        tables.append(explained.assign(run=run["run"], arm=run["arm"], median_ns=median))
+        explained = _explained(gaps, pauses, window, rng.integers(*window, size=SHIFTS))
+        tables.append(explained.assign(run=run["run"], arm=run["arm"]))
     if not tables:
         return pd.DataFrame(columns=_COLUMNS)
     return pd.concat(tables, ignore_index=True)[_COLUMNS]
@@ -118,17 +107,17 @@ def by_arm(attribution: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        `arm`, `role`, `rank`, `generation`, `tail_steps`, `tail_tokens` (of the arm), `steps`,
-        `tokens`, `share`, `chance`; `unexplained` last in each arm.
+        `arm`, `role`, `rank`, `generation`, `tail_steps` (of the arm), `steps`, `share`, `chance`;
+        `unexplained` last in each arm.
     """
-    tails = attribution.drop_duplicates("run").groupby("arm")[["tail_steps", "tail_tokens"]].sum()
+    tails = attribution.drop_duplicates("run").groupby("arm")[["tail_steps"]].sum()
     parts = attribution.assign(chance=attribution["chance"] * attribution["tail_steps"])
-    pooled = parts.groupby(["arm", *CAUSE])[["steps", "tokens", "chance"]].sum().reset_index()
+    pooled = parts.groupby(["arm", *CAUSE])[["steps", "chance"]].sum().reset_index()
     pooled = pooled.merge(tails.reset_index(), on="arm")
     total = pooled["tail_steps"].where(pooled["tail_steps"] > 0)
     pooled = pooled.assign(share=pooled["steps"] / total, chance=pooled["chance"] / total)
     pooled = pooled.assign(last=pooled["role"] == UNEXPLAINED).sort_values(["arm", "last", *CAUSE])
-    columns = [column for column in _COLUMNS if column not in ("run", "median_ns")]
+    columns = [column for column in _COLUMNS if column != "run"]
     return pooled[columns].reset_index(drop=True)
 
 
@@ -159,27 +148,17 @@ def covered(spans: pd.DataFrame, start: Integers, end: Integers) -> Floats:
     return total
 
 
-def _check(factor: float, min_share: float, shifts: int) -> None:
-    if not factor > 1:
-        raise ValueError(f"factor {factor} must be above 1: tail gaps are longer than the median")
-    if not 0 < min_share <= 1:
-        raise ValueError(f"min_share {min_share} must be above 0 and at most 1")
-    if shifts < 1:
-        raise ValueError(f"shifts {shifts} must be at least 1")
-
-
-def _tail(itl: pd.DataFrame, factor: float, min_share: float) -> tuple[float, _Gaps]:
-    """The median gap of one run, and the gaps above `factor` times it."""
+def _tail(itl: pd.DataFrame, factor: float) -> _Gaps:
+    """The gaps of one run above `factor` times its median gap."""
     gap, count = itl["value_ns"].to_numpy("int64"), itl["count"].to_numpy("float64")
     median = weighted_quantiles(gap.astype("float64"), count, (0.5,))[0] if len(itl) else np.nan
     long = gap > factor * median
     end, step, tokens = itl["t_ns"].to_numpy("int64")[long], itl["step"][long], count[long]
     _, which = np.unique(step, return_inverse=True)
-    return float(median), _Gaps(
+    return _Gaps(
         start=end - gap[long],
         end=end,
-        needed=min_share * (gap[long] - median),
-        tokens=tokens,
+        needed=MIN_SHARE * (gap[long] - median),
         steps=tokens / np.bincount(which, tokens)[which] if len(end) else tokens,
     )
 
@@ -196,9 +175,7 @@ def _explained(
     total = gaps.steps.sum() or np.nan
     return causes.assign(
         tail_steps=round(gaps.steps.sum()),
-        tail_tokens=round(gaps.tokens.sum()),
         steps=steps,
-        tokens=_weigh(culprits, gaps.tokens, len(causes)).round().astype("int64"),
         share=steps / total,
         chance=by_chance / total,
     )

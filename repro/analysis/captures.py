@@ -26,10 +26,6 @@ def capture_times(campaign: Campaign) -> pd.DataFrame:
 
     All ranks capture in parallel, so a capture's time is that of its slowest rank.
 
-    Parameters
-    ----------
-    campaign : Campaign
-
     Returns
     -------
     pandas.DataFrame

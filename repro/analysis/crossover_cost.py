@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from repro.analysis.arms import pairs
-from repro.analysis.tails import Metric, effect
+from repro.analysis.tails import effect
 from repro.dataset import Campaign
 
 FRESH, CROSSOVER = "fresh engines", "cross-over"
@@ -20,17 +20,14 @@ SAME_WORK = ["comparable", "load", "model", "client", "executor"]
 """What two designs must share to be compared."""
 
 
-def interval_costs(
-    campaign: Campaign, quantile: float = 0.99, metric: Metric = "itl", *, seed: int = 0
-) -> pd.DataFrame:
+def interval_costs(campaign: Campaign, quantile: float = 0.99) -> pd.DataFrame:
     """The engine time of each design, and the interval of the freeze's effect it bought.
 
     Parameters
     ----------
     campaign : Campaign
     quantile : float
-    metric : {"itl", "ttft", "tpot", "step_interval"}
-    seed : int
+        Of ITL.
 
     Returns
     -------
@@ -46,7 +43,7 @@ def interval_costs(
         runs = campaign.runs[campaign.runs["arm"].isin([pair.baseline, pair.treated])]
         if runs["wall_s"].isna().any():
             continue
-        ratio = effect(campaign, pair.baseline, pair.treated, quantile, metric, seed=seed)
+        ratio = effect(campaign, pair.baseline, pair.treated, quantile)
         if not ratio.supported:
             continue
         engine_s, width = runs["wall_s"].sum(), np.log(ratio.high / ratio.low)

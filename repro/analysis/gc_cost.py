@@ -21,10 +21,6 @@ _TIME_COLUMNS = [
 def gc_time(campaign: Campaign) -> pd.DataFrame:
     """Time lost to collections in the measured windows, by arm, role and generation.
 
-    Parameters
-    ----------
-    campaign : Campaign
-
     Returns
     -------
     pandas.DataFrame
@@ -65,10 +61,6 @@ def gc_time(campaign: Campaign) -> pd.DataFrame:
 
 def full_collections(campaign: Campaign) -> pd.DataFrame:
     """All full collections in the measured windows, with the steps since the previous one.
-
-    Parameters
-    ----------
-    campaign : Campaign
 
     Returns
     -------

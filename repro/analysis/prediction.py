@@ -1,9 +1,9 @@
-"""Predictions for many ranks from one: quantities with intervals, a register, and sentences."""
+"""Predictions for many ranks from one: quantities, a register, and what was measured later."""
 
 from __future__ import annotations
 
+import bisect
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -13,14 +13,21 @@ import numpy as np
 import pandas as pd
 
 from repro import fmt
-from repro.analysis import ranks
-from repro.analysis.prediction_basis import Basis, bases, take_apart
+from repro.analysis.prediction_basis import Basis
+from repro.analysis.ranks import group_steps, measured, policy_of
 from repro.dataset import Campaign
-from repro.stats.bootstrap import EXPECTED_BEYOND, Floats, interval
-from repro.theory.lockstep import LENGTH, QUANTILES, SPREAD, Steps, burst, simulate
-
-BEYOND = "†"
-"""Marks a number that rests on fewer stalls than it takes to measure one."""
+from repro.stats.bootstrap import EXPECTED_BEYOND, Floats, Integers, interval
+from repro.theory.lockstep import (
+    LENGTH,
+    LIFETIME,
+    QUANTILES,
+    STALLED,
+    UNIFORM,
+    Steps,
+    burst,
+    lifetimes,
+    simulate,
+)
 
 FALLS = 0.8
 """P99 with over without the freeze below which the freeze matters: a fifth lower."""
@@ -28,46 +35,54 @@ FALLS = 0.8
 WIDTHS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 32, 48, 64)
 
 MODEL = (
-    f"group step = common part + longest pause among the ranks; one burst per period; the ranks' "
-    f"offsets in a burst are uniform over {SPREAD} steps and stay the same"
+    "group step = common part + longest pause among the ranks; one burst per period; the ranks' "
+    "offsets in a burst are drawn from those of measured groups, without any uniformly over 12 "
+    "steps, and stay the same"
 )
 
-TIMES = {fmt.quantile(quantile): quantile for quantile in QUANTILES}
+TIMES = [fmt.quantile(quantile) for quantile in QUANTILES]
+UNITS = {
+    **dict.fromkeys([*TIMES, "longest"], "ms"),
+    "stalled share": "%",
+    "tokens/s": "tokens/s",
+    "stalled steps per burst": "steps",
+    "burst": "s",
+}
+"""Quantity -> its unit."""
 
 
-def quantities(
-    basis: Basis, arm: str, number: int, *, group: Steps | None = None, length: int = LENGTH
-) -> pd.DataFrame:
+BOUNDS = {"value": "predicted", "low": "predicted_low", "high": "predicted_high"}
+COMPARED = ["quantity", "unit", "measured", "low", "high", "steps", *BOUNDS.values(), "inside"]
+"""Columns of `_compared`."""
+
+
+def quantities(steps: Steps, number: int, tokens: float, *, length: int = LENGTH) -> pd.DataFrame:
     """What a group of ranks would measure in `length` steps.
 
     Parameters
     ----------
-    basis : Basis
-    arm : str
-        One of the basis.
+    steps : Steps
+        Of one rank.
     number : int
         Of ranks.
-    group : Steps, optional
-        Measured steps of a frozen group, whose ordinary steps are taken in place of one rank's.
+    tokens : float
+        That one rank generates per step.
     length : int
 
     Returns
     -------
     pandas.DataFrame
-        `quantity`, `unit`, `value`, `low`, `high`: quantiles of the ITL, the longest step, the
-        share of stalled steps, tokens/s.
+        `quantity`, `unit`, `value`, `low`, `high`: quantiles of the ITL, the longest gap, the
+        share of stalled steps, tokens/s, and of one burst its stalled steps and its length.
     """
-    one = basis.steps[arm]
-    steps = one if group is None else replace(one, common=group.common)
     found = simulate(steps, number, length=length)
-    rows: list[tuple[str, str, Floats]] = [
-        (name, "ms", found.quantiles[:, column] / 1e6) for column, name in enumerate(TIMES)
-    ]
-    rows.append(("longest", "ms", found.longest / 1e6))
-    rows.append(("stalled share", "%", 100 * found.stalled))
-    per_step = number * basis.tokens_per_step[arm]
-    rows.append(("tokens/s", "tokens/s", per_step / (found.mean / 1e9)))
-    table = [(name, unit, np.median(drawn), *interval(drawn)) for name, unit, drawn in rows]
+    drawn: dict[str, Floats | pd.Series] = dict(zip(TIMES, found.quantiles.T / 1e6, strict=True))
+    drawn |= {"longest": found.longest / 1e6, "stalled share": 100 * found.stalled}
+    drawn["tokens/s"] = number * tokens / (found.mean / 1e9)
+    if len(steps.pauses):
+        one = burst(steps, number, 1)
+        drawn |= {"stalled steps per burst": one["stalled_steps"], "burst": one["length_s"]}
+    table = [(name, UNITS[name], np.median(each), *interval(each)) for name, each in drawn.items()]
     return pd.DataFrame(table, columns=["quantity", "unit", "value", "low", "high"])
 
 
@@ -76,17 +91,17 @@ def register(basis: Basis, number: int, path: Path) -> Path:
 
     Twice: on the ordinary steps of one rank, and on those of the widest frozen group measured.
     """
-    commons: dict[str, Steps | None] = {"one rank": None}
-    groups = frozen_groups(basis)
-    if groups:
-        commons[f"{max(groups)} ranks, frozen"] = groups[max(groups)]
+    widest = basis.groups.loc[basis.groups["policy"] == "freeze", "ranks"].max()
+    widths = {"one rank": None} | ({f"{widest} ranks, frozen": widest} if widest > 1 else {})
     rows = [
         {"ranks": number, "arm": policy, "ordinary steps of": name}
         | {key: round(value, 3) if key in numbers else value for key, value in row.items()}
-        for name, group in commons.items()
-        for policy, arm in (("no-freeze", basis.pair.baseline), ("freeze", basis.pair.treated))
+        for name, width in widths.items()
+        for policy in basis.steps
         for numbers in [("value", "low", "high")]
-        for row in quantities(basis, arm, number, group=group).to_dict("records")
+        for row in quantities(
+            basis.in_a_group(policy, width), number, basis.tokens_per_step[policy]
+        ).to_dict("records")
     ]
     document = {
         "model": MODEL,
@@ -95,7 +110,7 @@ def register(basis: Basis, number: int, path: Path) -> Path:
         "date": date.today().isoformat(),
         "campaign": basis.campaign.path.name,
         "basis_runs": list(basis.runs),
-        "period_steps": {arm: steps.period for arm, steps in basis.steps.items()},
+        "period_steps": {policy: steps.period for policy, steps in basis.steps.items()},
         "predictions": rows,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,226 +118,176 @@ def register(basis: Basis, number: int, path: Path) -> Path:
     return path
 
 
-def frozen_groups(basis: Basis) -> dict[int, Steps]:
-    """Ranks -> steps of the frozen group measured under the same load as the basis."""
-    groups = ranks.alike(basis)
-    groups = groups[groups["policy"] == ranks.policy_of(basis.campaign, basis.pair.treated)]
-    return {
-        int(number): take_apart(basis.campaign, list(of_width["run"]))
-        for number, of_width in groups.groupby("ranks")
-    }
-
-
 def against_measured(basis: Basis) -> pd.DataFrame:
-    """Measured quantities of every wider group beside those predicted for it.
+    """What every wider group measured of its pauses, beside the prediction.
 
-    The ordinary steps are those of the measured frozen group: one rank cannot tell how they grow.
-    For P50 they are one rank's, which shows that growth.
+    The period and the pauses are one rank's. The ordinary steps are those of the frozen group of
+    that width, and the offsets those of the other widths. Left out is what ordinary steps make:
+    frozen groups, P50, tokens/s, and quantiles that are measured and predicted below a stall.
 
     Returns
     -------
     pandas.DataFrame
-        `arm`, `policy`, `ranks`, `quantity`, `unit`, `measured`, `low`, `high`, `predicted`,
+        `ranks`, `arm`, `quantity`, `unit`, `measured`, `low`, `high`, `predicted`,
         `predicted_low`, `predicted_high`, `inside` (the intervals overlap).
     """
-    groups = frozen_groups(basis)
+    groups = basis.groups
+    frozen = groups.loc[groups["policy"] == "freeze", "ranks"]
+    groups = groups[(groups["policy"] == "no-freeze") & groups["ranks"].isin(frozen)]
+    tables = [pd.DataFrame(columns=[*COMPARED, "ranks", "arm"])]
+    for (number, arm), _ in groups.groupby(["ranks", "arm"]):
+        seen = measured(basis.campaign, arm)
+        steps = basis.in_a_group("no-freeze", number)
+        tokens = basis.tokens_per_step["no-freeze"]
+        told = quantities(steps, number, tokens, length=int(seen["steps"].iloc[0]))
+        found = _compared(seen, told).assign(ranks=number, arm=arm)
+        most = found[["measured", "predicted"]].max(axis=1)
+        ordinary = (found["unit"] == "ms") & (most < STALLED * steps.usual / 1e6)
+        tables.append(found[~ordinary & (found["unit"] != "tokens/s")])
+    return pd.concat(tables[1:] or tables, ignore_index=True)
+
+
+def registered(campaign: Campaign) -> pd.DataFrame:
+    """Predictions in `predictions/` beside `campaign`, as registered, with what it measured later.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As `against_measured`, with `policy`, `ordinary` (whose ordinary steps) and `why` (of what
+        is not inside). Groups that were not measured have NaN.
+    """
+    runs = campaign.runs
+    arms = {
+        (int(own["data_parallel_size"].iloc[0]), policy_of(campaign, arm)): arm
+        for arm, own in runs.groupby("arm")
+    }
     tables = []
-    for (number, arm), runs in ranks.alike(basis).groupby(["ranks", "arm"]):
-        policy = runs["policy"].iloc[0]
-        alone = {ranks.policy_of(basis.campaign, own): own for own in basis.steps}[policy]
-        seen = ranks.measured(basis.campaign, str(arm))
-        length = int(seen["steps"].iloc[0])
-        told = quantities(basis, alone, int(number), group=groups.get(int(number)), length=length)
-        own = quantities(basis, alone, int(number), length=length)
-        told = pd.concat([own[own["quantity"] == "P50"], told[told["quantity"] != "P50"]])
-        told = told.rename(columns={name: f"predicted_{name}" for name in ("low", "high")})
-        told = told.rename(columns={"value": "predicted"})
-        both = seen.merge(told, on="quantity")
-        tables.append(both.assign(arm=arm, policy=policy, ranks=int(number)))
+    for path in sorted((campaign.path.parent / "predictions").glob("*.json")):
+        document = json.loads(path.read_text())
+        if document["campaign"] != campaign.path.name:
+            continue
+        rows = pd.DataFrame(document["predictions"]).rename(columns={"arm": "policy"})
+        keys = ["ranks", "policy", "ordinary steps of"]
+        for (number, policy, ordinary), told in rows.groupby(keys, sort=False):
+            arm = arms.get((number, policy))
+            if arm is None:
+                continue
+            seen = measured(campaign, arm)
+            found = _compared(seen, told[["quantity", "unit", *BOUNDS]])
+            by_name = seen.set_index("quantity")["measured"]
+            growth = by_name["P50"] / found.set_index("quantity")["predicted"]["P50"]
+            per_burst = by_name.get("stalled steps per burst", np.nan)
+            found["why"] = [_reason(row, growth, per_burst) for row in found.itertuples()]
+            tables.append(found.assign(ranks=number, policy=policy, ordinary=ordinary, arm=arm))
     if not tables:
-        return pd.DataFrame(columns=["arm", "policy", "ranks", "quantity", "inside"])
-    found = pd.concat(tables, ignore_index=True)
-    inside = (found["low"] <= found["predicted_high"]) & (found["high"] >= found["predicted_low"])
-    return found.assign(inside=inside)
+        return pd.DataFrame(columns=[*COMPARED, "why", "ranks", "policy", "ordinary", "arm"])
+    return pd.concat(tables, ignore_index=True).sort_values("ranks", kind="stable")
 
 
-def ratios(basis: Basis, number: int, quantile: float = 0.99) -> tuple[float, float, float]:
-    """A quantile with over without the freeze, predicted: value and 95% interval."""
-    without, treated = (basis.steps[arm] for arm in (basis.pair.baseline, basis.pair.treated))
-    drawn = simulate(treated, number, quantiles=[quantile], seed=1).quantiles[:, 0]
-    drawn = drawn / simulate(without, number, quantiles=[quantile]).quantiles[:, 0]
-    low, high = interval(drawn)
-    return float(np.median(drawn)), float(low), float(high)
+def _compared(seen: pd.DataFrame, told: pd.DataFrame) -> pd.DataFrame:
+    both = seen.merge(told.rename(columns=BOUNDS), on="quantity")
+    inside = (both["low"] <= both["predicted_high"]) & (both["high"] >= both["predicted_low"])
+    return both.assign(inside=inside)[COMPARED]
 
 
-def width(basis: Basis) -> tuple[int | None, int | None]:
-    """Ranks from which P99 falls below `FALLS`, as predicted: more likely than not, and surely."""
-    likely = sure = None
-    for number in WIDTHS:
-        value, _, high = ratios(basis, number)
-        likely = likely or (number if value < FALLS else None)
-        sure = sure or (number if high < FALLS else None)
-        if sure:
-            break
-    return likely, sure
+def _reason(row: Any, growth: float, per_burst: float) -> str:
+    """Why a registered quantity is not inside, by the two things that were not known.
+
+    Parameters
+    ----------
+    row : namedtuple
+        Of `_compared`.
+    growth : float
+        The measured P50 over the registered one.
+    per_burst : float
+        Measured stalled steps per burst.
+    """
+    if row.inside:
+        return ""
+    scale = growth if row.unit == "ms" else 1 / growth
+    low, high = row.predicted_low * scale, row.predicted_high * scale
+    if row.unit == "tokens/s" or (row.unit == "ms" and row.low <= high and row.high >= low):
+        return f"ordinary step ×{fmt.figures(growth)}"
+    if row.unit == "%" or row.measured < row.predicted * growth:
+        return f"ranks share stalled steps: {fmt.amount(per_burst)} per burst"
+    return f"ordinary step ×{fmt.figures(growth)}, its tail more"
+
+
+def requests(basis: Basis) -> pd.DataFrame:
+    """What requests of mean length see, by steps: those that meet a burst and those that do not.
+
+    A request gets one token per step. Nothing is taken from the table `requests`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per number of ranks: `ranks`, `bursts`, and per column of `LIFETIME` the medians
+        `<column>_outside`, `<column>_measured` (through a burst) and `<column>_predicted`, with
+        `<column>_low` and `<column>_high` (95% of predicted bursts).
+    """
+    groups = basis.groups
+    widths = {1: basis.campaign.runs.query("arm == @basis.pair.baseline")["run"]}
+    unfrozen = groups[groups["policy"] == "no-freeze"]
+    widths |= {int(number): own["run"] for number, own in unfrozen.groupby("ranks")}
+    rows = []
+    for number, runs in widths.items():
+        gaps = group_steps(basis.campaign, list(runs))
+        lived = [lifetimes(gap, basis.answer_tokens, float(np.median(gap))) for gap in gaps]
+        # Requests that meet one burst begin at consecutive steps.
+        met_bursts = sum(int((np.diff(met, prepend=False) & met).sum()) for met, _ in lived)
+        row: dict[str, Any] = {"ranks": number, "bursts": met_bursts}
+        met, seen = (np.concatenate(parts, axis=-1) for parts in zip(*lived, strict=True))
+        steps = basis.in_a_group("no-freeze", number)
+        told = pd.DataFrame()
+        if len(steps.pauses) and number in {1, *groups.loc[groups["policy"] == "freeze", "ranks"]}:
+            told = burst(steps, number, basis.answer_tokens)
+        for column, values in zip(LIFETIME, seen, strict=True):
+            for name, chosen in (("outside", values[~met]), ("measured", values[met])):
+                row[f"{column}_{name}"] = np.median(chosen) if len(chosen) else np.nan
+            if column in told:
+                low, high = interval(told[column].to_numpy())
+                row |= {f"{column}_predicted": told[column].median()}
+                row |= {f"{column}_low": low, f"{column}_high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def width(basis: Basis, offsets: tuple[Integers, ...] = ()) -> tuple[int | None, int | None]:
+    """Ranks from which P99 falls below `FALLS`, as predicted: more likely than not, and surely.
+
+    Parameters
+    ----------
+    basis : Basis
+    offsets : tuple of arrays
+        Of `Steps`; without any those of the measured groups.
+    """
+    frozen, without = basis.steps["freeze"], basis.in_a_group("no-freeze")
+    without = replace(without, offsets=offsets or without.offsets)
+
+    def ratio(number: int) -> Floats:
+        # Different seeds make the two arms independent.
+        found = simulate(frozen, number, quantiles=(0.99,), seed=1).quantiles[:, 0]
+        return np.asarray(found / simulate(without, number, quantiles=(0.99,)).quantiles[:, 0])
+
+    # Wider groups stall more often: the ratio falls with the width.
+    likely = bisect.bisect(WIDTHS, -FALLS, key=lambda number: -float(np.median(ratio(number))))
+    sure = bisect.bisect(WIDTHS, -FALLS, key=lambda number: -float(interval(ratio(number))[1]))
+    widths = dict(enumerate(WIDTHS))
+    return widths.get(likely), widths.get(sure)
 
 
 def sentence(basis: Basis) -> str:
     """The width from which the freeze moves P99, in one sentence."""
     likely, sure = width(basis)
+    measured_groups = basis.in_a_group("no-freeze").offsets is not UNIFORM
     if likely is None:
-        return f"the freeze is predicted to leave P99 as it is up to {WIDTHS[-1]} ranks"
-    said = f"the freeze is predicted to lower P99 by a fifth or more from {likely:,} ranks on"
-    said += f", with 95% certainty from {sure:,}" if sure else ", at no width with certainty"
+        said = f"the freeze is predicted to leave P99 as it is up to {WIDTHS[-1]} ranks"
+    else:
+        said = f"the freeze is predicted to lower P99 by a fifth or more from {likely:,} ranks on"
+        said += f", with 95% certainty from {sure:,}" if sure else ", at no width with certainty"
+    if measured_groups:
+        apart, _ = width(basis, UNIFORM)
+        said += f" (from {apart} if the ranks' offsets were uniform)" if apart else ""
     stalls = basis.unfrozen.stalls
     few = f" ({fmt.plural(stalls, 'stall')} measured, fewer than {EXPECTED_BEYOND})"
     return said + (few if stalls < EXPECTED_BEYOND else "")
-
-
-def burst_sentence(basis: Basis, number: int) -> str:
-    """One burst of the group without the freeze, and what a request sees of it."""
-    steps = basis.unfrozen
-    if steps.stalls == 0:
-        return "no full collection of the one rank stalled a step: no burst is predicted"
-    found = burst(steps, number)
-    period = steps.period or len(steps) / len(steps.pauses)
-    tokens = float(basis.answer_tokens)
-    usual = steps.usual * tokens
-    low, high = interval(found.stalled)
-    every = (period * steps.usual + float(np.median(found.stall_ns))) / 1e9
-    return (
-        f"Without the freeze {fmt.plural(number, 'rank')} make one burst per "
-        f"{fmt.count(period)} steps (about {fmt.figures(every)} s): "
-        f"{np.median(found.stalled):.0f} stalled steps ({low:.0f} to {high:.0f}) within "
-        f"{fmt.figures(float(np.median(found.length_ns)) / 1e9)} s. A request of "
-        f"{fmt.amount(tokens)} tokens that lives through it takes "
-        f"{fmt.figures((usual + float(np.median(found.stall_ns))) / 1e9)} s in place of "
-        f"{fmt.figures(usual / 1e9)} s; its longest gap is "
-        f"{fmt.ms(float(np.median(found.longest_ns)) / 1e6)}"
-    )
-
-
-def of_one_width(basis: Basis, number: int) -> pd.DataFrame:
-    """Predicted quantities of one number of ranks beside those of one rank, as texts."""
-    columns = {
-        f"{fmt.plural(count, 'rank')}, {arm}": [
-            _cell(row, basis.steps[arm]) for row in quantities(basis, arm, count).itertuples()
-        ]
-        for count in dict.fromkeys([1, number])
-        for arm in basis.steps
-    }
-    names = [f"ITL {name} (ms)" for name in TIMES]
-    names += ["longest ITL (ms)", "stalled steps (%)", "tokens/s"]
-    return pd.DataFrame({"quantity": names} | columns)
-
-
-def held_against(basis: Basis) -> pd.DataFrame:
-    """The rows of `against_measured` as texts."""
-    found = against_measured(basis)
-    return pd.DataFrame(
-        {
-            "ranks": found["ranks"].map(str),
-            "arm": found["policy"],
-            "quantity": [f"{row.quantity} ({row.unit})" for row in found.itertuples()],
-            "measured": [_between(r.measured, r.low, r.high) for r in found.itertuples()],
-            "predicted": [
-                _between(r.predicted, r.predicted_low, r.predicted_high) for r in found.itertuples()
-            ],
-            "agree": found["inside"].map({True: "yes", False: "no"}),
-        }
-    )
-
-
-def waiting(campaign: Campaign) -> pd.DataFrame:
-    """Share of one rank's pause in another rank's step, as texts."""
-    found = ranks.coupling(campaign)
-    return pd.DataFrame(
-        {
-            "arm": found["arm"],
-            "pauses": found["pauses"].map(str),
-            "shows in another rank's step": [
-                fmt.share(row.share, row.low, row.high) for row in found.itertuples()
-            ],
-            "at any other time": found["chance"].map(fmt.percent),
-        }
-    )
-
-
-def burst_table(campaign: Campaign) -> pd.DataFrame:
-    """Measured bursts by width and policy: medians as texts."""
-    found = ranks.bursts(campaign)
-    rows = []
-    for (number, policy), own in found.groupby(["ranks", "policy"]):
-        middle = own.median(numeric_only=True)
-        rows.append(
-            {
-                "ranks": f"{number}",
-                "policy": policy,
-                "bursts": f"{len(own)}",
-                "length (s)": fmt.figures(middle["length_s"]),
-                "first to last (steps)": fmt.amount(middle["spread_steps"]),
-                "steps with a collection": fmt.amount(middle["stalled_steps"]),
-                "pause (ms)": fmt.figures(middle["pause_ms"]),
-                "period (steps)": fmt.figures(middle["period_steps"]),
-                "largest change of an offset (steps)": fmt.figures(own["drift_steps"].max()),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def origin(basis: Basis) -> str:
-    """The runs behind the prediction, and the meaning of its marks."""
-    runs = basis.campaign.runs[basis.campaign.runs["run"].isin(basis.runs)]
-    first = runs.iloc[0]
-    return (
-        f"Predicted, not measured: one rank of {first['model']} on {first['machine']} with "
-        f"{basis.concurrency:,} in flight (campaign {basis.campaign.path.name}, vLLM "
-        f"{fmt.listed(sorted(runs['vllm'].unique()))}, {fmt.plural(len(runs), 'run')}, "
-        f"{basis.size:,} steps). The ordinary step grows with the number of ranks, which one rank "
-        f"cannot tell: the times are on one rank's. In brackets 95% intervals of a measurement of "
-        f"{LENGTH:,} steps; {BEYOND} rests on fewer than {EXPECTED_BEYOND} stalls."
-    )
-
-
-def warnings(
-    basis: Basis, number: int, concurrency: int, campaigns: Sequence[Campaign]
-) -> list[str]:
-    """What of a question lies outside what was measured, one line each."""
-    measured = sorted({1, *(int(n) for c in campaigns for n in ranks.several(c)["ranks"])})
-    said = []
-    if concurrency != basis.concurrency:
-        said.append(
-            f"{concurrency:,} in flight per rank was not measured, this is for "
-            f"{basis.concurrency:,}; how often workers pause depends on it: measure with repro run"
-        )
-    if number not in measured:
-        near = sorted(measured, key=lambda width: abs(np.log(width / number)))[:2]
-        widths = fmt.listed(f"{width:,}" for width in sorted(near))
-        said.append(
-            f"{fmt.plural(number, 'rank')} is a prediction; measured widths nearest to it: {widths}"
-        )
-    return said
-
-
-def without_basis(campaigns: Sequence[Campaign]) -> str:
-    """The one line for campaigns that nothing can be predicted from."""
-    named = fmt.listed(campaign.path.name for campaign in campaigns)
-    return (
-        f"{named}: no runs of one rank with and without the freeze and executor mp; "
-        "measure them with repro run"
-    )
-
-
-def has_basis(campaign: Campaign) -> bool:
-    """Whether something can be predicted from a campaign."""
-    return bool(bases(campaign))
-
-
-def _cell(row: Any, steps: Steps) -> str:
-    rests_on_stalls = row.unit == "ms" and row.value * 1e6 > 2 * steps.usual
-    mark = BEYOND if rests_on_stalls and steps.stalls < EXPECTED_BEYOND else ""
-    return _between(row.value, row.low, row.high).replace(" (", f"{mark} (", 1)
-
-
-def _between(value: float, low: float, high: float) -> str:
-    return f"{fmt.figures(value)} ({fmt.bounds(low, high)})"

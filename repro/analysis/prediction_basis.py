@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
 from repro.analysis.arms import Pair, pairs
 from repro.analysis.gc_cost import full_collections
+from repro.analysis.ranks import bursts, policy_of, several
 from repro.analysis.tails import step_intervals
 from repro.dataset import Campaign, in_window
 from repro.stats.bootstrap import Integers
@@ -18,8 +21,12 @@ from repro.theory.lockstep import LockstepError, Steps
 DRIVERS = ("engine", "async_engine")
 """Clients that keep the engine busy. Through HTTP it may idle, and a pause then hides."""
 
+ALIKE = ["machine", "vllm", "torch", "python", "capture_policy", "model", "executor", "load"]
+"""What one-rank runs share with groups predicted from them. The number of GPUs and of CPUs differs
+by design: the runs are compared, never pooled."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Basis:
     """One rank with and without the freeze, in all else alike.
 
@@ -29,7 +36,7 @@ class Basis:
     pair : Pair
         The two arms.
     steps : dict of str to Steps
-        Arm -> its steps.
+        Policy (`no-freeze`, `freeze`) -> its steps.
     concurrency : int
         Requests in flight on the rank.
     runs : tuple of str
@@ -48,24 +55,60 @@ class Basis:
 
     @property
     def tokens_per_step(self) -> dict[str, float]:
-        """Arm -> tokens that one rank generates per step."""
-        runs = self.campaign.runs[self.campaign.runs["run"].isin(self.runs)]
-        rate = runs.groupby("arm")["tokens_per_s"].mean()
+        """Policy -> tokens that one rank generates per step."""
+        rate = self._own.groupby("arm")["tokens_per_s"].mean()
+        arms = {"no-freeze": self.pair.baseline, "freeze": self.pair.treated}
         return {
-            arm: float(rate[arm] * np.concatenate(steps.whole).mean() / 1e9)
-            for arm, steps in self.steps.items()
+            policy: float(rate[arms[policy]] * np.concatenate(steps.whole).mean() / 1e9)
+            for policy, steps in self.steps.items()
         }
 
     @property
-    def answer_tokens(self) -> float:
+    def answer_tokens(self) -> int:
         """Mean length of an answer."""
-        runs = self.campaign.runs[self.campaign.runs["run"].isin(self.runs)]
-        return float(runs["answer_tokens"].mean())
+        return round(float(self._own["answer_tokens"].mean()))
 
     @property
     def unfrozen(self) -> Steps:
         """The steps of the arm without the freeze."""
-        return self.steps[self.pair.baseline]
+        return self.steps["no-freeze"]
+
+    @functools.cached_property
+    def groups(self) -> pd.DataFrame:
+        """The data-parallel runs under the same load: `several`, with what workers do."""
+        runs = several(self.campaign)
+        same = (runs[ALIKE] == self._own.iloc[0][ALIKE]).all(axis=1) & (runs["kind"] == "DP")
+        policies = [policy_of(self.campaign, arm) for arm in runs.loc[same, "arm"]]
+        return runs[same].assign(policy=policies)
+
+    @property
+    def _own(self) -> pd.DataFrame:
+        return self.campaign.runs[self.campaign.runs["run"].isin(self.runs)]
+
+    @functools.cached_property
+    def _bursts(self) -> pd.DataFrame:
+        """Each group's offsets: its first burst."""
+        found = bursts(self.campaign).drop_duplicates("run")
+        return found[found["run"].isin(self.groups["run"])]
+
+    @functools.cache  # noqa: B019 - a few per basis, which lives as long as they do
+    def in_a_group(self, policy: str, ranks: int | None = None) -> Steps:
+        """One rank's pauses with what it cannot tell: how ordinary steps and offsets are in groups.
+
+        Parameters
+        ----------
+        policy : str
+        ranks : int, optional
+            A measured width: its ordinary steps are those of its frozen runs, and the offsets
+            those of the other widths. Without it, one rank's steps and the offsets of all.
+        """
+        steps, groups = self.steps[policy], self.groups
+        frozen = groups.loc[(groups["policy"] == "freeze") & (groups["ranks"] == ranks), "run"]
+        if len(frozen):
+            steps = replace(steps, common=take_apart(self.campaign, list(frozen)).common)
+        others = (self._bursts["ranks"] != ranks) & (self._bursts["policy"] == policy)
+        offsets = tuple(self._bursts.loc[others, "offsets"])
+        return replace(steps, offsets=offsets) if offsets else steps
 
 
 def bases(campaign: Campaign) -> list[Basis]:
@@ -87,7 +130,10 @@ def bases(campaign: Campaign) -> list[Basis]:
             Basis(
                 campaign=campaign,
                 pair=pair,
-                steps={arm: take_apart(campaign, names) for arm, names in of_arm.items()},
+                steps={
+                    policy: take_apart(campaign, names)
+                    for policy, names in zip(("no-freeze", "freeze"), of_arm.values(), strict=True)
+                },
                 concurrency=int(alone.loc[alone["arm"] == arms[0], "concurrency"].iloc[0]),
                 runs=tuple(run for names in of_arm.values() for run in names),
             )

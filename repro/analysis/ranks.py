@@ -11,23 +11,35 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from repro import fmt
 from repro.analysis.arms import freezes
-from repro.analysis.prediction_basis import Basis
 from repro.analysis.tails import Metric, sample, step_intervals, step_quantiles
 from repro.dataset import Campaign, in_window
 from repro.dataset.schema import NS_PER_MS
-from repro.stats.bootstrap import RESAMPLES, Floats, Integers, interval
+from repro.stats.bootstrap import (
+    RESAMPLES,
+    Floats,
+    Integers,
+    assign_blocks,
+    draw_blocks,
+    interval,
+)
 from repro.theory.cpython_rule import FULL
 from repro.theory.lockstep import QUANTILES, STALLED
 
 SHIFTS = 1000
 
+AROUND = 20
+"""Steps on either side by which steps of two ranks are matched."""
+
+PER_BURST = {"stalled steps per burst": "stalled_steps", "burst": "length_s"}
+"""Quantity of `measured` -> column of `bursts`."""
+
+BURST = ["run", "policy", "ranks", "start_ns", "length_s", "offsets", "spread_steps"]
+BURST += ["stalled_steps", "pause_ms", "period_steps", "drift_steps"]
+
 Moving = Callable[[int], Integers]
 """So many times, in ns, drawn at random from a run's window."""
-
-ALIKE = ["machine", "vllm", "torch", "python", "capture_policy", "model", "executor", "load"]
-"""What one-rank runs share with groups predicted from them. The number of GPUs and of CPUs differs:
-the runs are compared, never pooled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,94 +173,114 @@ def policy_of(campaign: Campaign, arm: str) -> str:
     return "freeze" if freezes(campaign, arm) == "yes" else "no-freeze"
 
 
-def alike(basis: Basis) -> pd.DataFrame:
-    """The data-parallel runs under the load of a basis: `several`, with what workers do."""
-    runs = several(basis.campaign)
-    one = basis.campaign.runs[basis.campaign.runs["run"].isin(basis.runs)].iloc[0]
-    same = (runs[ALIKE] == one[ALIKE]).all(axis=1) & (runs["kind"] == "DP")
-    found: pd.DataFrame = runs[same]
-    return found.assign(policy=[policy_of(basis.campaign, arm) for arm in found["arm"]])
-
-
 def measured(campaign: Campaign, arm: str) -> pd.DataFrame:
     """What one arm measured of the quantities that are predicted.
 
     Returns
     -------
     pandas.DataFrame
-        `quantity`, `measured`, `low`, `high`, `steps` (of the group). ITL quantiles that the
-        sample cannot support are left out. The longest gap has no interval; two stalled steps in
-        a row can reach the client as one gap.
+        `quantity`, `measured`, `low`, `high`, `steps` (of the group). Intervals come from runs and
+        from blocks of steps in them: with one run they hold for that run alone. Of the bursts the
+        range is given. ITL quantiles that the sample cannot support are left out. The longest gap
+        has no interval.
     """
     runs = campaign.runs[campaign.runs["arm"] == arm]
     metric: Metric = "itl" if campaign.itl["run"].isin(runs["run"]).any() else "step_interval"
     rows = sample(campaign, metric)
     rows = rows[rows["run"].isin(runs["run"])]
     found = step_quantiles(rows, (*QUANTILES, 1.0))
-    names = [*(f"P{100 * quantile:.10g}" for quantile in QUANTILES), "longest"]
+    names = [*(fmt.quantile(quantile) for quantile in QUANTILES), "longest"]
     table = [
         (name, each.value / NS_PER_MS, each.low / NS_PER_MS, each.high / NS_PER_MS)
         for name, each in zip(names, found, strict=True)
         if each.supported
     ]
-    gaps = _group_steps(campaign, list(runs["run"]))
+    gaps = group_steps(campaign, list(runs["run"]))
     stalled = sum(int((gap >= STALLED * np.median(gap)).sum()) for gap in gaps)
     steps = sum(map(len, gaps))
     bounds = wilson(stalled, steps)
     table.append(("stalled share", 100 * stalled / steps, *(100 * np.array(bounds))))
-    rate = runs["tokens_per_s"]
-    table.append(("tokens/s", rate.mean(), rate.min(), rate.max()))
+    rate = token_rates(campaign, arm)
+    table.append(("tokens/s", runs["tokens_per_s"].mean(), *interval(rate)))
+    own = bursts(campaign, arm)
+    for name, column in PER_BURST.items() if len(own) else ():
+        table.append((name, own[column].median(), own[column].min(), own[column].max()))
     frame = pd.DataFrame(table, columns=["quantity", "measured", "low", "high"])
     return frame.assign(steps=steps)
 
 
-def bursts(campaign: Campaign) -> pd.DataFrame:
+def token_rates(campaign: Campaign, arm: str, seed: int = 0) -> Floats:
+    """Tokens per second of an arm in (resamples,) draws of its runs and their blocks of steps."""
+    runs = campaign.runs[campaign.runs["arm"] == arm]
+    gaps = group_steps(campaign, list(runs["run"]))
+    run = np.repeat(np.arange(len(gaps)), [len(gap) for gap in gaps])
+    block, run_of_block = assign_blocks(run, np.concatenate([np.arange(len(gap)) for gap in gaps]))
+    per_step = np.concatenate(
+        [
+            np.full(len(gap), rate * gap.mean())
+            for gap, rate in zip(gaps, runs["tokens_per_s"], strict=True)
+        ]
+    )
+    drawn = draw_blocks(run_of_block, RESAMPLES, np.random.default_rng(seed))
+    tokens, time = (drawn @ np.bincount(block, each) for each in (per_step, np.concatenate(gaps)))
+    return np.asarray(tokens / time)
+
+
+def bursts(campaign: Campaign, arm: str | None = None) -> pd.DataFrame:
     """Bursts of full collections in the windows of runs of several data-parallel ranks.
 
     Every rank's first collection in the window is of the first burst, its second of the second.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    arm : str, optional
+        Only this one.
 
     Returns
     -------
     pandas.DataFrame
         One row per burst in which every rank collects: `run`, `policy`, `ranks`, `start_ns`,
-        `length_s` (first collection's begin to last one's end), `spread_steps` (first to last),
-        `stalled_steps` (that hold a collection), `pause_ms` (median), `period_steps` (since the
-        run's burst before; NaN for its first), `drift_steps` (the most that a rank's offset
-        changed since then).
+        `length_s` (first collection's begin to last one's end), `offsets` (array: steps from the
+        first collection to each rank's), `spread_steps` (the largest), `stalled_steps` (that hold
+        a collection), `pause_ms` (median), `period_steps` (since the run's burst before; NaN for
+        its first), `drift_steps` (the most that a rank's offset changed since then).
     """
     rows = []
-    for run in several(campaign).itertuples():
-        if "DP" not in run.kind:
-            continue
+    runs = several(campaign)
+    runs = runs[runs["kind"].str.contains("DP") & ((runs["arm"] == arm) | (arm is None))]
+    for run in runs.itertuples():
         ranks = _ranks_of(campaign, run.run)
         ordinals, _ = _in_steps(ranks)
-        number = min(map(len, ordinals))
-        before: Integers | None = None
-        for burst in range(number):
-            at = np.array([own[burst] for own in ordinals])
-            begun = np.array([rank.begun[burst] for rank in ranks])
-            lasted = np.array([rank.lasted[burst] for rank in ranks])
-            moved: Integers | None = None if before is None else at - before
-            rows.append(
+        whole = slice(min(map(len, ordinals)))  # bursts that every rank has
+        if whole.stop == 0:
+            continue
+        at = np.stack([own[whole] for own in ordinals])
+        begun, lasted = (
+            np.stack([getattr(rank, name)[whole] for rank in ranks]) for name in ("begun", "lasted")
+        )
+        since = np.diff(at, axis=1, prepend=np.nan)
+        rows.append(
+            pd.DataFrame(
                 {
                     "run": run.run,
                     "policy": policy_of(campaign, run.arm),
                     "ranks": run.ranks,
-                    "start_ns": begun.min(),
-                    "length_s": ((begun + lasted).max() - begun.min()) / 1e9,
-                    "spread_steps": np.ptp(at),
-                    "stalled_steps": len(np.unique(at)),
-                    "pause_ms": np.median(lasted) / NS_PER_MS,
-                    "period_steps": np.nan if moved is None else np.median(moved),
-                    "drift_steps": np.nan if moved is None else np.ptp(moved),
+                    "start_ns": begun.min(axis=0),
+                    "length_s": ((begun + lasted).max(axis=0) - begun.min(axis=0)) / 1e9,
+                    "offsets": list((at - at.min(axis=0)).T),
+                    "spread_steps": np.ptp(at, axis=0),
+                    "stalled_steps": [len(np.unique(burst)) for burst in at.T],
+                    "pause_ms": np.median(lasted, axis=0) / NS_PER_MS,
+                    "period_steps": np.median(since, axis=0),
+                    "drift_steps": np.ptp(since, axis=0),
                 }
             )
-            before = at
-    columns = ["run", "policy", "ranks", "start_ns", "length_s", "spread_steps", "stalled_steps"]
-    return pd.DataFrame(rows, columns=[*columns, "pause_ms", "period_steps", "drift_steps"])
+        )
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=BURST)
 
 
-def _group_steps(campaign: Campaign, runs: list[str]) -> list[Integers]:
+def group_steps(campaign: Campaign, runs: list[str]) -> list[Integers]:
     """Step intervals of the lowest rank of each run in its window, in ns."""
     rows = in_window(campaign, step_intervals(campaign.steps))
     found = []
@@ -299,16 +331,20 @@ def _ranks_of(campaign: Campaign, run: str) -> list[_Rank]:
 def _in_steps(ranks: list[_Rank]) -> tuple[list[Integers], int]:
     """The step of the group that each rank's collections fall into, and how many steps there are.
 
-    Counted by the first rank's entries; another rank's step is the one entered nearest in time.
+    Counted by the first rank's entries. A rank may enter its next step while another still
+    collects at the end of this one, so single entries do not tell which steps belong together:
+    the median over the steps around does.
     """
     clock = ranks[0].entries
     ordinals = []
     for rank in ranks:
-        own = np.searchsorted(rank.entries, rank.begun, side="right") - 1
-        entered = rank.entries[np.maximum(own, 0)]
-        after = np.clip(np.searchsorted(clock, entered), 1, len(clock) - 1)
-        nearer = entered - clock[after - 1] < clock[after] - entered
-        ordinals.append(after - nearer)
+        own = np.maximum(np.searchsorted(rank.entries, rank.begun, side="right") - 1, 0)
+        after = np.clip(np.searchsorted(clock, rank.entries), 1, len(clock) - 1)
+        ahead = after - (rank.entries - clock[after - 1] < clock[after] - rank.entries)
+        ahead -= np.arange(len(ahead))
+        around = [ahead[max(0, step - AROUND) : step + AROUND] for step in own]
+        shift = np.array([np.median(steps) for steps in around]).round().astype(np.int64)
+        ordinals.append(own + shift)
     return ordinals, len(clock)
 
 

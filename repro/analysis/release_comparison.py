@@ -57,11 +57,6 @@ def release_pairs(campaign: Campaign) -> list[ReleasePair]:
 def release_ratios(campaign: Campaign, pair: ReleasePair) -> dict[str, Estimate]:
     """Ratios of the arm after the pull request to the arm before it.
 
-    Parameters
-    ----------
-    campaign : Campaign
-    pair : ReleasePair
-
     Returns
     -------
     dict of str to Estimate

@@ -17,14 +17,8 @@ LEAST_NS = 1_000_000_000
 COLUMNS = ["run", "arm", "start_ns", "end_ns", "held", "collecting", "waiting"]
 
 
-def silences(campaign: Campaign, least_ns: int = LEAST_NS) -> pd.DataFrame:
+def silences(campaign: Campaign) -> pd.DataFrame:
     """All silences of runs through HTTP, with what occupied the event loop.
-
-    Parameters
-    ----------
-    campaign : Campaign
-    least_ns : int
-        Shortest silence.
 
     Returns
     -------
@@ -44,7 +38,7 @@ def silences(campaign: Campaign, least_ns: int = LEAST_NS) -> pd.DataFrame:
         pauses = campaign.pauses[campaign.pauses["run"] == run.run]
         steps = campaign.steps[campaign.steps["run"] == run.run]
         arrivals = np.unique(itl.loc[itl["run"] == run.run, "t_ns"])
-        quiet = np.flatnonzero(np.diff(arrivals) >= least_ns)
+        quiet = np.flatnonzero(np.diff(arrivals) >= LEAST_NS)
         start, end = arrivals[quiet], arrivals[quiet + 1]
         length = end - start
         rows.append(

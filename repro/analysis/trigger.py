@@ -7,16 +7,14 @@ A prediction for one process uses these records of its run:
   it interrupts holds at that moment, and the survivors of the steps since the pass before: the
   objects that all requests keep in the process (census, under load and without), over the steps
   that a request lives;
-- **long_lived_total**: what the last full collection left alive (census): the heap under load. A
-  freeze makes one over the whole heap before load, to which the objects of the simultaneous start
-  are then added, and only the next one sees how little is left.
+- **long_lived_total**: what the last full collection left alive (census): the heap under load, or
+  before load if that was the one of the freeze. See `_left`.
 
 What a step holds is the recorded `allocations` of generation-1 passes, once for each pass that the
-step had made by then. Older runs lack it: there it is the threshold, if the Python is 3.11 (a pass
-comes at once), else it is inferred from the other arms of the campaign, never from the run itself.
-CPython's counter is no count of the young: it goes down with whatever is freed, but not below zero.
-What a step makes before the containers of the last one go can be young and not counted, so that
-the recorded number is the least a step can have held, and a prediction from it the latest.
+step had made by then, and what came from CPython's free lists, which is young but not counted: see
+`_uncounted`. Older runs lack `allocations`: there it is the threshold, if the Python is 3.11 (a
+pass comes at once), else it is inferred from the other arms of the campaign, never from the run
+itself.
 """
 
 from __future__ import annotations
@@ -31,7 +29,13 @@ import pandas as pd
 
 from repro.analysis.arms import is_frozen
 from repro.dataset import Campaign, in_window
-from repro.theory.cpython_rule import FULL, UnknownCollector, passes_between_full, rule_for
+from repro.theory.cpython_rule import (
+    FREE_LISTS,
+    FULL,
+    UnknownCollector,
+    passes_between_full,
+    rule_for,
+)
 
 TOLERANCE = 0.1
 """Largest deviation of a correct prediction from the observation."""
@@ -45,6 +49,9 @@ UNLIKE = "no step is the average one"
 
 BURST = 3.0
 """Steps are unlike if every tenth holds more than this many times the tokens of the median."""
+
+BLOCK_TOKENS = 16
+"""Tokens of a block of vLLM's KV cache on a GPU; a CPU's blocks are so long that few start one."""
 
 SAME_STEP = ["comparable", "model", "load", "role"]
 """What processes must share to hold equally many containers in a step."""
@@ -81,6 +88,8 @@ class Passes:
         Which pass of its step a generation-1 pass is, from 1, on average before the first full
         collection and between full ones: it also meets what those before it moved up. Where a
         whole number of passes comes a step, it is the same until a full one shifts it.
+    tokens : float
+        Of the median step in the window.
     alike : bool
         Whether steps of the window hold about as much as one another.
     """
@@ -93,6 +102,7 @@ class Passes:
     quiet: float
     held: float
     place: dict[str, float]
+    tokens: float
     alike: bool
 
     @property
@@ -103,10 +113,6 @@ class Passes:
 
 def trigger_table(campaign: Campaign) -> pd.DataFrame:
     """Predicted and observed full collections of every process with recorded steps.
-
-    Parameters
-    ----------
-    campaign : Campaign
 
     Returns
     -------
@@ -145,7 +151,7 @@ def _heaps(campaign: Campaign) -> pd.DataFrame:
     `old` is the heap before load, `kept_in_all` the objects that requests in flight keep.
     """
     census = campaign.census[campaign.census["point"] == "window-start"]
-    about = ["run", "arm", "python", "comparable", "model", "load", "concurrency"]
+    about = ["run", "arm", "python", "comparable", "model", "load", "concurrency", "gpu_name"]
     census = census.assign(old=census["tracked"] + census["frozen"], is_frozen=is_frozen(census))
     heap = census.merge(campaign.runs[about], on="run")
     key = ["run", "role", "rank", "pid"]
@@ -194,17 +200,27 @@ def _passes(campaign: Campaign, row: dict[str, Any]) -> Passes | None:
         before_first=int((older < full[0]).sum()) if len(full) else 0,
         quiet=max(0.0, float(ramp - passes / per_step)) if per_step else 0.0,
         held=float(inside.loc[inside["generation"] == 1, "allocations"].mean()),
-        place=_places(pauses, entries, full),
+        place=_places(pauses, entries, full, most=max(1, round(per_step))),
+        tokens=float(tokens.median()),
         alike=bool(tokens.quantile(0.9) <= BURST * tokens.median()),
     )
 
 
 def _places(
-    pauses: pd.DataFrame, entries: npt.NDArray[np.int64], full: npt.NDArray[np.int64]
+    pauses: pd.DataFrame,
+    entries: npt.NDArray[np.int64],
+    full: npt.NDArray[np.int64],
+    *,
+    most: int,
 ) -> dict[str, float]:
-    """See `Passes.place`; 1 where no pass was seen. `full`: starts of the full ones, in ns."""
+    """See `Passes.place`; 1 where no pass was seen. `full`: starts of the full ones, in ns.
+
+    A step makes `most` passes: one more before the next entry is of the next step's containers,
+    which can be there before the entry.
+    """
     step = np.searchsorted(entries, pauses["start_ns"])
     place = pauses.sort_values("start_ns").groupby(pd.Series(step, pauses.index)).cumcount() + 1
+    place = place.clip(upper=most)
     older = pauses.loc[pauses["generation"] == 1, "start_ns"]
     early = older[older < full[0]] if len(full) else older
     between = older[older.between(full[0], full[-1])] if len(full) > 1 else older
@@ -258,12 +274,22 @@ def _held(row: dict[str, Any], heap: pd.DataFrame, event: str) -> tuple[float, s
     """
     seen: Passes = row["seen"]
     if not math.isnan(seen.held):
-        return seen.held * seen.place[event], "recorded"
+        return seen.held * seen.place[event] + _uncounted(row), "recorded"
     if rule_for(row["python"]).inside_allocation:
-        return (seen.thresholds[0] + 1) * seen.place[event], "threshold"
+        return (seen.thresholds[0] + 1) * seen.place[event] + _uncounted(row), "threshold"
     alike = (heap[SAME_STEP] == pd.Series(row)[SAME_STEP]).all(axis=1) & (heap["arm"] != row["arm"])
     told = float(heap.loc[alike, "inferred"].median())
     return told, "nothing tells" if math.isnan(told) else "other arms"
+
+
+def _uncounted(row: dict[str, Any]) -> float:
+    """Containers of a step that came from CPython's free lists.
+
+    All of the lists kept there, and of the tuples those that hold the new blocks of KV cache: one
+    per request that starts a block (`CachedRequestData.new_block_ids` of vLLM).
+    """
+    blocks: float = row["seen"].tokens / BLOCK_TOKENS if row["gpu_name"] else 0.0
+    return FREE_LISTS + blocks
 
 
 def _inferred(row: dict[str, Any]) -> float:
@@ -309,11 +335,12 @@ def _outcome(row: dict[str, Any], event: str, promoted: float) -> dict[str, Any]
 def _left(row: dict[str, Any], event: str) -> float:
     """What the last full collection left alive; a quarter of it must be promoted.
 
-    Before the first one the objects of the simultaneous start have been already, so that they need
-    not be: as if four times as many were missing. After it, of a frozen heap only what was made
-    since the freeze is left.
+    A freeze makes one over the whole heap before load. Requests then start all at once. From there
+    on as many have started as at the steady rate, and half of those in flight besides (renewal
+    theory). What these keep need not be promoted any more: as if four times as much were missing.
+    After the first collection, of a frozen heap only what was made since the freeze is left.
     """
-    before: float = row["old"] - 4 * row["kept_in_all"]
+    before: float = row["old"] - 4 * row["kept_in_all"] / 2
     return before if event == FIRST or math.isnan(row["tracked_end"]) else row["tracked_end"]
 
 

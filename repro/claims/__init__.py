@@ -7,6 +7,7 @@ notebook and the tests then include it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -47,15 +48,12 @@ _BEST_FIRST = (
 def evaluate(campaigns: Sequence[Campaign]) -> pd.DataFrame:
     """Test every claim on every campaign.
 
-    Parameters
-    ----------
-    campaigns : sequence of Campaign
-
     Returns
     -------
     pandas.DataFrame
         One row per claim, in the order of `CLAIMS`: `id`, `claim`, `source`, `criterion`,
-        `verdict`, `detail`, `number`, `runs` (campaign/run, comma-separated), `reason`. All text.
+        `verdict`, `detail`, `number`, `runs` (campaign/run, comma-separated), `reason`, all text,
+        and `ratio`, an `Estimate` where the number is one, else None.
     """
     return pd.DataFrame([_decide(claim, campaigns) for claim in CLAIMS])
 
@@ -69,10 +67,10 @@ def to_markdown(verdicts: pd.DataFrame) -> str:
     return fmt.markdown_table(short)
 
 
-def _decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, str]:
+def _decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, Any]:
     order = _BEST_FIRST if claim.some else _WORST_FIRST
     found = [(campaign, outcome) for campaign in campaigns for outcome in claim.test(campaign)]
-    row = {
+    row: dict[str, Any] = {
         "id": claim.id,
         "claim": claim.sentence,
         "source": claim.source,
@@ -80,6 +78,7 @@ def _decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, str]:
         "verdict": str(Verdict.NOT_MEASURED),
         "detail": "",
         "number": "–",
+        "ratio": None,
         "runs": "",
         "reason": f"needs {claim.needs}",
     }
@@ -92,6 +91,7 @@ def _decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, str]:
         "verdict": str(decisive.verdict),
         "detail": decisive.detail,
         "number": decisive.number,
+        "ratio": decisive.ratio,
         "runs": ", ".join(f"{campaign.path.name}/{run}" for run in decisive.runs),
         "reason": decisive.reason + (f" (other cases: {', '.join(counted)})" if counted else ""),
     }

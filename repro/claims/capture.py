@@ -18,7 +18,7 @@ from repro.claims.verdict import (
     SAME,
     Outcome,
     Sample,
-    Verdict,
+    decided,
     not_measured,
     sameness,
     too_few,
@@ -95,8 +95,8 @@ def no_collection_per_graph(campaign: Campaign) -> list[Outcome]:
             *(principal(part)["capture_s"].tolist() for part in (default, asked))
         )
         found.append(
-            Outcome(
-                verdict=Verdict.CONTRADICTED if each else Verdict.REPRODUCED,
+            decided(
+                not each,
                 number=f"{most} full collections, {fewest} where PyTorch is told to collect",
                 reason=("about as many as" if each else "far fewer than")
                 + " when told to"

@@ -11,7 +11,7 @@ from repro.analysis.arms import FREEZE_ALONE, freezes, heaps, is_frozen, pairs
 from repro.analysis.gc_cost import full_collections
 from repro.analysis.release_comparison import freezes_itself
 from repro.claims.registry import claim
-from repro.claims.verdict import SAME, Outcome, Verdict, outcome, sample_of, too_few
+from repro.claims.verdict import SAME, Outcome, Verdict, decided, outcome, sample_of, too_few
 from repro.dataset import Campaign, in_window
 from repro.stats.ratios import NEEDS_RUNS, ratio_of_runs
 from repro.theory.cpython_rule import FULL
@@ -90,7 +90,6 @@ def frozen_objects_not_scanned(campaign: Campaign) -> list[Outcome]:
         if counted.empty:
             continue
         seen = float(counted["seen"].max())
-        hidden = seen <= HARDLY_ANY
         times = [
             medians[medians.index.get_level_values("arm") == arm]
             for arm in (pair.baseline, pair.treated)
@@ -102,8 +101,8 @@ def frozen_objects_not_scanned(campaign: Campaign) -> list[Outcome]:
             (*times[0].index.get_level_values("run"), *counted["run"].astype(object))
         )
         found.append(
-            Outcome(
-                verdict=Verdict.REPRODUCED if hidden else Verdict.CONTRADICTED,
+            decided(
+                seen <= HARDLY_ANY,
                 number=f"{fmt.percent(seen)} of the heap in sight",
                 reason=reason,
                 runs=tuple(runs),
@@ -128,12 +127,12 @@ def no_collection_after_freeze(campaign: Campaign) -> list[Outcome]:
     pauses = in_window(campaign, campaign.pauses)
     pauses = pauses[pauses["run"].isin(runs["run"]) & (pauses["role"] == "worker")]
     full = int((pauses["generation"] == FULL).sum())
-    none = pauses.empty
     return [
-        Outcome(
-            verdict=Verdict.REPRODUCED if none else Verdict.CONTRADICTED,
+        decided(
+            pauses.empty,
             number=f"{fmt.plural(len(pauses), 'collection')} of workers, {full:,} of them full",
-            reason="none was seen" if none else "collections go on; the freeze makes them cheap",
+            reason="none was seen",
+            otherwise="collections go on; the freeze makes them cheap",
             runs=tuple(runs["run"]),
         )
     ]
@@ -142,8 +141,8 @@ def no_collection_after_freeze(campaign: Campaign) -> list[Outcome]:
 @claim(
     "unfreeze-restores",
     "`gc.unfreeze()` at shutdown restores normal collection.",
-    criterion="reproduced: no object stays frozen and at least 90% are tracked again; "
-    "contradicted: an object stays frozen, or the collector stays off",
+    criterion="reproduced: no object stays frozen, at least 90% are tracked again and the "
+    "collector is on; contradicted: otherwise",
     needs="a census of frozen workers before and in shutdown",
 )
 def unfreeze_restores(campaign: Campaign) -> list[Outcome]:
@@ -161,15 +160,15 @@ def unfreeze_restores(campaign: Campaign) -> list[Outcome]:
         return []
     back = (both["tracked_after"] / (both["tracked"] + both["frozen"])).min()
     left = both["frozen_after"].max()
-    if left > 0 or not both["enabled_after"].all():
-        verdict, reason = Verdict.CONTRADICTED, "objects stay frozen or the collector stays off"
-    elif back >= RESTORED:
-        verdict, reason = Verdict.REPRODUCED, "nothing is left frozen and the objects are back"
-    else:
-        verdict, reason = Verdict.UNDECIDED, "nothing is left frozen, but objects are missing"
-    number = f"{fmt.count(left)} frozen, {fmt.percent(back)} of the objects tracked again"
-    runs = tuple(both.index.get_level_values("run").unique())
-    return [Outcome(verdict=verdict, number=number, reason=reason, runs=runs)]
+    return [
+        decided(
+            left == 0 and back >= RESTORED and bool(both["enabled_after"].all()),
+            number=f"{fmt.count(left)} frozen, {fmt.percent(back)} of the objects tracked again",
+            reason="nothing is left frozen and the objects are back",
+            otherwise="objects stay frozen or are missing, or the collector stays off",
+            runs=tuple(both.index.get_level_values("run").unique()),
+        )
+    ]
 
 
 @claim(
@@ -239,10 +238,11 @@ def _of_heaps(census: pd.DataFrame, holds: bool, because: str, else_because: str
     """The outcome of counted heaps, with their mean counts."""
     mean = census[["frozen", "tracked"]].mean()
     return [
-        Outcome(
-            verdict=Verdict.REPRODUCED if holds else Verdict.CONTRADICTED,
+        decided(
+            holds,
             number=f"{fmt.count(mean['frozen'])} frozen, {fmt.count(mean['tracked'])} tracked",
-            reason=because if holds else else_because,
+            reason=because,
+            otherwise=else_because,
             runs=tuple(census["run"].unique()),
         )
     ]

@@ -19,6 +19,7 @@ from repro.claims.verdict import (
     SAME_TAIL,
     Outcome,
     Verdict,
+    decided,
     detail,
     judge,
     more_needed,
@@ -65,8 +66,8 @@ def rule_predicts(campaign: Campaign) -> list[Outcome]:
     wrong = told[told["verdict"] == OFF]
     low, high = measured["ratio"].min(), measured["ratio"].max()
     return [
-        Outcome(
-            verdict=Verdict.REPRODUCED if wrong.empty else Verdict.CONTRADICTED,
+        decided(
+            wrong.empty,
             number=f"predicted over observed {fmt.bounds(low, high)}",
             reason=f"{len(told) - len(wrong)} of {len(told)} predictions within 10%",
             runs=tuple(told["run"].astype(str).unique()),
@@ -88,14 +89,14 @@ def little_is_left(campaign: Campaign) -> list[Outcome]:
         return []
     worst = found.assign(total=found["since_bytes"] + found["kept_bytes"])
     worst = worst.loc[worst["total"].idxmax()]
-    little = worst["total"] <= LITTLE_BYTES
     runs = campaign.runs.loc[campaign.runs["arm"].isin(found["arm"]), "run"]
     return [
-        Outcome(
-            verdict=Verdict.REPRODUCED if little else Verdict.CONTRADICTED,
+        decided(
+            worst["total"] <= LITTLE_BYTES,
             number=f"{fmt.amount(worst['since'] + worst['kept'])} objects, "
             f"{fmt.amount(worst['total'])} bytes at most",
-            reason="under 1 MiB in every run" if little else f"over 1 MiB in {worst['arm']}",
+            reason="under 1 MiB in every run",
+            otherwise=f"over 1 MiB in {worst['arm']}",
             runs=tuple(runs),
         )
     ]
@@ -139,7 +140,7 @@ def a_policy_beats_stock(campaign: Campaign) -> list[Outcome]:
     "handler-holds",
     "Through HTTP the longest gaps are no collection: vLLM's output handler holds its event loop.",
     criterion="reproduced: over half of the silences' time lies under holds, over twice as "
-    "much as under collections; contradicted: over half lies under collections",
+    "much as under collections; contradicted: otherwise",
     needs="client `serve`, 1,024 in flight, a silence of a second, and `holds` recorded",
     source="what is left of the tail through HTTP",
     some=True,
@@ -154,14 +155,9 @@ def the_handler_holds_the_loop(campaign: Campaign) -> list[Outcome]:
     held, collecting = (
         float((found[name] * length_s).sum() / length_s.sum()) for name in ("held", "collecting")
     )
-    verdict = Verdict.UNDECIDED
-    if held > HALF and held > 2 * collecting:
-        verdict = Verdict.REPRODUCED
-    elif collecting > HALF:
-        verdict = Verdict.CONTRADICTED
     return [
-        Outcome(
-            verdict=verdict,
+        decided(
+            held > HALF and held > 2 * collecting,
             number=f"{len(found)} silences, {fmt.figures(length_s.sum())} s in total, "
             f"{fmt.percent(held)} of it under a hold",
             reason=f"{fmt.percent(collecting)} of it under a collection of the API server",
@@ -174,8 +170,8 @@ def the_handler_holds_the_loop(campaign: Campaign) -> list[Outcome]:
     "whole-steps",
     "An output handler that takes whole steps ends the silences and brings tokens/s.",
     criterion="reproduced: no silence is left and the ratio of tokens/s lies above 1; "
-    "contradicted: more silences, or a ratio below 1",
-    needs="client `serve` with `output_chunk` and without, two runs each",
+    "contradicted: a silence is left, or the ratio lies below 1",
+    needs="client `serve` with `output_chunk` and without, two runs each, and a silence to end",
     source="what upstream could change beside the freeze",
     some=True,
 )
@@ -192,21 +188,21 @@ def whole_steps_end_silences(campaign: Campaign) -> list[Outcome]:
         if not rate.supported:
             continue
         before, after = (int(silent_runs.reindex(rows["run"]).sum()) for rows in (base, other))
-        verdict = judge(rate, ABOVE_ONE)
-        if after > before:
-            verdict = Verdict.CONTRADICTED
-        elif verdict is Verdict.REPRODUCED and not before > after == 0:
-            verdict = Verdict.UNDECIDED
         used = (*base["run"], *other["run"])
+        if not before + after:
+            found.append(not_measured("no silence with vLLM's own chunk", used))
+            continue
+        verdict = Verdict.CONTRADICTED if after else judge(rate, ABOVE_ONE)
         sample = sample_of(campaign, used)
-        more = [more_needed(rate, ABOVE_ONE, sample.size)] if not rate.clear else []
+        more = more_needed(rate, ABOVE_ONE, sample.size)
         found.append(
             Outcome(
                 verdict=verdict,
                 number=f"tokens/s {fmt.ratio(rate)}, silences {before} before, {after} after",
                 reason=str(other["arm"].iloc[0]),
                 runs=used,
-                detail=detail(verdict, ABOVE_ONE, sample, *more),
+                detail=detail(verdict, ABOVE_ONE, sample, more),
+                ratio=rate,
             )
         )
     return found
@@ -285,4 +281,5 @@ def _compared(
         reason=f"{reason}; {treated}",
         runs=runs,
         detail=detail(verdict, LOWER, sample, *more),
+        ratio=tail,
     )

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from repro import fmt
-from repro.analysis.arms import Pair, pairs, repeated
-from repro.analysis.prediction import FALLS, against_measured, sentence
-from repro.analysis.prediction_basis import bases
-from repro.analysis.ranks import coupling, independence, policy_of, several
+from repro.analysis.arms import pairs, repeated
+from repro.analysis.prediction import FALLS, against_measured, sentence, width
+from repro.analysis.prediction_basis import Basis, bases
+from repro.analysis.ranks import coupling, independence, policy_of, several, token_rates
 from repro.analysis.tails import Metric, effect
 from repro.claims.registry import claim
-from repro.claims.verdict import SAME_TAIL, Outcome, Verdict, too_few
+from repro.claims.verdict import (
+    SAME_TAIL,
+    Outcome,
+    Verdict,
+    detail,
+    more_for_share,
+    more_needed,
+    sample_of,
+    too_few,
+)
 from repro.dataset import Campaign
+from repro.stats.bootstrap import interval
 from repro.stats.estimate import Estimate
+from repro.theory.lockstep import UNIFORM
 
 WAITS, GOES_ON = 0.9, 0.5
 """Shares of a pause in another rank's step: above the one it waits, below the other it does not."""
@@ -23,92 +38,166 @@ FEWEST_PAUSES = 2
 
 QUANTILES = (0.99, 0.995, 0.999)
 
+FALLS_OR_RISES = {
+    Verdict.REPRODUCED: [(0.0, FALLS)],
+    Verdict.NO_EFFECT: [SAME_TAIL],
+    Verdict.CONTRADICTED: [(1.0, math.inf)],
+}
+
 
 @claim(
     "wide-ep",
     "The ITL tail falls especially with WideEP.",
-    criterion="reproduced: the ratio at P99, P99.5 or P99.9 lies below 0.8; contradicted: one lies "
-    "above 1; no effect: all lie within 0.9 to 1.1; a prediction does not count as a measurement",
-    needs="runs with and without the freeze, several data-parallel ranks in expert parallel",
+    criterion="reproduced: at one width or more the ratio at P99, P99.5 or P99.9 lies below 0.8; "
+    "contradicted: none does, and one of repeated runs lies above 1; no effect: all lie within 0.9 "
+    "to 1.1; a prediction does not count as a measurement",
+    needs="runs with and without the freeze, several data-parallel ranks of a MoE",
     some=True,
 )
 def tail_falls_wide_ep(campaign: Campaign) -> list[Outcome]:
-    """ITL with over without the freeze at P99, P99.5 and P99.9, per width, the widest first."""
-    findings = []
-    ranks = campaign.runs.groupby("arm")["data_parallel_size"].first()
-    for pair in sorted(pairs(campaign), key=lambda pair: -ranks[pair.baseline]):
-        runs = campaign.runs[campaign.runs["arm"].isin([pair.baseline, pair.treated])]
-        if runs["data_parallel_size"].min() > 1 and _shares_experts(runs).all():
-            findings.append(_tail_by_quantile(campaign, pair, tuple(runs["run"])))
-    return findings
-
-
-def _tail_by_quantile(campaign: Campaign, pair: Pair, runs: tuple[str, ...]) -> Outcome:
-    metric: Metric = "itl" if campaign.itl["run"].isin(runs).any() else "step_interval"
-    found = {q: effect(campaign, pair.baseline, pair.treated, q, metric) for q in QUANTILES}
-    first = found[QUANTILES[0]]
-    if not first.supported:
-        return too_few(first, "P99 ITL", runs, "steps per arm")
-    ranks = campaign.runs.loc[campaign.runs["run"] == runs[0], "data_parallel_size"].iloc[0]
-    falls = [fmt.quantile(q) for q, ratio in found.items() if ratio.high < FALLS]
-    rises = [fmt.quantile(q) for q, ratio in found.items() if ratio.low > 1]
+    """ITL with over without the freeze at P99, P99.5 and P99.9, by width."""
+    widths = _widths(campaign)
+    if not widths:
+        return []
+    runs = tuple(run for each in widths for run in each.runs)
+    if not any(each.tail[QUANTILES[0]].supported for each in widths):
+        return [too_few(widths[-1].tail[QUANTILES[0]], "P99 ITL", runs, "steps per arm")]
+    falls = [each for each in widths if each.falls]
     if falls:
         verdict = Verdict.REPRODUCED
-        reason = f"{fmt.listed(falls)} surely by more than a fifth"
-    elif rises:
-        verdict, reason = Verdict.CONTRADICTED, f"{fmt.listed(rises)} rises"
-    elif all(_unchanged(ratio) for ratio in found.values() if ratio.supported):
+        reason = "surely by more than a fifth: " + "; ".join(
+            f"{fmt.listed(map(fmt.quantile, each.falls))} of {each.ranks} ranks" for each in falls
+        )
+    elif rises := [each.ranks for each in widths if each.rises]:
+        verdict, reason = Verdict.CONTRADICTED, f"the tail of {fmt.listed(map(str, rises))} rises"
+    elif all(_unchanged(ratio) for each in widths for ratio in each.supported.values()):
         verdict, reason = Verdict.NO_EFFECT, f"every ratio lies within {fmt.bounds(*SAME_TAIL)}"
     else:
         verdict, reason = Verdict.UNDECIDED, "at no quantile surely by a fifth"
-    if not repeated(campaign, pair):
-        reason += "; one run per arm: it holds for these runs alone"
-    number = f"{fmt.plural(int(ranks), 'rank')}: ITL {_by_quantile(found)}"
-    return Outcome(verdict=verdict, number=number, reason=reason, runs=runs)
+    if once := [str(each.ranks) for each in widths if not each.repeated]:
+        reason += f"; {fmt.listed(once)} ranks: one run per arm, it holds for these runs alone"
+    number = "; ".join(each.number for each in reversed(widths))
+    sample = sample_of(campaign, runs)
+    ratios = [ratio for each in widths for ratio in each.supported.values()]
+    more = min(more_needed(ratio, FALLS_OR_RISES, sample.size) for ratio in ratios)
+    missing = detail(verdict, FALLS_OR_RISES, sample, more)
+    return [Outcome(verdict=verdict, number=number, reason=reason, runs=runs, detail=missing)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Width:
+    """What one width measured: ratios with over without the freeze by quantile."""
+
+    ranks: int
+    tail: dict[float, Estimate]
+    tokens: tuple[float, float, float]
+    runs: tuple[str, ...]
+    repeated: bool
+
+    @property
+    def supported(self) -> dict[float, Estimate]:
+        return {q: ratio for q, ratio in self.tail.items() if ratio.supported}
+
+    @property
+    def falls(self) -> list[float]:
+        return [q for q, ratio in self.supported.items() if ratio.high < FALLS]
+
+    @property
+    def rises(self) -> bool:
+        """With one run per arm, another engine's ordinary step would count as a rise."""
+        return self.repeated and any(ratio.low > 1 for ratio in self.supported.values())
+
+    @property
+    def number(self) -> str:
+        tail = (f"{fmt.quantile(q)} {fmt.ratio(ratio)}" for q, ratio in self.supported.items())
+        value, low, high = self.tokens
+        tokens = f"tokens/s ×{fmt.figures(value)} ({fmt.bounds(low, high)})"
+        return f"{self.ranks} ranks: {', '.join([*tail, tokens])}"
+
+
+def _widths(campaign: Campaign) -> list[_Width]:
+    """Every pair of data-parallel ranks that share their experts, narrow to wide."""
+    found = []
+    for pair in pairs(campaign):
+        runs = campaign.runs[campaign.runs["arm"].isin([pair.baseline, pair.treated])]
+        if runs["data_parallel_size"].min() < 2 or not _shares_experts(runs).all():
+            continue
+        metric: Metric = "itl" if campaign.itl["run"].isin(runs["run"]).any() else "step_interval"
+        rate = runs.groupby("arm")["tokens_per_s"].mean()
+        rates = (
+            token_rates(campaign, arm, seed)
+            for seed, arm in enumerate((pair.treated, pair.baseline))
+        )
+        found.append(
+            _Width(
+                ranks=int(runs["data_parallel_size"].iloc[0]),
+                tail={
+                    q: effect(campaign, pair.baseline, pair.treated, q, metric) for q in QUANTILES
+                },
+                tokens=(rate[pair.treated] / rate[pair.baseline], *interval(np.divide(*rates))),
+                runs=tuple(runs["run"]),
+                repeated=repeated(campaign, pair),
+            )
+        )
+    return sorted(found, key=lambda width: width.ranks)
 
 
 def _unchanged(ratio: Estimate) -> bool:
     return SAME_TAIL[0] <= ratio.low and ratio.high <= SAME_TAIL[1]
 
 
-def _by_quantile(found: dict[float, Estimate]) -> str:
-    return ", ".join(
-        f"{fmt.quantile(q)} {fmt.ratio(ratio) if ratio.supported else 'needs more steps'}"
-        for q, ratio in found.items()
-    )
-
-
 @claim(
     "wide-ep-width",
     "As ranks are added, pauses that each has by itself become the P99 of all.",
-    criterion="predicted from one rank; reproduced: the stalled share and the tail of every wider "
-    "group measured agree with the prediction within their intervals; contradicted: one does not",
+    criterion="reproduced: at a measured width the freeze surely lowers P99 by a fifth; "
+    "contradicted: at no measured width does it, though some are as wide as ranks that pause "
+    "independently would need. The ordinary step's growth is not claimed",
     needs="runs of one rank with and without the freeze (`mp`), and of several to decide it",
     source="follows from lock-step: a group waits for whichever rank is paused",
     some=True,
 )
 def p99_rises_with_width(campaign: Campaign) -> list[Outcome]:
-    """The width from which the freeze moves P99: a prediction until wider groups are measured."""
+    """The width from which the freeze lowers P99 by a fifth, measured and predicted."""
     basis = next(iter(bases(campaign)), None)
     if basis is None:
         return []
+    widths = [each for each in _widths(campaign) if each.tail[0.99].supported]
+    enough, _ = width(basis, UNIFORM)
+    wide = [each for each in widths if enough and each.ranks >= enough]
+    falls = [each.ranks for each in widths if 0.99 in each.falls]
+    if not widths:
+        verdict, said = Verdict.PREDICTED, "no wider group was measured"
+    elif falls:
+        verdict, said = (
+            Verdict.REPRODUCED,
+            f"measured: P99 falls by a fifth from {falls[0]} ranks on",
+        )
+    else:
+        kept = wide and all(each.tail[0.99].low > FALLS for each in wide)
+        verdict = Verdict.CONTRADICTED if kept else Verdict.UNDECIDED
+        among = fmt.listed(str(each.ranks) for each in widths)
+        said = f"measured: P99 falls surely by a fifth at none of {among} ranks"
+    runs = (*basis.runs, *(run for each in widths for run in each.runs))
+    number = f"{said}; {sentence(basis)}"
+    return [Outcome(verdict=verdict, number=number, reason=_agreement(basis), runs=runs)]
+
+
+def _agreement(basis: Basis) -> str:
+    """Whether what pauses do to the measured groups lies within the prediction."""
     held = against_measured(basis)
     held = held[held["quantity"].isin(["P99", "P99.5", "P99.9", "stalled share"])]
     if held.empty:
-        verdict, reason = Verdict.PREDICTED, "from one rank; no wider group was measured"
-    elif held["inside"].all():
-        widths = fmt.listed(map(str, sorted(held["ranks"].unique())))
-        verdict = Verdict.REPRODUCED
-        reason = f"stalled share and tail of {widths} ranks lie within the prediction"
-    else:
-        off = held.loc[~held["inside"]].iloc[0]
-        verdict = Verdict.CONTRADICTED
-        reason = (
-            f"outside: {off['quantity']} of {off['ranks']} ranks ({off['policy']}), "
-            f"{fmt.figures(off['measured'])} for {fmt.figures(off['predicted'])} {off['unit']}"
-        )
-    runs = (*basis.runs, *campaign.runs.loc[campaign.runs["arm"].isin(held["arm"]), "run"])
-    return [Outcome(verdict=verdict, number=sentence(basis), reason=reason, runs=runs)]
+        return "predicted from one rank"
+    share = held[held["quantity"] == "stalled share"]
+    told = ", ".join(f"{fmt.figures(row.measured)}% at {row.ranks}" for row in share.itertuples())
+    said = f"stalled steps by ranks: {told}"
+    if held["inside"].all():
+        return f"{said}; stalled share and tail lie within the prediction"
+    off = held.loc[~held["inside"]].iloc[0]
+    return (
+        f"{said}; outside the prediction: {off['quantity']} of {off['ranks']} ranks, "
+        f"{fmt.figures(off['measured'])} for {fmt.figures(off['predicted'])} {off['unit']}"
+    )
 
 
 @claim(
@@ -177,7 +266,7 @@ def frozen_ranks_pause_apart(campaign: Campaign) -> list[Outcome]:
 def tensor_ranks_pause_together(campaign: Campaign) -> list[Outcome]:
     """Of the steps with a full collection, those that two ranks share are the more."""
     return [
-        _shared_steps(row, runs, most=True)
+        _shared_steps(campaign, row, runs, most=True)
         for row in independence(campaign).itertuples()
         if row.steps and (runs := _sharing_requests(campaign, row.arm))
     ]
@@ -185,7 +274,7 @@ def tensor_ranks_pause_together(campaign: Campaign) -> list[Outcome]:
 
 def _apart(campaign: Campaign, policy: str) -> list[Outcome]:
     return [
-        _shared_steps(row, runs, most=False)
+        _shared_steps(campaign, row, runs, most=False)
         for row in independence(campaign).itertuples()
         if row.steps
         and (runs := _sharing_experts(campaign, row.arm))
@@ -193,7 +282,7 @@ def _apart(campaign: Campaign, policy: str) -> list[Outcome]:
     ]
 
 
-def _shared_steps(row: Any, runs: tuple[str, ...], *, most: bool) -> Outcome:
+def _shared_steps(campaign: Campaign, row: Any, runs: tuple[str, ...], *, most: bool) -> Outcome:
     more, fewer = row.low > 0.5, row.high < 0.5
     if not (more or fewer):
         verdict, reason = Verdict.UNDECIDED, "too few to say"
@@ -203,7 +292,9 @@ def _shared_steps(row: Any, runs: tuple[str, ...], *, most: bool) -> Outcome:
     reason += f"; by chance {fmt.percent(row.chance)}"
     reason += f"; the nearest of another rank {fmt.amount(row.apart)} steps away"
     number = f"{row.together} of {row.steps} steps, {fmt.share(row.share, row.low, row.high)}"
-    return Outcome(verdict=verdict, number=number, reason=reason, runs=runs)
+    more = more_for_share(row.share, row.steps, len(runs))
+    missing = detail(verdict, {}, sample_of(campaign, runs), more)
+    return Outcome(verdict=verdict, number=number, reason=reason, runs=runs, detail=missing)
 
 
 def _sharing_experts(campaign: Campaign, arm: str) -> tuple[str, ...]:

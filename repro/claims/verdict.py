@@ -10,6 +10,7 @@ from enum import StrEnum
 from repro import fmt
 from repro.dataset import Campaign
 from repro.stats.estimate import Estimate
+from repro.stats.ratios import student
 
 SAME = (0.95, 1.05)
 """A ratio counts as no difference if its whole interval lies in here."""
@@ -51,6 +52,8 @@ class Outcome:
         The runs used.
     detail : str
         Qualifies the verdict: the range of "no effect", the runs that an undecided claim needs.
+    ratio : Estimate, optional
+        The number, where it is a ratio with an interval.
     """
 
     verdict: Verdict
@@ -58,6 +61,7 @@ class Outcome:
     reason: str
     runs: tuple[str, ...]
     detail: str = ""
+    ratio: Estimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,19 @@ def more_needed(ratio: Estimate, ranges: Ranges, size: int) -> float:
     return max(0.0, math.ceil(size * (width / max(room)) ** 2) - size)
 
 
+def more_for_share(share: float, seen: int, runs: int) -> float:
+    """Further runs until a share's 95% interval (Wilson's) excludes one half, if the share stays.
+
+    Parameters
+    ----------
+    share : float
+    seen, runs : int
+        Observations behind the share, and the runs that gave them.
+    """
+    needed = (student(math.inf) / 2 / (share - 0.5)) ** 2 if share != 0.5 else math.inf
+    return math.ceil((needed - seen) * runs / seen) if math.isfinite(needed) else math.inf
+
+
 def detail(verdict: Verdict, ranges: Ranges, sample: Sample, *more: float) -> str:
     """The words in brackets after a verdict; `more` as `more_needed` returns."""
     if verdict is Verdict.NO_EFFECT:
@@ -173,6 +190,7 @@ def outcome(
         reason=reasons[verdict] + further,
         runs=runs,
         detail=detail(verdict, ranges, sample, more_needed(ratio, ranges, sample.size)),
+        ratio=ratio,
     )
 
 
@@ -194,6 +212,18 @@ def sameness(
     }
     return outcome(
         ratio, same(within), sample, name=name, runs=runs, reasons=reasons, further=further
+    )
+
+
+def decided(
+    holds: bool, *, number: str, reason: str, runs: tuple[str, ...], otherwise: str = ""
+) -> Outcome:
+    """The outcome of a count: reproduced, or contradicted for the reason `otherwise`."""
+    return Outcome(
+        verdict=Verdict.REPRODUCED if holds else Verdict.CONTRADICTED,
+        number=number,
+        reason=reason if holds else otherwise or reason,
+        runs=runs,
     )
 
 

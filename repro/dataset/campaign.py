@@ -66,7 +66,7 @@ OTHERS = "engine {}, front end {}:"
 UNSAID = {OTHERS.format("stock", "stock")} | {
     about(field).label.format(field.default)
     for field in parameters(Experiment).values()
-    if field.default in (False, 0, "none", "auto")
+    if field.default in (False, 0, "none", "auto", "{}", "vllm")
 }
 """What goes without saying in the label of an arm: switches that are off."""
 
@@ -136,7 +136,7 @@ def load(path: str | Path) -> Campaign:
         hint = "give a directory whose subdirectories hold run.json, as data/<campaign>"
         raise DatasetError(f"{directory}: is no campaign; {hint}")
     children = sorted(child for child in directory.iterdir() if child.is_dir())
-    documents = {run: read_document(run) for run in children if _finished(run)}
+    documents = {run: _machine_used(read_document(run)) for run in children if _finished(run)}
     _check_unique(directory, [document["run_id"] for document in documents.values()])
     ok = {run: document for run, document in documents.items() if document["status"] == "ok"}
     measured, tables = expanded(
@@ -213,6 +213,14 @@ def _only(campaign: Campaign, runs: pd.DataFrame) -> Campaign:
     runs = runs.reset_index(drop=True)
     tables: dict[str, Any] = {name: _keep(getattr(campaign, name), runs["run"]) for name in TABLES}
     return replace(campaign, runs=runs, **tables)
+
+
+def _machine_used(document: dict[str, Any]) -> dict[str, Any]:
+    """The document without the host's GPUs where vLLM's CPU backend ran beside them."""
+    if pick(document, "experiment.device") != "cpu":
+        return document
+    idle = dict.fromkeys(("gpu_name", "gpu_count", "gpu_driver"))
+    return document | {"machine": document["machine"] | idle}
 
 
 def _finished(run: Path) -> bool:

@@ -1,4 +1,4 @@
-"""`python -m repro.dataset.datapackage` writes `data/datapackage.json`: `data/` for programs.
+"""`python -m repro.dataset.datapackage` describes `data/` for programs, and sums up its files.
 
 The description is a Frictionless data package (https://specs.frictionlessdata.io). Meanings and
 units come from the dictionary for people, `data/README.md`, so that there is only one.
@@ -6,6 +6,7 @@ units come from the dictionary for people, `data/README.md`, so that there is on
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -19,6 +20,7 @@ from repro.dataset.schema import SCHEMA_VERSION, TABLES
 
 DICTIONARY = "README.md"
 PACKAGE = "datapackage.json"
+SUMS = "SHA256SUMS"
 
 _SECTION = re.compile(r"^### `(\w+)\.parquet`\n\n(.+?)\n(.*?)(?=^#|\Z)", re.MULTILINE | re.DOTALL)
 _ROW = re.compile(r"^\| `(\w+)` \| (.*?) ?\| (.+) \|$", re.MULTILINE)
@@ -57,18 +59,30 @@ def describe(data_root: str | Path) -> dict[str, Any]:
         "name": "vllm-gc-freeze",
         "title": "Garbage collection pauses and inter-token latency of vLLM workers",
         "description": f"See {DICTIONARY}. Layout of a run: schema version {SCHEMA_VERSION}.",
-        "licenses": [{"name": "Apache-2.0"}],
+        "licenses": [{"name": "CC-BY-4.0", "path": "LICENSE"}],
         # A resource must have a file.
         "resources": [resource for resource in (runs, *tables) if resource["path"]],
     }
 
 
 def write(data_root: str | Path) -> Path:
-    """Write the description into the data directory and return its path."""
+    """Write the description and the checksums; returns the path of the former."""
     path = Path(data_root) / PACKAGE
     text = json.dumps(describe(data_root), indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
+    path.with_name(SUMS).write_text(checksums(data_root), encoding="utf-8")
     return path
+
+
+def checksums(data_root: str | Path) -> str:
+    """The content of `SHA256SUMS`: a line per file, as `sha256sum` prints and checks them."""
+    root = Path(data_root)
+    files = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+    return "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n"
+        for name, path in sorted(files.items())
+        if name != SUMS and not path.name.startswith(".")
+    )
 
 
 def _describe_table(

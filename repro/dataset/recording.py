@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ assert EVENT.itemsize == recorder.EVENT.size
 
 Columns = dict[str, npt.NDArray[Any]]
 
-ABOUT = slice(64, 4096)
+ABOUT = recorder.ABOUT
 """Where a recording's first page has a JSON object, filled up with NUL. Every key may be missing:
 
     host, monotonic_ns, wall_ns    hash of the host; one moment on both of its clocks
@@ -34,8 +34,8 @@ ABOUT = slice(64, 4096)
     python, vllm                   versions
     asked, policy, not_in_force    the serving policy asked for, in force, and how it is not
     dp_rank, dp_size, world_size   place among the ranks; workers per engine core
-    moe, worker_inside             whether ranks wait for each other; executor `uni`
-    frozen, heap_frozen            frozen objects once warm, and whether they are most of the heap
+    moe, worker_inside, device     whether ranks wait for each other; executor `uni`; cuda or cpu
+    objects, frozen, heap_frozen   objects once warm, frozen ones, whether these are most of them
     thresholds, collector          `gc.get_threshold()`, `gc.isenabled()`
 """
 
@@ -98,16 +98,37 @@ class Source:
     process: Process
     about: Mapping[str, Any]
 
-    def chunks(self) -> Iterator[npt.NDArray[Any]]:
-        """Its events, `CHUNK_EVENTS` or fewer at a time, in the order of their slots."""
+    def chunks(self, since_ns: int = 0) -> Iterator[npt.NDArray[Any]]:
+        """Its events, `CHUNK_EVENTS` or fewer at a time, in the order of their slots.
+
+        Starts with the chunk in which the events from `since_ns` on begin.
+        """
         with self.path.open("rb") as file:
-            file.seek(recorder.HEADER_BYTES)
+            first = self._last_chunk_before(file, since_ns) if since_ns else 0
+            file.seek(recorder.HEADER_BYTES + first * CHUNK_EVENTS * EVENT.itemsize)
             while len(events := np.fromfile(file, EVENT, CHUNK_EVENTS)):
                 yield events[events["kind"] != 0]
 
-    def lines(self, table: str) -> list[dict[str, Any]]:
-        """The rows that this process appended to its file of a table."""
-        return _lines_of(self.path.parent, table, self.process)
+    def _last_chunk_before(self, file: BinaryIO, time_ns: int) -> int:
+        slots = (self.path.stat().st_size - recorder.HEADER_BYTES) // EVENT.itemsize
+        low, high = 0, slots // CHUNK_EVENTS
+        while low < high:
+            middle = (low + high + 1) // 2
+            file.seek(recorder.HEADER_BYTES + middle * CHUNK_EVENTS * EVENT.itemsize)
+            event = np.fromfile(file, EVENT, 1)
+            early = len(event) and event["kind"][0] and event["start_ns"][0] < time_ns
+            low, high = (middle, high) if early else (low, middle - 1)
+        return low
+
+    def ended_ns(self) -> int:
+        """When its newest event ended; when it began to record, if it has none."""
+        size = self.path.stat().st_size - recorder.HEADER_BYTES
+        last = max(size // EVENT.itemsize - 2 * recorder.SEGMENT_EVENTS, 0)
+        with self.path.open("rb") as file:
+            file.seek(recorder.HEADER_BYTES + last * EVENT.itemsize)
+            events = np.fromfile(file, EVENT)
+        ends = (events["start_ns"] + events["duration_ns"])[events["kind"] != 0]
+        return int(ends.max(initial=self.process.opened_ns))
 
 
 def source(path: Path) -> Source:

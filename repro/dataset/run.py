@@ -110,6 +110,12 @@ def read_document(run: Path) -> dict[str, Any]:
     return document
 
 
+def documents(campaign: Path) -> list[dict[str, Any]]:
+    """The checked `run.json` of every run of a campaign that is ok."""
+    found = [read_document(path.parent) for path in sorted(campaign.glob("*/run.json"))]
+    return [document for document in found if document["status"] == "ok"]
+
+
 def read_table(run: Path, name: str) -> pa.Table:
     """One table of a run; a file that is not there is an empty table.
 

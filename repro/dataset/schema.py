@@ -30,13 +30,14 @@ ROLES = ("frontend", "engine", "worker")
 
 CENSUS_POINTS = (
     *("imported", "loaded", "profiled", "capture", "captured", "ready"),
-    *("window-start", "window-end", "shutdown", "thawed"),
+    *("window-start", "window-end", "shutdown", "thawed", "ended", "ended-thawed"),
 )
 """Moments of the heap census. During a worker's start-up: device ready, model loaded, after the
 profiling run (on a GPU it compiles), before and after each capture of CUDA graphs, end of warm-up.
 In every process: before load and after the measured window. At a worker's shutdown (through HTTP
 just before it, with no request left): after `gc.unfreeze()` where the policy calls it, with the
-`garbage` made since the freeze; then with nothing frozen, with the `garbage` kept by the freeze."""
+`garbage` made since the freeze; then with nothing frozen, with the `garbage` kept by the freeze.
+Both again in engine core and front end, as `ended` and `ended-thawed`."""
 
 _PROCESS = [("role", pa.string()), ("rank", pa.int32()), ("pid", pa.int32())]
 

@@ -159,13 +159,7 @@ def measure(experiment: Experiment, folder: Path, shown: Bar) -> None:
 
 
 def check_plugin() -> None:
-    """Refuse to start engines that would not find the plugin.
-
-    Raises
-    ------
-    CampaignError
-        If this package is on the path but not installed.
-    """
+    """Refuse to start engines that would not find the plugin."""
     if not provenance.plugin_registered():
         raise CampaignError(
             "vLLM does not see this package's plugin: pip install the package (a checkout on the "
@@ -174,13 +168,7 @@ def check_plugin() -> None:
 
 
 def check_gpu(experiments: Sequence[Experiment]) -> None:
-    """Refuse to start engines for captures that no GPU can make.
-
-    Raises
-    ------
-    CampaignError
-        If a run is about CUDA graphs and there is no GPU.
-    """
+    """Refuse to start engines for captures that no GPU can make."""
     about_graphs = [e for e in experiments if e.needs_graphs]
     if about_graphs and not provenance.gpu_query("name"):
         first = about_graphs[0]
@@ -192,13 +180,7 @@ def check_gpu(experiments: Sequence[Experiment]) -> None:
 
 
 def check_memory(ranks: int) -> None:
-    """Refuse to start an engine of so many ranks that memory cannot hold.
-
-    Raises
-    ------
-    CampaignError
-        If less is available.
-    """
+    """Refuse to start an engine of so many ranks that memory cannot hold."""
     available = psutil.virtual_memory().available
     needed = MEMORY_NEEDED + (ranks - 1) * MEMORY_A_RANK
     if available < needed:
@@ -245,7 +227,7 @@ START_S = 60.0
 """A guess at an engine's start, ramp and end; the first run corrects it."""
 
 REDRAWN_S = 30.0
-"""How often the bar is drawn within a phase where no terminal redraws its line, as in a log."""
+"""Seconds between two drawings of the bar within a phase where it goes to a log."""
 
 
 class Bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from repro.dataset import recording
 from repro.dataset.schema import SCHEMA_VERSION, TABLES
 from repro.experiment import other_load, provenance, verify
 from repro.experiment.config import Experiment
+from repro.experiment.grid import options
 
 RAW = "raw"
 LOG = "engine.log"
@@ -42,14 +44,6 @@ WRITING: dict[str, Any] = {"compression": "brotli", "compression_level": 11}
 # Of a small table most would be what Arrow and Parquet write about it.
 WRITING |= {"store_schema": False, "write_statistics": False}
 
-DICTIONARY = "dictionary"
-ENCODINGS = ("BYTE_STREAM_SPLIT", "DELTA_BINARY_PACKED")
-"""Times are mostly smallest byte by byte; where what comes next is a little more, as differences;
-what takes few values, as numbers of a dictionary."""
-
-TRIED_ROWS = 1 << 17
-"""So many rows of a long table decide its encodings: the codec that packs best is a slow one."""
-
 
 def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
     """Write one table of a run directory.
@@ -70,10 +64,14 @@ def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
     }
     if name in EVENTS:
         arrays = to_the_tick(arrays, CLIENT_TICK_NS.get(name, TICK_NS))
-    encodings = {column: smallest_encoding(array) for column, array in arrays.items()}
     path = folder / f"{name}.parquet"
     temporary = path.with_suffix(".partial")
-    temporary.write_bytes(parquet(pa.table(arrays, schema=schema), encodings))
+    # Numbers byte by byte, since most differ in their lowest bytes alone; names by their number.
+    split = [field.name for field in schema if field.type == pa.int64()]
+    encodings = dict.fromkeys(split, "BYTE_STREAM_SPLIT")
+    names = [field.name for field in schema if field.name not in encodings]
+    table = pa.table(arrays, schema=schema)
+    pq.write_table(table, temporary, use_dictionary=names, column_encoding=encodings, **WRITING)
     temporary.replace(path)
     return path
 
@@ -92,23 +90,6 @@ def to_the_tick(arrays: Mapping[str, pa.Array], tick_ns: int) -> dict[str, pa.Ar
     return made
 
 
-def smallest_encoding(column: pa.Array) -> str:
-    """The encoding that makes this column, or the beginning of a long one, the smallest."""
-    tried = (DICTIONARY, *(ENCODINGS if column.type == pa.int64() else ()))
-    table = pa.table({"": column[:TRIED_ROWS]})
-    sizes: dict[str, int] = {way: len(parquet(table, {"": way})) for way in tried}
-    return min(sizes, key=lambda way: sizes[way])
-
-
-def parquet(table: pa.Table, encodings: Mapping[str, str]) -> bytes:
-    """The table as a parquet file, each column in its encoding."""
-    stream = pa.BufferOutputStream()
-    others = {column: name for column, name in encodings.items() if name != DICTIONARY}
-    few = [column for column in encodings if column not in others]
-    pq.write_table(table, stream, use_dictionary=few, column_encoding=others, **WRITING)
-    return bytes(stream.getvalue())
-
-
 def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
     """Make a measured run a run directory, `status: "ok"`.
 
@@ -124,6 +105,8 @@ def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
     tables = recording.tables(folder / RAW, recordings)
     verify.processes_follow(experiment, tables["census"])
     evidence = measured["policy"]["evidence"]
+    if handler := verify.output_handler_is(experiment, recordings):
+        measured["policy"]["output_handler"] = handler
     captures, pauses = tables["captures"], tables["pauses"]
     verify.captures_are_as_planned(experiment, captures)
     verify.capture_policies_took_effect(experiment, captures, pauses, evidence)
@@ -150,6 +133,7 @@ def describe(folder: Path, experiment: Experiment, started_at: datetime) -> dict
         "run_id": folder.name,
         "started_at": started_at.astimezone(UTC).isoformat(timespec="seconds"),
         "wall_s": (datetime.now(UTC) - started_at).total_seconds(),
+        "command": shlex.join(["repro", "run", "DIR", *options(experiment)]),
         "experiment": experiment.to_dict(),
         "machine": provenance.machine(),
         "other_load": other_load.read(folder / RAW),

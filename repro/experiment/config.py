@@ -12,6 +12,7 @@ from typing import Any
 from repro import policy
 from repro.experiment.parameters import (
     ConfigError,
+    JsonObject,
     as_text,
     check,
     parameter,
@@ -28,6 +29,7 @@ SHIPPED = sorted(folder.name for folder in MODELS.iterdir() if folder.is_dir())
 
 WEIGHTS = ("safetensors", "bin", "pt", "pth", "gguf")
 
+OUTPUT_HANDLERS = ("vllm", "fair")
 CLIENTS = ("engine", "async_engine", "serve", "capture")
 EXECUTORS = ("mp", "uni")
 SERVING, CAPTURE = tuple(policy.SERVING), tuple(policy.CAPTURE)
@@ -100,6 +102,9 @@ class Experiment:
     runner: str = parameter(
         "auto", "vLLM's model runner", choices=("auto", "v1", "v2"), label="runner {}"
     )
+    vllm_args: JsonObject = parameter(  # noqa: RUF009 (a text cannot be changed either)
+        "{}", "further engine arguments of vLLM as one JSON object", label="{}"
+    )
     capture_policy: str = parameter("stock", "at start-up", choices=CAPTURE, label="{}")
     recaptures: int = parameter(0, "per capture policy, in one process", at_least=0)
     recapture_policies: tuple[str, ...] = parameter((), "of the recaptures", choices=CAPTURE)
@@ -108,6 +113,12 @@ class Experiment:
     )
     output_chunk: int = parameter(
         0, "per turn of the API server; 0: vLLM's", unit="outputs", at_least=0, label="chunk {}"
+    )
+    output_handler: str = parameter(
+        "vllm", "fair: yields after every message", choices=OUTPUT_HANDLERS, label="{} handler"
+    )
+    output_yield_ms: float = parameter(
+        0.0, "the output handler yields after; 0: vLLM's", unit="ms", at_least=0, label="yield {:g}"
     )
     duration_s: float = parameter(60.0, "measured, after the ramp", unit="s", at_least=1)
     seed: int = parameter(0, "of lengths, prompts and order")
@@ -121,10 +132,11 @@ class Experiment:
         self._check_switch()
         self._check_ranks()
         self._check_capturing()
+        self._check_vllm_args()
         _ = self.model_path
 
     def _check_policies(self) -> None:
-        """Policies that one process or one executor cannot have."""
+        """Refuses policies that a process or an executor cannot have."""
         if policy.ALTERNATE in (self.engine_policy, self.frontend_policy):
             raise ConfigError("policy 'alternate' is for workers: name another for this process")
         if self.executor == "uni" and not policy.serving(self.policy).only_freezes:
@@ -152,12 +164,20 @@ class Experiment:
                 f"output_tokens {as_text(self.output_tokens)}: give the shorter length first"
             )
         only = {"logprobs": "engine", "structured_output": "engine", "output_chunk": "serve"}
+        only |= {"output_handler": "serve", "output_yield_ms": "serve"}
         for name, client in only.items():
-            if getattr(self, name) and self.client != client:
+            usual = parameters(self)[name].default
+            if getattr(self, name) != usual and self.client != client:
                 raise ConfigError(
                     f"{name} {getattr(self, name)} with client {self.client!r}: only client "
                     f"{client!r} has it"
                 )
+
+        if self.output_yield_ms and self.output_handler == "fair":
+            raise ConfigError(
+                f"output_yield_ms {self.output_yield_ms:g} with output_handler 'fair', which "
+                "yields after every message: leave one of them out"
+            )
 
     def _check_switch(self) -> None:
         """A cross-over has as many periods with the freeze as without, of one length."""
@@ -174,7 +194,7 @@ class Experiment:
             )
 
     def _check_ranks(self) -> None:
-        """What only several ranks can do, and what several ranks cannot."""
+        """Options that need several ranks, and those that need one."""
         if self.ranks > 1 and self.client != "async_engine":
             raise ConfigError(
                 f"tensor_parallel_size {self.tensor_parallel_size}, data_parallel_size "
@@ -190,7 +210,7 @@ class Experiment:
             )
 
     def _check_capturing(self) -> None:
-        """What client `capture` needs, and what no other client has."""
+        """Options of client `capture`, which no other client has, and what it needs."""
         again, times = self.recapture_policies, self.recaptures
         if bool(times) != bool(again):
             raise ConfigError(
@@ -214,6 +234,18 @@ class Experiment:
                 f"{what} with client 'capture': no CUDA graph is captured; leave it out"
             )
 
+    def _check_vllm_args(self) -> None:
+        """Nothing is set twice, once as a parameter and once as an argument of vLLM."""
+        own = {name: name for name in parameters(self)}
+        own |= {"distributed_executor_backend": "executor"}
+        if self.speculative != "none":
+            own |= {"speculative_config": "speculative"}
+        for name in json.loads(self.vllm_args):
+            if name in own:
+                raise ConfigError(
+                    f"vllm_args {name!r}: set the parameter {own[name]} instead, or leave it out"
+                )
+
     @property
     def ranks(self) -> int:
         """Workers: tensor-parallel times data-parallel ranks."""
@@ -226,7 +258,7 @@ class Experiment:
 
     @property
     def model_path(self) -> str:
-        """What vLLM is given as its model: a shipped config's folder, a path, or a hub name."""
+        """The model as vLLM is given it: a shipped config's folder, a path, or a hub name."""
         return find_model(self.model)
 
     @property
@@ -263,6 +295,13 @@ class Experiment:
             "engine": self.engine_policy,
             "worker": self.policy,
         }
+
+    @property
+    def output_yield(self) -> str:
+        """The bound of the output handler in ms, as its hook reads it; empty: vLLM's handler."""
+        if self.output_handler == "fair":
+            return "0"
+        return f"{self.output_yield_ms:g}" if self.output_yield_ms else ""
 
     @property
     def run_id(self) -> str:

@@ -111,7 +111,8 @@ def by_process(arm: str) -> dict[str, str]:
 def options(experiment: Experiment) -> list[str]:
     """The options of `repro run` that measure this one run."""
     arm = "/".join(getattr(experiment, name) for name in OF_PROCESS)
-    words = ["--policies", arm, "--capture-policies", experiment.capture_policy]
+    capture = ",".join(experiment.recapture_policies) or experiment.capture_policy
+    words = ["--policies", arm, "--capture-policies", capture]
     words += ["--concurrency", str(experiment.concurrency)]
     words += ["--replicates", "1", "--first-replicate", str(experiment.replicate)]
     for name, field in PARAMETERS.items():

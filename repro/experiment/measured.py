@@ -1,4 +1,4 @@
-"""What a client brings back from a run, and the files it becomes."""
+"""The results that a client brings back from a run, and the files they become."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ these fields. A value is read and checked here, wherever it comes from.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,9 @@ class About:
     load: bool = False
 
 
+JsonObject = str
+"""Text of a JSON object. As text it can be compared, hashed and shown in a table."""
+
 Parameter = dataclasses.Field  # one that `parameter` made
 
 
@@ -61,7 +65,7 @@ def parameters(owner: Any) -> dict[str, Parameter[Any]]:
 
 
 def about(field: Parameter[Any]) -> About:
-    """What `parameter` was told."""
+    """The description given to `parameter`."""
     found: About = field.metadata["about"]
     return found
 
@@ -116,7 +120,7 @@ def check(field: Parameter[Any], value: Any) -> None:
 
 
 def allowed(field: Parameter[Any]) -> str:
-    """What a parameter may be, in words."""
+    """The allowed values, in words."""
     said = about(field)
     kind, _ = READERS[str(field.type)]
     bounds = [f"from {said.at_least:g}"] if said.at_least is not None else []
@@ -181,9 +185,18 @@ def _several(one: Callable[[Any], Any], number: int | None = None) -> Callable[[
     return read_several
 
 
+def _object(value: Any) -> str:
+    """The text of a JSON object, the same for equal objects."""
+    made = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(made, dict):
+        raise TypeError
+    return json.dumps(made, sort_keys=True)
+
+
 READERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "bool": ("True or False", _exactly(bool)),
     "str": ("a text", _exactly(str)),
+    "JsonObject": ("a JSON object", _object),
     "int": ("a whole number", _whole),
     "int | None": ("a whole number", lambda value: None if value is None else _whole(value)),
     "float": ("a number", _number),

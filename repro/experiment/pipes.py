@@ -1,4 +1,4 @@
-"""What child processes here share: standard output for events alone, standard error for the log."""
+"""Standard output for events alone, standard error for the log: shared by the child processes."""
 
 from __future__ import annotations
 

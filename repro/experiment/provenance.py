@@ -1,4 +1,4 @@
-"""On what a run was measured: machine, versions. Imports neither vLLM nor torch."""
+"""Machine and versions of a run. Imports neither vLLM nor torch."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def gpu_memory_used() -> list[int]:
 
 
 def gpu_query(*fields: str) -> list[list[str]]:
-    """What `nvidia-smi` says of each GPU this process may use; empty where there is none."""
+    """The answer of `nvidia-smi` for each GPU of this process; empty where there is none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shutil.which("nvidia-smi") is None or visible == "":
         return []

@@ -112,6 +112,7 @@ def environment(experiment: Experiment, folder: Path) -> dict[str, str]:
         plugin.ENGINE_POLICY: experiment.policies["engine"],
         plugin.FRONTEND_POLICY: experiment.policies["frontend"],
         plugin.CAPTURE_POLICY: experiment.capture_policy,
+        plugin.OUTPUT_YIELD: experiment.output_yield,
         plugin.STRICT: "1",
         "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
         "VLLM_NO_USAGE_STATS": "1",

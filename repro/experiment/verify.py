@@ -36,13 +36,7 @@ def executor_is(asked: str, found: object) -> None:
 
 
 def experts_run_on_cpu(experiment: Experiment) -> None:
-    """Refuse what vLLM's CPU backend cannot do with a mixture of experts on several ranks.
-
-    Raises
-    ------
-    NotAsRequested
-        If whole experts are asked for on each rank, or compiled data-parallel ranks.
-    """
+    """Refuse what vLLM's CPU backend cannot do with a mixture of experts on several ranks."""
     if experiment.enable_expert_parallel:
         raise NotAsRequested(
             "enable_expert_parallel True on the CPU backend: its kernel reads out of bounds and "
@@ -60,7 +54,6 @@ def policy_took_effect(experiment: Experiment, workers: Sequence[dict[str, Any]]
 
     Parameters
     ----------
-    experiment : Experiment
     workers : sequence of dict
         One per rank, in any order: `rank`, `policy`, `freeze_count_before` warm-up (CPython 3.12
         itself starts with a few hundred objects frozen), `freeze_count` after it, `frozen` and
@@ -126,7 +119,6 @@ def processes_follow(experiment: Experiment, census: Columns) -> None:
 
     Parameters
     ----------
-    experiment : Experiment
     census : dict of arrays, each of shape (n_rows,)
         The table `census`.
     """
@@ -167,10 +159,16 @@ def _check_between_census(role: str, serving: policy.ServingPolicy, census: Colu
                 f"{role} {rank}: policy {serving.name!r}, yet {full} full collections in the "
                 "window; another plugin collects"
             )
-        # A tenth more: a freeze waits for a moment between steps.
-        if serving.freeze_every_s and ns / 1e9 > 1.1 * serving.freeze_every_s and frozen <= 0:
+        # A tenth more: a freeze or a collection waits for a moment between steps.
+        lasted_s = ns / 1e9 / 1.1
+        if serving.freeze_every_s and lasted_s > serving.freeze_every_s and frozen <= 0:
             raise NotAsRequested(
                 f"{role} {rank}: policy {serving.name!r}, yet nothing was frozen in the window; "
+                "its hooks were bypassed"
+            )
+        if serving.collect_every_s and lasted_s > serving.collect_every_s and not full:
+            raise NotAsRequested(
+                f"{role} {rank}: policy {serving.name!r}, yet no full collection in the window; "
                 "its hooks were bypassed"
             )
 
@@ -201,7 +199,6 @@ def engine_was_loaded(experiment: Experiment, steps: Columns, start_ns: int, end
 
     Parameters
     ----------
-    experiment : Experiment
     steps : dict of arrays, each of shape (n_steps,)
         The table `steps` of all ranks, ramp included.
     start_ns, end_ns : int
@@ -250,6 +247,29 @@ def load_lasted(start_times: Sequence[Sequence[float]]) -> None:
             "a client ran out of requests before the window's end: set a shorter duration_s or "
             "longer output_tokens"
         )
+
+
+def output_handler_is(experiment: Experiment, recordings: Sequence[Recording]) -> dict[str, Any]:
+    """Check the API server's output handler against what its process recorded of it.
+
+    Returns
+    -------
+    dict
+        For the run's record: `output_yield_ms`, and `output_yields`, how often it yielded, to
+        the power of two below. Empty for vLLM's own handler.
+    """
+    asked, names = experiment.output_yield, ("output_yield_ms", "output_yields")
+    notes = [r.about for r in recordings if r.role == "frontend" and names[0] in r.about]
+    said = {name: notes[0][name] for name in names} if notes else {}
+    found = f"{said['output_yield_ms']:g}" if said else ""
+    if found != asked:
+        raise NotAsRequested(
+            f"output handler yields after {found or 'no'} ms, asked for {asked or 'no'} ms; "
+            "is the package installed where vLLM runs?"
+        )
+    if experiment.output_handler == "fair" and not said["output_yields"]:
+        raise NotAsRequested("output_handler 'fair', yet it never yielded: its hook was bypassed")
+    return said
 
 
 def recording_is_whole(experiment: Experiment, recordings: Sequence[Recording]) -> None:
@@ -318,11 +338,10 @@ def capture_policies_took_effect(
     """Check each capture's policy against the collections recorded inside it.
 
     vLLM lets `torch.cuda.graph` collect for the first piece of a batch size alone, so
-    `collect-per-graph` is one collection a size, or two where full graphs are captured beside.
+    `collect-per-graph` is one collection per size, or two where full graphs are captured beside.
 
     Parameters
     ----------
-    experiment : Experiment
     captures, pauses : dict of arrays
         The tables of these names.
     workers : sequence of dict

@@ -9,6 +9,8 @@ Every vLLM process calls `install` through the entry point `vllm.general_plugins
     REPRO_CAPTURE_POLICY   capture policy of the worker (default `stock`)
     REPRO_STACKS_OVER_MS   record the Python stacks of a worker while one of its steps takes longer
                            than so many ms (default: never)
+    REPRO_OUTPUT_YIELD_MS  experiments only: the API server's output handler lets other tasks run
+                           after so many ms; 0: after every message (default: vLLM's handler)
     REPRO_STRICT           1: any fault here stops vLLM (an experiment);
                            else it is logged once and vLLM goes on without what failed
 
@@ -35,6 +37,7 @@ ENGINE_POLICY = "REPRO_ENGINE_POLICY"
 FRONTEND_POLICY = "REPRO_FRONTEND_POLICY"
 CAPTURE_POLICY = "REPRO_CAPTURE_POLICY"
 STACKS = "REPRO_STACKS_OVER_MS"
+OUTPUT_YIELD = "REPRO_OUTPUT_YIELD_MS"
 STRICT = fault_handling.STRICT
 VARIABLES = (RECORD_DIR, POLICY, ENGINE_POLICY, FRONTEND_POLICY, CAPTURE_POLICY)
 """Those that ask for something."""
@@ -50,13 +53,7 @@ _installed = False
 
 
 def install() -> None:
-    """Patch this vLLM process as the variables ask; do nothing if none is set.
-
-    Raises
-    ------
-    repro.policy.UnknownPolicy, repro.plugin.hook_points.UnknownLayout, OSError
-        Only with `REPRO_STRICT=1`.
-    """
+    """Patch this vLLM process as the variables ask; do nothing if none is set."""
     global _installed
     asked = any(os.environ.get(name) for name in VARIABLES)
     if _installed or not asked or _inspecting_a_model():
@@ -87,6 +84,18 @@ def _install() -> None:
         engine_frontend_hooks.apply(serving["engine"], serving["frontend"], role=role)
         if own_recorder is not None:
             process_hooks.apply(own_recorder)
+            if role in ("frontend", "engine") and fault_handling.strict():
+                _observe_an_experiment(own_recorder, role)
+
+
+def _observe_an_experiment(recorder: Recorder, role: str) -> None:
+    """What only an experiment asks of an engine core and a front end."""
+    from repro.plugin import engine_frontend_hooks
+
+    engine_frontend_hooks.count_garbage_at_the_end(recorder)
+    bound_ms = os.environ.get(OUTPUT_YIELD)
+    if bound_ms and role == "frontend":
+        engine_frontend_hooks.bound_output_handler(float(bound_ms), recorder)
 
 
 def _record(directory: Path, serving: dict[str, policy.ServingPolicy]) -> None:

@@ -115,22 +115,7 @@ def collector_for(capture: CapturePolicy) -> Iterator[None]:
 def recapture(
     recorder: Recorder, worker: Any, original: Callable[..., Any], name: str
 ) -> dict[str, Any]:
-    """Discard the graphs and capture them again under a policy; called by `collective_rpc`.
-
-    Parameters
-    ----------
-    name : str
-        Of the capture policy.
-
-    Returns
-    -------
-    dict
-        What the capture found: `rank`, `capture_policy`, `freeze_count`, `free_bytes` of the GPU.
-
-    Raises
-    ------
-    repro.policy.UnknownPolicy, UnknownLayout
-    """
+    """Discard the graphs and capture them again under a policy; called by `collective_rpc`."""
     import torch
 
     again = capturing(policy.capture(name), worker.model_runner, original, recorder)
@@ -150,10 +135,7 @@ def recorded(
 ) -> Callable[..., Any]:
     """Record one call with the graphs it captured and the bytes it says it took.
 
-    Parameters
-    ----------
-    kind : str
-        `capture`, or `compile` for a worker that compiles but captures nothing.
+    Its kind is `capture`, or `compile` for a worker that compiles but captures nothing.
     """
     counter = holder("vllm.compilation.counter", "compilation_counter")
     compilation_counter = counter.compilation_counter

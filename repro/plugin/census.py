@@ -1,14 +1,15 @@
-"""Who counts its heap, and when: a worker on its way up, and all processes when one is asked to."""
+"""Heap census: during worker start-up, and in all processes when one is asked for."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from repro.plugin.fault_handling import step_aside
-from repro.plugin.hook_points import require, vllm_module
+from repro.plugin.hook_points import holder
 from repro.plugin.recorder import Recorder
 from repro.plugin.rpc import CENSUS_RPC
 
@@ -46,58 +47,44 @@ def census(recorder: Recorder, worker: Any, point: str) -> dict[str, Any]:
     return {**recorder.census(point), **worker.repro_evidence}
 
 
-def count_engine_with_its_workers(recorder: Recorder) -> None:
-    """When the workers are asked for a census, count the engine core's heap too."""
-    EngineCore = vllm_module("vllm.v1.engine.core").EngineCore
-    require(EngineCore, "collective_rpc")
-    original = EngineCore.collective_rpc
+def count_with_the_workers(recorder: Recorder) -> None:
+    """When the workers have been asked for a census, count this process's heap too.
 
-    @functools.wraps(original)
-    def collective_rpc(core: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
-        results = original(core, method, *args, **kwargs)
-        if method == CENSUS_RPC and results[0]["role"] == "worker":  # else counted already
-            recorder.census(results[0]["point"])
-        return results
-
-    EngineCore.collective_rpc = collective_rpc
-
-
-def count_front_end_with_its_workers(recorder: Recorder) -> None:
-    """When this front end has asked the workers for a census, count its own heap too.
-
-    `LLMEngine` asks through one of these methods, `AsyncLLM` and so the API server through the
-    other. Afterwards, since the engine goes on stepping while a front end counts: counted before,
-    the workers would be asked when many requests have ended and none has followed.
+    `LLMEngine` asks through the synchronous client, `AsyncLLM` and so the API server through the
+    other, both through the engine core. Afterwards, since the engine goes on stepping while a front
+    end counts: counted before, the workers would be asked when many requests have ended.
     """
-    clients = vllm_module("vllm.v1.engine.core_client")
-    require(clients, "SyncMPClient", "AsyncMPClient")
-    counting(recorder, clients.SyncMPClient, "collective_rpc")
-    counting(recorder, clients.AsyncMPClient, "collective_rpc_async")
+    clients = "vllm.v1.engine.core_client"
+    callers = [("vllm.v1.engine.core", "EngineCore.collective_rpc")]
+    if recorder.role == "frontend":
+        callers.append((clients, "SyncMPClient.collective_rpc"))
+        callers.append((clients, "AsyncMPClient.collective_rpc_async"))
+    for module, name in callers:
+        owner, method = holder(module, name), name.partition(".")[2]
+        setattr(owner, method, _counting(recorder, getattr(owner, method)))
 
 
-def counting(recorder: Recorder, owner: type, name: str) -> None:
-    """Have a method of `owner` that passes calls on to the workers count this heap at a census."""
-    require(owner, name)
-    original = getattr(owner, name)
-
+def _counting(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def collective_rpc(
-        client: Any, method: Any, timeout: Any = None, args: Any = (), *more: Any, **kwargs: Any
-    ) -> Any:
-        answers = original(client, method, timeout, args, *more, **kwargs)
+    def collective_rpc(owner: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+        answers = original(owner, method, *args, **kwargs)
         if method != CENSUS_RPC:
             return answers
-        count = functools.partial(recorder.census, *args)
         if inspect.isawaitable(answers):
-            return awaited_before(answers, count)
-        count()
+            return _counted_after(answers, recorder)
+        _count_beside(answers, recorder)
         return answers
 
-    setattr(owner, name, collective_rpc)
+    return collective_rpc
 
 
-async def awaited_before(answers: Awaitable[Any], count: Callable[[], object]) -> Any:
-    """The answers, and `count` called once they are here."""
+async def _counted_after(answers: Awaitable[Any], recorder: Recorder) -> Any:
     result = await answers
-    count()
+    _count_beside(result, recorder)
     return result
+
+
+def _count_beside(answers: Any, recorder: Recorder) -> None:
+    """Count at the workers' point, unless a worker is this very process and has done so."""
+    if answers[0]["pid"] != os.getpid():
+        recorder.census(answers[0]["point"])

@@ -20,13 +20,7 @@ WRAPPERS = {
 
 
 def discard(worker: Any) -> None:
-    """Drop every graph of this worker and all it kept for them, in Python and on the GPU.
-
-    Raises
-    ------
-    UnknownLayout
-        If graphs may be where this module does not look.
-    """
+    """Drop every graph of this worker and all it kept for them, in Python and on the GPU."""
     runner = worker.model_runner
     refuse_other_graphs(worker.vllm_config)
     # A pool of its own for each capture: PyTorch refuses one whose graphs are all gone as long as

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
+import inspect
 import sys
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from repro.plugin import apply_policy
@@ -17,6 +21,8 @@ from repro.plugin.apply_policy import Moments
 from repro.plugin.census import followed_by
 from repro.plugin.fault_handling import step_aside, stepping_aside
 from repro.plugin.hook_points import holder
+from repro.plugin.recorder import Recorder, count_garbage
+from repro.plugin.rpc import END_RPC
 from repro.policy import ServingPolicy
 
 WHAT = "collecting between steps"
@@ -133,3 +139,114 @@ def act_in_front_end(moments: Moments) -> None:
     OutputProcessor.process_outputs = process_outputs
     Sync.get_output = get_output
     Async.get_output_async = get_output_async
+
+
+# --- output handler of the API server -----------------------------------------------------
+
+
+def bound_output_handler(bound_ms: float, recorder: Recorder) -> None:
+    """Make the output handler let other tasks run once it has kept them waiting for so long.
+
+    vLLM's handler lets them run between two chunks of a message and where its queue is empty, but
+    not between two messages that are there already. For experiments alone.
+
+    Parameters
+    ----------
+    bound_ms : float
+        0: after every message.
+    recorder : Recorder
+        Gets the bound, and how often the handler yielded.
+    """
+    AsyncMPClient = holder("vllm.v1.engine.core_client", "AsyncMPClient.get_output_async")
+    original, turn = AsyncMPClient.get_output_async, Turn(bound_ms)
+    yields = 0
+    recorder.note(output_yield_ms=bound_ms, output_yields=yields)
+
+    @functools.wraps(original)
+    async def get_output_async(client: Any) -> Any:
+        nonlocal yields
+        if turn.is_over():
+            yields += 1
+            if yields & (yields - 1) == 0:  # a power of two: rarely, since it writes the header
+                recorder.note(output_yields=yields)
+            await asyncio.sleep(0)
+        message = await original(client)
+        turn.extend()
+        return message
+
+    AsyncMPClient.get_output_async = get_output_async
+
+
+class Turn:
+    """The time that the output handler has had the event loop without a pause."""
+
+    def __init__(self, bound_ms: float) -> None:
+        self.bound_ns = int(bound_ms * 1e6)
+        self.open = False
+        self.start_ns = 0
+
+    def extend(self) -> None:
+        """The handler has a message. The loop closes the turn when other tasks run."""
+        if not self.open:
+            self.open, self.start_ns = True, time.monotonic_ns()
+            asyncio.get_running_loop().call_soon(self.close)
+
+    def close(self) -> None:
+        """Other tasks run."""
+        self.open = False
+
+    def is_over(self) -> bool:
+        """Whether other tasks have waited for as long as they may."""
+        return self.open and time.monotonic_ns() - self.start_ns >= self.bound_ns
+
+
+# --- end of an experiment -----------------------------------------------------------------
+
+
+def count_garbage_at_the_end(recorder: Recorder) -> None:
+    """Count what engine core and front end never reclaimed, when the workers count theirs."""
+    core, clients = "vllm.v1.engine.core", "vllm.v1.engine.core_client"
+    for module, owner, name in (
+        (core, "EngineCore", "collective_rpc"),
+        (clients, "SyncMPClient", "collective_rpc"),
+        (clients, "AsyncMPClient", "collective_rpc_async"),
+    ):
+        held = holder(module, f"{owner}.{name}")
+        count = functools.partial(count_garbage_here, recorder)
+        setattr(held, name, followed_at_the_end(getattr(held, name), count))
+
+
+def followed_at_the_end(original: Callable[..., Any], count: Callable[[], object]) -> Any:
+    """A method that passes calls on to the workers, and `count` after the call that ends them."""
+
+    async def counted(answers: Awaitable[Any]) -> Any:
+        result = await answers
+        count()
+        return result
+
+    @functools.wraps(original)
+    def collective_rpc(owner: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
+        answers = original(owner, method, *args, **kwargs)
+        if method != END_RPC:
+            return answers
+        if inspect.isawaitable(answers):
+            return counted(answers)
+        count()
+        return answers
+
+    return collective_rpc
+
+
+def count_garbage_here(recorder: Recorder) -> None:
+    """Count garbage made since the freeze, then what the freeze had kept; leave the heap as it was.
+
+    Not where the worker lives inside the engine core: there it has counted already.
+    """
+    if recorder.about.get("worker_inside"):
+        return
+    frozen = gc.get_freeze_count() > len(gc.get_objects())
+    recorder.census("ended", **count_garbage())
+    gc.unfreeze()
+    recorder.census("ended-thawed", **count_garbage())
+    if frozen:
+        gc.freeze()

@@ -44,6 +44,8 @@ _BREAKABLE = "vllm.compilation.breakable_cudagraph"
 
 HOOK_POINTS = (
     HookPoint("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device", "meet each worker"),
+    HookPoint("vllm.v1.worker.worker_base", "WorkerWrapperBase.execute_model", "stacks of steps"),
+    HookPoint("vllm.v1.executor.abstract", "Executor.__init__", "meet each engine core"),
     HookPoint("vllm.utils.gc_utils", "freeze_gc_heap", "the pull request's freeze"),
     HookPoint("vllm.utils.gc_utils", "maybe_attach_gc_debug_callback", "follows the freeze"),
     HookPoint(_WORKER, "Worker.load_model", "heap census during start-up"),
@@ -74,7 +76,7 @@ HOOK_POINTS = (
     HookPoint(_CLIENTS, "SyncMPClient.collective_rpc", "heap census of the front end"),
     HookPoint(_CLIENTS, "SyncMPClient.get_output", "front end, between steps"),
     HookPoint(_CLIENTS, "AsyncMPClient.collective_rpc_async", "heap census of the front end"),
-    HookPoint(_CLIENTS, "AsyncMPClient.get_output_async", "front end, between steps"),
+    HookPoint(_CLIENTS, "AsyncMPClient.get_output_async", "front end, between steps; yields"),
     HookPoint(_OUTPUTS, "OutputProcessor.process_outputs", "holds of the event loop; idle"),
     HookPoint(_OUTPUTS, "OutputProcessor.has_unfinished_requests", "front end, idle"),
     HookPoint("vllm.v1.engine.llm_engine", "LLMEngine.__init__", "front end policy, offline"),

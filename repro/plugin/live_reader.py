@@ -27,14 +27,12 @@ class Process:
 
     Attributes
     ----------
-    role, rank, pid
-        Which process; a worker says its rank only once it is made.
     opened_ns, launch_ns : int
         When its recording began (monotonic clock) and when its launch did (time of day).
     complete : bool
         False once the recorder had to stop.
     about : mapping
-        Facts as `repro.plugin.recorder.Recorder.note` lists them, each of which may be missing.
+        Facts as `repro.dataset.recording.ABOUT` lists them, each of which may be missing.
     """
 
     role: str
@@ -72,13 +70,7 @@ def _about(text: bytes) -> dict[str, Any]:
 
 
 class Follower:
-    """One recording, read from where the last call ended.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be opened. Removed later, it can still be read to its end.
-    """
+    """One recording, read from where the last call ended; removed, it is read to its end."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -121,14 +113,7 @@ class Follower:
 
 
 class Launch:
-    """Every process of one launch of vLLM in a folder, found as it appears.
-
-    Parameters
-    ----------
-    folder : Path
-    launch_ns : int
-        As the headers have it.
-    """
+    """Every process of one launch of vLLM in a folder, found as it appears."""
 
     def __init__(self, folder: Path, launch_ns: int) -> None:
         self.folder = folder
@@ -166,14 +151,6 @@ def recordings(folder: Path) -> list[Path]:
     except OSError:
         return []
     return [folder / n for n in sorted(names) if n.startswith("events-") and n.endswith(".bin")]
-
-
-def newest_launch(folder: Path) -> int | None:
-    """The launch of an engine that began last in a folder, None if there is none.
-
-    What only parsed its arguments, as `vllm serve --help` does, is no such launch.
-    """
-    return max((process.launch_ns for process in processes(folder)), default=None)
 
 
 def processes(folder: Path) -> list[Process]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from repro.plugin.fault_handling import step_aside
 from repro.plugin.live_reader import Launch, Process
-from repro.plugin.process_facts import LAUNCHER, SERVER
+from repro.plugin.process_facts import LAUNCHER, SERVER, api_server, process_name
 from repro.plugin.recorder import PAUSE, generation_of
 
 Labels = tuple[str, ...]
@@ -48,13 +48,6 @@ def expose(folder: Path, launch_ns: int) -> None:
     over all addresses counts each pause once; and so is the launcher, which serves nobody.
     With several API servers on one address vLLM makes a registry for each scrape, which holds
     nothing but a `MultiProcessCollector`: there the counters are added to what that one collects.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the processes of the launch record.
-    launch_ns : int
-        Which launch, as `repro.plugin.recorder.launch_ns`.
     """
     import prometheus_client
     from prometheus_client import multiprocess
@@ -77,6 +70,7 @@ class PauseCounters:
 
     def __init__(self, folder: Path, launch_ns: int) -> None:
         self._launch = Launch(folder, launch_ns)
+        api_server(process_name())
         self._own = os.environ.get(SERVER, "")
         self._lock = threading.Lock()  # scrapes come in threads
         self._total_ns: Counter[Labels] = Counter()

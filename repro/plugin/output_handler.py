@@ -15,22 +15,18 @@ from typing import Any
 
 from repro.plugin.fault_handling import step_aside
 from repro.plugin.hook_points import holder
-from repro.plugin.recorder import HOLD, Recorder
+from repro.plugin.recorder import HOLD, SERVED, Recorder
 
 WHAT = "recording holds of the event loop"
 
 LEAST_NS = 20_000_000
 """Holds from this length on are recorded: a shorter one is lost in a step."""
 
+COUNTED_NS = 1_000_000_000
+
 
 def record_holds(recorder: Recorder) -> None:
-    """Record every long hold of this process's event loop from now on.
-
-    Raises
-    ------
-    repro.plugin.hook_points.UnknownLayout
-        If the installed vLLM has no output processor.
-    """
+    """Record every long hold of this process's event loop, and its outputs, from now on."""
     OutputProcessor = holder("vllm.v1.engine.output_processor", "OutputProcessor.process_outputs")
     original, now, hold = OutputProcessor.process_outputs, time.monotonic_ns, Hold(recorder.write)
 
@@ -55,9 +51,11 @@ class Hold:
         self.write = write
         self.open = False
         self.start_ns = self.end_ns = self.outputs = self.calls = 0
+        self.served = self.counted_ns = 0
 
     def extend(self, began_ns: int, ended_ns: int, outputs: int) -> None:
         """Count one call in. Without an event loop, as in `LLMEngine.step`, nobody is kept."""
+        self._serve(began_ns, ended_ns, outputs)
         if not self.open:
             try:
                 asyncio.get_running_loop().call_soon(self.close)
@@ -67,6 +65,14 @@ class Hold:
         self.end_ns = ended_ns
         self.outputs += outputs
         self.calls += 1
+
+    def _serve(self, began_ns: int, ended_ns: int, outputs: int) -> None:
+        """Record how many outputs this front end hands out, once per second."""
+        self.counted_ns = self.counted_ns or began_ns
+        self.served += outputs
+        if ended_ns - self.counted_ns >= COUNTED_NS:
+            self.write(SERVED, self.counted_ns, ended_ns - self.counted_ns, self.served, 0)
+            self.served, self.counted_ns = 0, ended_ns
 
     def close(self) -> None:
         """The loop goes on: record the hold if it was a long one."""

@@ -25,7 +25,6 @@ SERVING_ROLES = ("frontend", "engine", "worker")
 _OWN_ENGINES = "APIServer_DPRank_"
 _SHARED_ENGINES = "ApiServer_"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-_LONGEST = 80  # characters of a text in a recording's header, whose room is limited
 
 
 def process_name() -> str:
@@ -71,11 +70,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | ({"vllm": str(vllm)} if vllm else {})
 
 
-def shortened(text: str) -> str:
-    """A text from the environment, no longer than a header has room for."""
-    return text[:_LONGEST]
-
-
 def parallel(vllm_config: Any) -> dict[str, Any]:
     """Place among the ranks, from the process's own configuration.
 
@@ -100,6 +94,7 @@ def heap_state(counts: dict[str, Any]) -> dict[str, Any]:
     Frozen means most of the heap: CPython 3.12 freezes a few hundred objects of its own at start.
     """
     return {
+        "objects": counts["tracked"] + counts["frozen"],
         "frozen": counts["frozen"],
         "heap_frozen": counts["frozen"] > counts["tracked"],
         "thresholds": list(gc.get_threshold()),

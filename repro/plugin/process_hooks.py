@@ -14,14 +14,9 @@ from typing import Any
 
 from repro.plugin.census import followed_by
 from repro.plugin.fault_handling import logger, stepping_aside
-from repro.plugin.hook_points import require, vllm_module
+from repro.plugin.hook_points import global_rank, holder
 from repro.plugin.process_facts import LAUNCHER, not_in_force, parallel, process_name
 from repro.plugin.recorder import Recorder
-
-ENGINE_CLIENTS = (
-    ("vllm.v1.engine.async_llm", "AsyncLLM"),
-    ("vllm.v1.engine.llm_engine", "LLMEngine"),
-)
 
 
 def apply(recorder: Recorder) -> None:
@@ -34,14 +29,12 @@ def apply(recorder: Recorder) -> None:
             hook_front_end(recorder)
         with stepping_aside("noting the engine core"):
             hook_engine_core(recorder)
-    with stepping_aside("noting the worker"):
-        hook_worker(recorder)
 
 
 def hook_front_end(recorder: Recorder) -> None:
     """Declare a front end as it builds its engine's client; note its heap once it serves."""
-    for module, name in ENGINE_CLIENTS:
-        owner = getattr(vllm_module(module), name)
+    for module, name in (("async_llm", "AsyncLLM"), ("llm_engine", "LLMEngine")):
+        owner = holder(f"vllm.v1.engine.{module}", f"{name}.__init__")
         built = followed_by(owner.__init__, functools.partial(front_end_is_warm, recorder))
         owner.__init__ = preceded_by(built, functools.partial(front_end_begins, recorder))
 
@@ -54,7 +47,7 @@ def front_end_begins(recorder: Recorder, vllm_config: Any) -> None:
     first = int(vllm_config.parallel_config.data_parallel_rank)
     if recorder.role == LAUNCHER:
         recorder.declare("frontend", first)
-    recorder.note(**parallel(vllm_config), dp_start_rank=first)
+    recorder.note(**parallel(vllm_config))
     say_what_is_recorded(recorder)
 
 
@@ -71,9 +64,8 @@ def front_end_is_warm(recorder: Recorder) -> None:
 
 def hook_engine_core(recorder: Recorder) -> None:
     """Declare an engine core as it builds its executor; note its heap after vLLM's own freeze."""
-    core = vllm_module("vllm.v1.engine.core")
-    Executor = vllm_module("vllm.v1.executor.abstract").Executor
-    require(core, "freeze_gc_heap")
+    core = holder("vllm.v1.engine.core", "freeze_gc_heap")
+    Executor = holder("vllm.v1.executor.abstract", "Executor.__init__")
     begins = functools.partial(engine_core_begins, recorder)
     Executor.__init__ = preceded_by(Executor.__init__, begins)
     warm = functools.partial(engine_core_is_warm, recorder)
@@ -109,31 +101,15 @@ def engine_core_is_warm(recorder: Recorder) -> None:
         )
 
 
-def hook_worker(recorder: Recorder) -> None:
-    """Note a worker's place once its device stands, and its heap once it is warm."""
-    WorkerWrapperBase = vllm_module("vllm.v1.worker.worker_base").WorkerWrapperBase
-    require(WorkerWrapperBase, "init_device")
-    original = WorkerWrapperBase.init_device
-
-    @functools.wraps(original)
-    def init_device(wrapper: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(wrapper, *args, **kwargs)
-        with stepping_aside("noting the worker"):
-            worker_begins(recorder, wrapper.worker)
-        return result
-
-    WorkerWrapperBase.init_device = init_device
-
-
 def worker_begins(recorder: Recorder, worker: Any) -> None:
-    """A worker's own process; or the engine core's, in which it is a guest."""
-    recorder.note(**parallel(worker.vllm_config))
+    """Note a worker's own process; or the engine core's, in which it is a guest."""
     if recorder.role == "engine":
         recorder.note(worker_inside=True)
-        return
-    say_what_is_recorded(recorder)
-    warm = functools.partial(say_if_not_in_force, recorder)
-    worker.compile_or_warm_up_model = followed_by(worker.compile_or_warm_up_model, warm)
+    else:
+        recorder.declare("worker", global_rank(worker))
+        say_what_is_recorded(recorder)
+    device = getattr(getattr(worker, "device", None), "type", "")
+    recorder.note(**parallel(worker.vllm_config), device=device)
 
 
 def note_heap(recorder: Recorder) -> None:

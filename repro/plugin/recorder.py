@@ -35,6 +35,7 @@ HEADER = struct.Struct("<8s i i q i 16s q")
 HEADER_BYTES = mmap.ALLOCATIONGRANULARITY
 ABOUT = slice(64, 4096)
 """Where the header page has its JSON object, filled up with NUL."""
+LONGEST = 80  # characters of a text there
 EVENT = struct.Struct("<q q q i i")  # start_ns, duration_ns, a, b, kind; an empty slot is kind 0
 SEGMENT_EVENTS = 1 << 15
 SEGMENT_BYTES = SEGMENT_EVENTS * EVENT.size
@@ -42,6 +43,7 @@ SEGMENT_BYTES = SEGMENT_EVENTS * EVENT.size
 PAUSE = 1  # a = objects collected, b = generation + 4 * containers allocated before it
 STEP = 2  # a = tokens scheduled, b = step
 HOLD = 3  # a = outputs processed, b = calls that did so
+SERVED = 4  # of a front end: a = outputs processed in so long
 
 LAUNCH = "REPRO_LAUNCH_NS"
 """Set by the first process of a launch, inherited by those it starts."""
@@ -132,13 +134,7 @@ class Recorder:
         return self.policies.get(self.role, SERVING["stock"])
 
     def note(self, **facts: Any) -> None:
-        """Add facts about this process to its header.
-
-        Readers know `host`, `monotonic_ns` and `wall_ns` (one moment on both clocks), `name`,
-        `server`, `python`, `vllm`, `asked` and `policy` from every process; what `process_facts`
-        finds in vLLM's configuration, `dp_start_rank` of a front end and `worker_inside` of an
-        engine core, where known; and `process_facts.heap_state` with `not_in_force` once warm.
-        """
+        """Add facts to the header: those that `repro.dataset.recording.ABOUT` lists."""
         self.about |= facts
         self._write_header()
 
@@ -208,9 +204,9 @@ class Recorder:
         assert self._header is not None
         name = process_name()
         self.about |= process_facts.versions() | {
-            "name": process_facts.shortened(name),
-            "server": process_facts.shortened(process_facts.api_server(name)),
-            "asked": process_facts.shortened(self._asked.get(role, "stock")),
+            "name": name[:LONGEST],
+            "server": process_facts.api_server(name)[:LONGEST],
+            "asked": self._asked.get(role, "stock")[:LONGEST],
             "policy": self.policy.name,
         }
         room = ABOUT.stop - ABOUT.start
@@ -246,13 +242,7 @@ class Recorder:
         return counts
 
     def capture(self, **row: Any) -> None:
-        """Append one finished capture, or compilation, to this process's captures file.
-
-        Parameters
-        ----------
-        **row
-            The columns of the table `captures` but `rank` and `number`.
-        """
+        """Append a finished capture or compilation: columns of `captures` but the first two."""
         self._append("captures", {"rank": self.rank, "number": next(self._captures), **row})
 
     def path_of(self, prefix: str, suffix: str) -> Path:

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from repro.plugin.fault_handling import step_aside
-from repro.plugin.hook_points import require, vllm_module
+from repro.plugin.hook_points import holder
 from repro.plugin.recorder import Recorder
 
 MOST_STACKS = 100
@@ -21,13 +21,7 @@ MOST_STACKS = 100
 
 
 def bound_s(text: str) -> float:
-    """Seconds out of milliseconds as the environment has them; 0 is off.
-
-    Raises
-    ------
-    ValueError
-        If the text is no number from 0 up.
-    """
+    """Seconds out of milliseconds as the environment has them; 0 is off."""
     try:
         bound = float(text) / 1e3
     except ValueError:
@@ -38,15 +32,9 @@ def bound_s(text: str) -> float:
 
 
 def apply(recorder: Recorder, bound: float) -> None:
-    """Watch every step of the workers of this process and those it forks.
-
-    Raises
-    ------
-    repro.plugin.hook_points.UnknownLayout
-        If the installed vLLM has no such step.
-    """
-    WorkerWrapperBase = vllm_module("vllm.v1.worker.worker_base").WorkerWrapperBase
-    require(WorkerWrapperBase, "execute_model")
+    """Watch every step of the workers of this process and those it forks."""
+    step = "WorkerWrapperBase.execute_model"
+    WorkerWrapperBase = holder("vllm.v1.worker.worker_base", step)
     original, stacks = WorkerWrapperBase.execute_model, Stacks(recorder, bound)
 
     @functools.wraps(original)

@@ -14,14 +14,9 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from repro.plugin import apply_policy, cpu_collectives
+from repro.plugin import apply_policy, cpu_collectives, process_hooks
 from repro.plugin.capture import wrap_capture
-from repro.plugin.census import (
-    census,
-    count_engine_with_its_workers,
-    count_front_end_with_its_workers,
-    count_on_the_way,
-)
+from repro.plugin.census import census, count_on_the_way, count_with_the_workers
 from repro.plugin.fault_handling import stepping_aside
 from repro.plugin.hook_points import global_rank, holder, replaced, require
 from repro.plugin.recorder import Recorder, count_garbage
@@ -31,13 +26,7 @@ from repro.policy import CapturePolicy, ServingPolicy
 
 
 def apply(serving: ServingPolicy, capture: CapturePolicy, recorder: Recorder | None) -> None:
-    """Hook worker start-up in this process and the processes it forks.
-
-    Raises
-    ------
-    UnknownLayout
-        If the installed vLLM has no such hook.
-    """
+    """Hook worker start-up in this process and the processes it forks."""
     WorkerWrapperBase = holder("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device")
     original = WorkerWrapperBase.init_device
 
@@ -50,25 +39,18 @@ def apply(serving: ServingPolicy, capture: CapturePolicy, recorder: Recorder | N
 
     WorkerWrapperBase.init_device = init_device
     if recorder is not None and recorder.role != "worker":
-        count_engine_with_its_workers(recorder)
-    if recorder is not None and recorder.role == "frontend":
-        count_front_end_with_its_workers(recorder)
+        count_with_the_workers(recorder)
 
 
 def hook_worker(
     worker: Any, serving: ServingPolicy, capture: CapturePolicy, recorder: Recorder | None
 ) -> None:
-    """Give one worker object its policies and its recorder.
-
-    Raises
-    ------
-    UnknownLayout
-        If the worker or vLLM's `gc_utils` lacks what the policy needs.
-    """
+    """Give one worker object its policies and its recorder."""
     require(worker, "compile_or_warm_up_model", "execute_model", "shutdown", "model_runner")
     holder("vllm.utils.gc_utils", "freeze_gc_heap", "maybe_attach_gc_debug_callback")
-    if recorder is not None and recorder.role != "engine":  # there the worker is a guest
-        recorder.declare("worker", global_rank(worker))
+    if recorder is not None:
+        with stepping_aside("noting the worker"):
+            process_hooks.worker_begins(recorder, worker)
     worker.repro_evidence = cpu_collectives.supply(worker)
     wrap_capture(worker, capture, recorder)
     if recorder is not None:
@@ -122,6 +104,7 @@ def begin_serving(
             if recorder.role != "engine":  # there vLLM's own freeze is still to come
                 recorder.census("ready")
             record_steps(worker, recorder)
+            process_hooks.say_if_not_in_force(recorder)
 
 
 def warm_up_under(serving: ServingPolicy, worker: Any, original: Callable[[], Any]) -> Any:

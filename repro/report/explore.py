@@ -17,10 +17,11 @@ from IPython.display import Markdown, display
 
 from repro import fmt
 from repro.analysis.arms import labels
-from repro.analysis.prediction import of_one_width
 from repro.analysis.prediction_basis import bases
+from repro.analysis.recorded_setting import setting_of
 from repro.dataset import Campaign
-from repro.theory.advice import QUANTILES, Setting, advise, setting_of
+from repro.report.tables.wide_ep import of_one_width
+from repro.theory.advice import QUANTILES, Setting, advise
 
 FRONT_END = "JPY_SESSION_NAME"
 """Set in the kernel by Jupyter's server, and not by papermill."""

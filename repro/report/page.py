@@ -1,8 +1,11 @@
-"""Run the notebooks on a campaign, and join them into one HTML page that stands alone."""
+"""Runs the notebooks on a campaign, and joins answer, claims and notebooks into one HTML page."""
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from string import Template
@@ -13,20 +16,40 @@ from nbconvert import HTMLExporter
 
 from repro.report.notebook import project
 from repro.report.style import PAGE_STYLE
+from repro.report.summary import HEAD_CONTENTS, head
 
-FIRST = "claims"
-"""The notebook with the verdicts: it opens the page."""
+SUPERSEDED = "claims"
+"""The notebook with the verdicts, whose tables open the page."""
+
+WORKERS = 4
+"""Notebooks executed at once; each holds a process of some 400 MB."""
+
+FOLDED = """{%- extends "basic/index.html.j2" -%}
+{%- block input_group -%}
+<details class="code"><summary>code</summary>{{ super() }}</details>
+{%- endblock input_group -%}"""
+"""nbconvert's template of the cells alone (those around it load scripts), with the code folded."""
 
 _HERE = Path(__file__).parent
 _PAGE = Template((_HERE / "page.html").read_text(encoding="utf-8"))
+_HEADING = re.compile(r"<h([1-3])>(.*?)</h\1>", re.DOTALL)
 
 
 class ReportError(ValueError):
     """A notebook that cannot go into the report; the message names it and the remedy."""
 
 
+def build(source: Path, out: Path) -> Path:
+    """Write the page of a campaign into a folder, with its executed notebooks; returns its path."""
+    source, page = source.resolve(), out.resolve() / "index.html"
+    with ThreadPoolExecutor(1) as beside:
+        opening = beside.submit(head, source, page)
+        executed = execute(source, out)
+    return html_page(opening.result(), executed, page)
+
+
 def execute(source: Path, out: Path) -> list[Path]:
-    """Run every notebook of the project on one campaign, by papermill, stopping at an error.
+    """Run the project's notebooks on one campaign, several at once.
 
     Parameters
     ----------
@@ -38,34 +61,40 @@ def execute(source: Path, out: Path) -> list[Path]:
     Returns
     -------
     list of Path
-        The executed notebooks, the verdicts first.
+        The executed notebooks, by name; without `claims`, whose tables open the page.
 
     Raises
     ------
     ReportError
         If there are no notebooks here, or a cell of one fails.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    found = (project() / "notebooks").glob("*.ipynb")
-    notebooks = sorted(found, key=lambda path: (path.stem != FIRST, path.stem))
-    if not notebooks:
+    found = sorted((project() / "notebooks").glob("*.ipynb"))
+    if not found:
         raise ReportError(f"{Path.cwd()}: has no notebooks; run this in the project's folder")
-    for path in notebooks:
-        try:
-            papermill.execute_notebook(
-                path, out / path.name, {"source": str(source.resolve())}, cwd=project()
-            )
-        except papermill.PapermillExecutionError as error:
-            what = f"{error.ename}: {error.evalue}"
-            raise ReportError(f"{path.stem}: {what}; see {out / path.name}") from error
-    return [out / path.name for path in notebooks]
+    source, out = source.resolve(), out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    notebooks = [path for path in found if path.stem != SUPERSEDED]
+    # papermill changes the working folder of the whole process: once here, not once per thread.
+    with contextlib.chdir(project()), ThreadPoolExecutor(WORKERS) as pool:
+        return list(pool.map(lambda path: _execute(path, source, out / path.name), notebooks))
 
 
-def html_page(executed: Sequence[Path], out: Path) -> Path:
-    """Write one page of all notebooks, in the order given, with a table of contents.
+def _execute(path: Path, source: Path, out: Path) -> Path:
+    try:
+        papermill.execute_notebook(path, out, {"source": str(source)}, progress_bar=False)
+    except papermill.PapermillExecutionError as error:
+        what = f"{error.ename}: {error.evalue}"
+        raise ReportError(f"{path.stem}: {what}; see {out}") from error
+    return out
+
+
+def html_page(opening: tuple[str, str], executed: Sequence[Path], out: Path) -> Path:
+    """Write one page: answer and claims, then the notebooks in the order given.
 
     Parameters
     ----------
+    opening : tuple of str
+        As `summary.head` returns.
     executed : sequence of Path
         Notebooks with their outputs, as papermill writes them.
     out : Path
@@ -82,25 +111,48 @@ def html_page(executed: Sequence[Path], out: Path) -> Path:
         If a notebook cannot be read or was not executed.
     """
     notebooks = {path.stem: _read(path) for path in executed}
-    # "basic" gives the cells alone: the templates around them load scripts from the network.
-    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True)
-    bodies, resources = {}, {}
+    first, claims = opening
+    exporter = HTMLExporter(
+        raw_template=FOLDED,
+        exclude_anchor_links=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+    contents, sections, highlight = [*HEAD_CONTENTS], [], ""
     for name, notebook in notebooks.items():
-        bodies[name], resources = exporter.from_notebook_node(notebook)
-    sections = [f'<section id="{escape(name)}">{body}</section>' for name, body in bodies.items()]
-    links = [
-        f'<li><a href="#{escape(name)}">{escape(_heading(notebook, name))}</a></li>'
-        for name, notebook in notebooks.items()
-    ]
+        body, resources = exporter.from_notebook_node(notebook)
+        body, links = _anchored(body, name)
+        contents += links
+        sections.append(f'<section id="{escape(name)}">{body}</section>')
+        highlight = "\n".join(resources["inlining"]["css"])
     page = _PAGE.substitute(
         style=PAGE_STYLE,
-        highlight="\n".join(resources["inlining"]["css"]),
-        contents="\n".join(links),
+        highlight=highlight,
+        first=first,
+        claims=claims,
+        contents="\n".join(contents),
         sections="\n".join(sections),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     return out.resolve()
+
+
+def _anchored(body: str, name: str) -> tuple[str, list[str]]:
+    """The cells with an anchor at each heading, and a line of the contents for each."""
+    links: list[str] = []
+
+    def anchor(match: re.Match[str]) -> str:
+        level, text = match.groups()
+        key = f"{escape(name)}-{len(links)}"
+        links.append(f'<li class="l{level}"><a href="#{key}">{_plain(text)}</a></li>')
+        return f'<h{level} id="{key}">{text}</h{level}>'
+
+    return _HEADING.sub(anchor, body), links
+
+
+def _plain(html: str) -> str:
+    return re.sub(r"<[^>]*>", "", html)
 
 
 def _read(path: Path) -> nbformat.NotebookNode:
@@ -114,9 +166,3 @@ def _read(path: Path) -> nbformat.NotebookNode:
     if code and not any(cell.outputs for cell in code):
         raise ReportError(f"{path}: has no outputs; run it with papermill first")
     return notebook
-
-
-def _heading(notebook: nbformat.NotebookNode, name: str) -> str:
-    """The notebook's first heading, else its name."""
-    lines = (line for cell in notebook.cells for line in cell.source.splitlines())
-    return next((line.removeprefix("# ") for line in lines if line.startswith("# ")), name)

@@ -26,16 +26,8 @@ _NO_WORKER = "no worker has recorded: it is still starting, or Ray started it (s
 def check(source: str) -> tuple[list[str], bool]:
     """One line per process, and whether all of them are as asked.
 
-    Parameters
-    ----------
-    source : str
-        A recorded folder, of which the newest launch on each host is checked; or the address of a
-        running server, whose `/metrics` is read.
-
-    Raises
-    ------
-    repro.server.launches.NothingRecorded
-        If there is no process to check.
+    The source is a recorded folder, of which the newest launch on each host is checked; or the
+    address of a running server, whose `/metrics` is read.
     """
     found = from_url(source) if source.startswith(("http://", "https://")) else from_folder(source)
     found.sort(key=lambda f: (SERVING_ROLES.index(f["process"]), f["host"], int(f["rank"])))

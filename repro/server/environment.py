@@ -16,6 +16,7 @@ from repro import plugin, policy
 
 PREFIXES, NAMES = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
 RUST = "VLLM_USE_RUST_FRONTEND"
+TARGET = "pip install --no-deps --target ~/repro . and start vLLM with PYTHONPATH=~/repro"
 
 Obstacle = tuple[str, str, str]
 """The thing looked at, the finding, and the remedy."""
@@ -25,9 +26,10 @@ def nothing_recorded(folder: Path, warnings: Sequence[str] = ()) -> str:
     """The one line for a folder without a recording, and why files in it were left out."""
     return (
         f"{folder}: holds no recording; start vLLM with REPRO_RECORD_DIR={folder}, this package "
-        "installed beside it. If you did: a line 'repro: … recording into' is missing in vLLM's "
-        f"log; an allowlist VLLM_PLUGINS must name repro, Ray needs {PREFIXES}=REPRO_, and "
-        "`repro doctor` in vLLM's own environment names other causes"
+        f"installed beside it (without rights to its environment: {TARGET}). If you did, vLLM's "
+        "log lacks the line 'repro: … recording into': an allowlist VLLM_PLUGINS must name repro, "
+        f"Ray needs {PREFIXES}=REPRO_, {RUST}=1 leaves no front end to record, and `repro doctor` "
+        "in vLLM's own environment names other causes"
     ) + "".join(f" ({warning})" for warning in warnings)
 
 
@@ -43,8 +45,7 @@ def _plugin(environment: Mapping[str, str]) -> Iterator[Obstacle]:
         yield "VLLM_PLUGINS", f"{allowed!r} leaves this package's plugin out", remedy
     registered = any(e.name == "repro" for e in entry_points(group="vllm.general_plugins"))
     if not registered and not os.access(sysconfig.get_path("purelib"), os.W_OK):
-        remedy = "pip install --no-deps --target ~/repro . and start vLLM with PYTHONPATH=~/repro"
-        yield "rights", "vLLM's environment is not yours to install into", remedy
+        yield "rights", "vLLM's environment is not yours to install into", TARGET
 
 
 def _ray(environment: Mapping[str, str]) -> Iterator[Obstacle]:

@@ -72,7 +72,7 @@ def step_tail(found: Numbers) -> Figure:
         drawn = Figure(figsize=(COLUMN, 2.6), layout="constrained")
         axes = drawn.subplots()
         for (name, colour), kind in zip(KIND_COLOUR.items(), ("all", "without"), strict=True):
-            counts = np.sum([tail.counts for tail in found.tails[kind]], axis=0)
+            counts = found.tails[kind].counts
             x, share = curve(counts)
             firm = share >= EXPECTED_BEYOND / counts.sum()
             axes.plot(x / NS_PER_MS, share, color=colour, alpha=0.35)
@@ -87,13 +87,7 @@ def step_tail(found: Numbers) -> Figure:
 
 
 def more_ranks(predicted: dict[str, pd.DataFrame]) -> Figure:
-    """Step time of a group of ranks that wait for each other, by its number of ranks.
-
-    Parameters
-    ----------
-    predicted : dict of str to pandas.DataFrame
-        As `repro.server.numbers.more_ranks` returns.
-    """
+    """Step time of a group of ranks that wait for each other, by its number of ranks."""
     with style.applied():
         drawn = Figure(figsize=(COLUMN, 2.6), layout="constrained")
         axes = drawn.subplots()

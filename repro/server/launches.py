@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,7 @@ from repro.dataset.recording import RecordingError, Source
 from repro.dataset.schema import ROLES
 from repro.plugin.live_reader import recordings
 from repro.server.environment import nothing_recorded
-
-Ranks = tuple[int, ...]
+from repro.server.spans import Events
 
 HELPERS = ("launcher",)
 """Roles that start other processes and serve nobody."""
@@ -67,25 +67,26 @@ class Member:
         return self.source.process.opened_ns + self.shift_ns
 
     @cached_property
-    def census(self) -> dict[str, Any]:
-        """Its heap once warm, as the header or the last count has it; empty if none does."""
-        counted = [row for row in self.source.lines("census") if row["point"] == "ready"]
-        found: dict[str, Any] = {}
-        if counted:
-            row = counted[-1]
-            found = {
-                "frozen": row["frozen"],
-                "heap_frozen": row["frozen"] > row["tracked"],
-                "thresholds": [row[f"threshold_{g}"] for g in range(3)],
-                "collector": row["enabled"],
-                "objects": row["tracked"] + row["frozen"],
-            }
-        return {**found, **{k: self.about[k] for k in found if k in self.about}}
+    def ended_ns(self) -> int:
+        """When its newest event ended, on the clock of the launch."""
+        return self.source.ended_ns() + self.shift_ns
+
+    def chunks(self, since_ns: int = 0) -> Iterator[Events]:
+        """Its events on the clock of the launch, as `repro.dataset.recording.Source.chunks`."""
+        for events in self.source.chunks(since_ns - self.shift_ns):
+            events["start_ns"] += self.shift_ns
+            yield events
+
+    @property
+    def stacks(self) -> Path:
+        """Where it wrote the Python stacks of long steps, if a variable asked for them."""
+        process = self.source.process
+        return self.source.path.with_name(f"stacks-{process.pid}-{process.opened_ns}.txt")
 
     @property
     def frozen(self) -> bool | None:
         """Whether most of its heap is frozen; None if nobody counted."""
-        value = self.about.get("heap_frozen", self.census.get("heap_frozen"))
+        value = self.about.get("heap_frozen")
         return None if value is None else bool(value)
 
     @property
@@ -99,6 +100,8 @@ class Member:
                 return f"engine core {self.rank}{inside}"
             case "frontend":
                 return " ".join(filter(None, ("front end", self.about.get("server", ""))))
+            case "launcher":
+                return "launcher"
         return f"unknown process {self.about.get('name', '')} (pid {self.source.process.pid})"
 
 
@@ -122,7 +125,6 @@ class Launch:
     members: tuple[Member, ...]
     hosts: int = 1
     clock_ns: int = 0
-    notes: tuple[str, ...] = field(default=())
 
     def of(self, role: str) -> list[Member]:
         """The members of one role."""
@@ -138,15 +140,14 @@ class Launch:
         """When its first process began to record."""
         return min(m.opened_ns for m in self.members)
 
+    @property
+    def ended_ns(self) -> int:
+        """When the newest event of any process ended."""
+        return max(m.ended_ns for m in self.members)
+
 
 def read(folder: Path) -> tuple[list[Launch], list[str]]:
-    """Every launch of an engine recorded in a folder, the newest first, and what was left out.
-
-    Raises
-    ------
-    NothingRecorded
-        If there is none.
-    """
+    """Every launch of an engine recorded in a folder, the newest first, and what was left out."""
     sources, warnings = [], []
     for path in recordings(folder):
         try:
@@ -225,26 +226,14 @@ def launch(group: list[Source]) -> Launch:
 def engines(launch: Launch) -> dict[int, list[Member]]:
     """The processes that an engine's step waits for, by the engine's number.
 
-    By the ranks that are present, wherever they start: a worker's engine is its rank over the
-    workers per engine, where the header or the numbers of both say how many these are.
+    By the ranks that are present, wherever they start. A worker whose header does not say its
+    engine belongs to the only one, or to that of its own rank.
     """
-    cores, workers = launch.of("engine"), launch.of("worker")
-    numbers = sorted({m.rank for m in cores})
+    cores = launch.of("engine")
     found: dict[int, list[Member]] = defaultdict(list)
     for core in cores:
         found[core.rank].append(core)
-    ranks = sorted({m.rank for m in workers})
-    for worker in workers:
-        found[_engine_of(worker, ranks, numbers)].append(worker)
+    for worker in launch.of("worker"):
+        known = cores[0].rank if len(cores) == 1 else worker.rank
+        found[int(worker.about.get("dp_rank", known))].append(worker)
     return dict(sorted(found.items()))
-
-
-def _engine_of(worker: Member, ranks: list[int], engines: list[int]) -> int:
-    if "dp_rank" in worker.about:
-        return int(worker.about["dp_rank"])
-    if not engines:
-        return worker.rank
-    each = -(-len(ranks) // len(engines))
-    if worker.rank // each in engines:
-        return worker.rank // each
-    return engines[ranks.index(worker.rank) * len(engines) // len(ranks)]

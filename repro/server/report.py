@@ -15,20 +15,14 @@ from matplotlib.figure import Figure
 from repro import fmt
 from repro.dataset.schema import NS_PER_MS
 from repro.report import style
-from repro.server import figures, launches, numbers, outside
+from repro.server import figures, launches, numbers, outside, tables
 from repro.server.launches import Launch
-from repro.server.numbers import Long, Numbers
+from repro.server.longest import Long
+from repro.server.numbers import Numbers
 from repro.server.remedies import advice, answer
-from repro.server.tail import quantiles
 from repro.stats.bootstrap import BLOCK_STEPS
 
 _PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-
-NAMES = {
-    "all": "as recorded",
-    "without": "without the collector",
-    "least": "less all that pauses overlap",
-}
 
 
 def write(
@@ -39,39 +33,28 @@ def write(
     last: int | None = None,
     bench: Path | None = None,
 ) -> Path:
-    """Write the page about everything recorded in a folder, or about a log.
+    """Write the page about a recorded folder, or about a server's log, to `out`.
 
     Parameters
     ----------
-    source : Path
-        What `REPRO_RECORD_DIR` named, or a log of a vLLM with `VLLM_GC_DEBUG=1`.
-    out : Path
-        The page; its folder is made.
     which, last : int, optional
         One launch only, 1 being the newest; the newest so many.
     bench : Path, optional
         What `vllm bench serve --save-result --save-detailed` wrote.
 
-    Returns
-    -------
-    Path
-        `out`, absolute.
-
     Raises
     ------
-    repro.server.launches.NothingRecorded
-        If the folder holds no recording.
     ValueError
         If a file or a number is none of those, or the page cannot be written.
     """
     if source.is_file():
-        title, sections = "a log of vLLM", [*_log(source)]
+        title, sections = "a server's log", [*_log(source)]
     else:
         found, warnings = launches.read(source)
         for warning in warnings:
             print(f"repro: warning: {warning}", file=sys.stderr)
         chosen = choose(found, which, last)
-        title = f"{fmt.plural(len(chosen), 'launch').replace('launchs', 'launches')} of vLLM"
+        title = "1 launch of vLLM" if len(chosen) == 1 else f"{len(chosen)} launches of vLLM"
         sections = [*map(paragraph, warnings)]
         for launch in chosen:
             sections += section(launch, _client(bench))
@@ -105,8 +88,9 @@ def choose(found: list[Launch], which: int | None, last: int | None) -> list[Lau
 
 def _log(path: Path) -> Iterator[str]:
     yield "<h2>Collections in the log</h2>"
-    yield table(outside.gc_log(path))
-    yield paragraph(outside.LOG_LIMITS)
+    rows, limits = outside.gc_log(path)
+    yield table(rows)
+    yield from map(paragraph, limits)
 
 
 def _client(bench: Path | None) -> tuple[list[str], list[Long]]:
@@ -123,7 +107,7 @@ def section(launch: Launch, client: tuple[list[str], list[Long]]) -> Iterator[st
     yield "</div>"
     yield from _client_part(found, client)
     yield "<h3>What was recorded</h3>"
-    yield table(processes(launch, found))
+    yield table(tables.processes(launch, found))
     if launch.hosts > 1:
         yield paragraph(
             f"{launch.hosts} hosts, put on one time line by their wall clocks. Within a host the "
@@ -154,17 +138,17 @@ def _client_part(found: Numbers, client: tuple[list[str], list[Long]]) -> Iterat
             "cannot be laid over pauses."
         )
         return
-    yield table(longest(inside, found, "silence (ms)"))
+    yield table(tables.longest(inside, found, "silence (ms)"))
 
 
 def _served(launch: Launch, found: Numbers) -> Iterator[str]:
-    yield table(collections(launch, found))
+    yield table(tables.collections(launch, found))
     yield paragraph(
-        "From the first step to the last. Several API servers share the requests: a pause of one "
-        "delays the tokens of its own requests only."
+        "From the first step to the last. A front end's collection delays the tokens of its own "
+        "requests only: the total above weighs each by its share of the tokens."
     )
     yield "<h3>Steps that pauses lengthen</h3>"
-    yield table(effects(found))
+    yield table(tables.effects(found))
     yield paragraph(
         "A long step overlaps more pauses, whatever made it long: 'by chance' has the same pauses "
         "at random times. 'Longer': the share of the overlap by which steps exceed a typical one. "
@@ -177,19 +161,21 @@ def _served(launch: Launch, found: Numbers) -> Iterator[str]:
         "The interval from one step to the next, idle time left out. Faint: fewer steps than a "
         "quantile needs.",
     )
-    yield table(tail_table(found))
+    yield table(tables.tail_table(found))
     yield paragraph(
         "Without the collector: each step less what booked pauses overlap, at most down to a "
-        "typical step. Less all that pauses overlap: the most the collector can have cost. Every "
-        "step counts; for the intervals, steps are resampled in blocks of "
-        f"about {max(BLOCK_STEPS, *(t.block_steps for t in found.tails['all'])):,}."
+        "typical step. Every step counts; for the intervals, steps are resampled in blocks of "
+        f"about {max(BLOCK_STEPS, found.tails['all'].block_steps):,}."
     )
     yield "<h3>The longest</h3>"
-    yield table(longest(found.steps_longest, found, "step (ms)"))
-    yield table(longest(found.stops, found, "stop of a front end (ms)"))
-    if any(each.others for each in found.stalls):
-        yield table(longest(found.stalls, found, "pause (ms)"))
-    predicted, thinned = numbers.more_ranks(found)
+    yield table(tables.longest(found.steps_longest, found, "step (ms)"))
+    if stacks := [m.stacks.name for m in launch.members if m.stacks.exists()]:
+        yield paragraph(f"Python stacks of steps above the bound: {fmt.listed(stacks)}.")
+    if found.stops:
+        yield table(tables.longest(found.stops, found, "stop of a front end (ms)"))
+    if found.stalls:
+        yield table(tables.longest(found.stalls, found, "pause (ms)"))
+    predicted, thinned = numbers.more_ranks(found) if found.booked_ns else ({}, False)
     if predicted:
         yield "<h3>More ranks</h3>"
         yield figure(
@@ -200,100 +186,13 @@ def _served(launch: Launch, found: Numbers) -> Iterator[str]:
         )
 
 
-def processes(launch: Launch, found: Numbers) -> pd.DataFrame:
-    """One row per process: its recording, in words."""
-    rows = []
-    for place, member in enumerate(launch.members):
-        own, census = found.own[place], member.census
-        heap = {True: "frozen", False: "not frozen", None: "not counted"}[member.frozen]
-        rows.append(
-            {
-                "process": member.label,
-                "pid": member.source.process.pid,
-                "host": str(member.about.get("host", ""))[:6] if launch.hosts > 1 else "",
-                "recorded (s)": f"{max(own.last_ns - own.first_ns, 0) / 1e9:,.0f}",
-                "collections": f"{own.collections:,}",
-                "steps": f"{own.steps:,}",
-                "heap": heap,
-                "thresholds": "/".join(map(str, census.get("thresholds", ()))),
-                "policy": member.about.get("policy", ""),
-                "recording": "whole" if member.source.process.complete else "stopped early",
-            }
-        )
-    made = pd.DataFrame(rows)
-    return made.loc[:, (made != "").any()]
-
-
-def collections(launch: Launch, found: Numbers) -> pd.DataFrame:
-    """Time in the collector per process while it served, in words."""
-    return pd.DataFrame(
-        {
-            "process": member.label,
-            "generation": generation,
-            "collections": f"{taken.number:,}",
-            "of its time": fmt.percent(taken.total_ns / 1e9 / found.seconds),
-            "longest (ms)": fmt.figures(taken.longest_ns / NS_PER_MS),
-        }
-        for place, member in enumerate(launch.members)
-        for generation, taken in found.own[place].taken.items()
-        if taken.number
-    )
-
-
-def effects(found: Numbers) -> pd.DataFrame:
-    """Causes and the steps that they lengthen, in words."""
-    return pd.DataFrame(
-        {
-            "process": fmt.PROCESS[role],
-            "generation": generation,
-            "steps overlapped": f"{effect.hit:,}",
-            "of all": fmt.percent(effect.hit / found.steps),
-            "by chance": fmt.percent(effect.chance_hit / found.steps),
-            "longer": fmt.percent(effect.shown),
-            "longer by chance": fmt.percent(effect.chance),
-            "booked": "yes" if effect.shows else "no",
-        }
-        for (role, generation), effect in sorted(found.effects.items())
-        if effect.hit
-    )
-
-
-def tail_table(found: Numbers) -> pd.DataFrame:
-    """The tail with and without the collector, in words."""
-    rows = []
-    for kind, name in NAMES.items():
-        estimates = quantiles(found.tails[kind], numbers.QUANTILES)
-        cells = {"interval (ms)": name, "steps": f"{estimates[0].steps:,}"}
-        for quantile, each in zip(numbers.QUANTILES, estimates, strict=True):
-            value, low, high = (x / NS_PER_MS for x in (each.value, each.low, each.high))
-            cells[fmt.quantile(quantile)] = (
-                f"{fmt.figures(value)} ({fmt.bounds(low, high)})"
-                if each.supported
-                else f"needs {each.needs:,} steps"
-            )
-        rows.append(cells)
-    return pd.DataFrame(rows)
-
-
-def longest(rows: list[Long], found: Numbers, name: str) -> pd.DataFrame:
-    """Long steps, stops or pauses, in words."""
-    return pd.DataFrame(
-        {
-            name: fmt.figures(each.length_ns / NS_PER_MS),
-            "at (s)": f"{(each.start_ns - found.span[0]) / 1e9:,.1f}",
-            "whose": each.whose,
-            "meanwhile": each.what or numbers.stopped_by(found, each),
-        }
-        for each in rows
-    )
-
-
 def table(content: pd.DataFrame) -> str:
     """A data frame as an HTML table; a remark, if it is empty."""
     if content.empty:
         return paragraph("None.")
-    made: str = content.to_html(index=False, border=0, justify="left")
-    return made
+    # Focusable: where it is wider than the screen, the keyboard can scroll it.
+    made = content.to_html(index=False, border=0, justify="left")
+    return f'<div class="wide" tabindex="0">{made}</div>'
 
 
 def paragraph(text: str) -> str:

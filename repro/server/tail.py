@@ -61,18 +61,15 @@ def curve(counts: Integers) -> tuple[Floats, Floats]:
     return _value(met, FINE), beyond / max(int(counts.sum()), 1)
 
 
-def quantiles(
-    tails: list[Tail], asked: tuple[float, ...], *, seed: int = 0
-) -> tuple[Estimate, ...]:
-    """Quantiles of all the values counted in several tails, with 95% intervals."""
-    steps = sum(tail.number for tail in tails)
+def quantiles(tail: Tail, asked: tuple[float, ...], *, seed: int = 0) -> tuple[Estimate, ...]:
+    """Quantiles of the values counted, with 95% intervals."""
+    steps = tail.number
     supported = [steps >= steps_needed(q) and steps > 0 for q in asked]
     values = np.full(len(asked), np.nan)
     bounds = np.full((2, len(asked)), np.nan)
     if any(supported):
-        counts = np.sum([tail.counts for tail in tails], axis=0)
-        values = _of_counts(counts[None], asked, FINE)[0]
-        bounds = interval(_resampled(tails, asked, seed))
+        values = _of_counts(tail.counts[None], asked, FINE)[0]
+        bounds = interval(_resampled(tail, asked, seed))
     return tuple(
         Estimate(
             value=float(value) if enough else np.nan,
@@ -87,20 +84,15 @@ def quantiles(
     )
 
 
-def _resampled(tails: list[Tail], asked: tuple[float, ...], seed: int) -> Floats:
+def _resampled(tail: Tail, asked: tuple[float, ...], seed: int) -> Floats:
     rng = np.random.default_rng(seed)
-    met = np.flatnonzero(np.sum([tail.blocks.sum(axis=0) for tail in tails], axis=0))
-    total = np.zeros((RESAMPLES, len(met)))
-    for tail in tails:
-        blocks = tail.blocks[: -(-tail.number // tail.block_steps), met]
-        size = tail.block_steps
-        while size < BLOCK_STEPS and len(blocks) >= 2 * MIN_BLOCKS:
-            blocks = np.pad(blocks, ((0, len(blocks) % 2), (0, 0)))
-            blocks, size = blocks[::2] + blocks[1::2], 2 * size
-        if len(blocks):
-            times = rng.multinomial(len(blocks), np.full(len(blocks), 1 / len(blocks)), RESAMPLES)
-            total += times.astype(float) @ blocks
-    return _of_counts(total, asked, COARSE, met)
+    met = np.flatnonzero(tail.blocks.sum(axis=0))
+    blocks, size = tail.blocks[: -(-tail.number // tail.block_steps), met], tail.block_steps
+    while size < BLOCK_STEPS and len(blocks) >= 2 * MIN_BLOCKS:
+        blocks = np.pad(blocks, ((0, len(blocks) % 2), (0, 0)))
+        blocks, size = blocks[::2] + blocks[1::2], 2 * size
+    times = rng.multinomial(len(blocks), np.full(len(blocks), 1 / len(blocks)), RESAMPLES)
+    return _of_counts(times.astype(float) @ blocks, asked, COARSE, met)
 
 
 def _of_counts(

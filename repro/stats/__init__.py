@@ -1,1 +1,1 @@
-"""Quantiles, intervals, ratios and trends. Knows nothing of campaigns."""
+"""Quantiles, intervals and ratios. Knows nothing of campaigns."""

@@ -1,4 +1,4 @@
-"""Should anyone care? A few numbers of a server in; how often, how long, what to set, in words.
+"""Predicts GC stalls for a server and recommends settings, from a few numbers of it.
 
 The rule is CPython's (`repro.theory.cpython_rule`); what it is fed with are the three rates below,
 measured in `data/` and held against every campaign there by the tests.
@@ -12,12 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from repro import fmt, policy
-from repro.analysis.arms import freezes
-from repro.analysis.tails import step_intervals
-from repro.analysis.trigger import kept_a_request
-from repro.dataset import Campaign, in_window, subset
 from repro.releases import has_freeze
-from repro.theory.cpython_rule import StepLoad, period_of_full_collections, rule_for
+from repro.theory.cpython_rule import period_of_full_collections, rule_for
 from repro.theory.lockstep import stalled_steps
 
 HELD_A_REQUEST = 1.2
@@ -43,10 +39,10 @@ TRIED = ("0.22.1", "0.23.0", "0.32.0")
 """vLLM releases with recorded runs in `data/`."""
 
 OTHERS = (
-    "API server and engine core collect more often than workers: their thresholds are raised by "
-    "REPRO_FRONTEND_POLICY and REPRO_ENGINE_POLICY=freeze-thresholds. Silences of seconds at an "
-    "API server that is the bottleneck are its output handler's: with raised thresholds, "
-    "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE of max_num_seqs or more ends them, for gaps of several tokens."
+    "API server and engine core collect more often than workers: set REPRO_FRONTEND_POLICY and "
+    "REPRO_ENGINE_POLICY to freeze-thresholds. An API server that is the bottleneck falls silent "
+    "for seconds in its output handler. With raised thresholds, VLLM_V1_OUTPUT_PROC_CHUNK_SIZE of "
+    "max_num_seqs or more ends these silences; gaps then hold several tokens."
 )
 """Seen in `data/h100-http`, `cpu-http`, `cpu-http-busy` and `cpu-policies`; how often is not
 predicted here."""
@@ -152,14 +148,16 @@ class Advice:
 
 def advise(setting: Setting) -> Advice:
     """What full collections of its workers do to a server, and what to set."""
-    load = _load(setting)
+    survivors = _survivors(setting)
     rule = rule_for(setting.python)
     asked = policy.serving(setting.policy)
-    seen = load.survivors * setting.output_tokens if setting.frozen else setting.heap_objects
+    seen = survivors * setting.output_tokens if setting.frozen else setting.heap_objects
     period = math.inf
     if asked.automatic:
         period = period_of_full_collections(
-            load,
+            max(round(HELD_A_REQUEST * setting.concurrency), survivors),
+            survivors=survivors,
+            lifetime_steps=max(1, round(setting.output_tokens)),
             long_lived_total=round(seen),
             rule=rule,
             thresholds=asked.thresholds_over(rule.thresholds),
@@ -182,63 +180,10 @@ def advise(setting: Setting) -> Advice:
     return Advice(**{**vars(advice), "to_set": to_set, "lines": lines})
 
 
-def setting_of(campaign: Campaign, run: str) -> Setting:
-    """The setting of a recorded run, with what it measured of its worker.
-
-    Raises
-    ------
-    repro.dataset.DatasetError, repro.theory.cpython_rule.UnknownCollector
-        If there is no such run, or its Python has no rule.
-    ValueError
-        If the run drove no load, was a period of a cross-over, or none of its workers was
-        counted, as with executor `uni`.
-    """
-    one = subset(campaign, run=run)
-    (row,) = one.runs.to_dict("records")
-    if not row["output_tokens"]:
-        raise ValueError(f"run {run}: drove no load; take a run with a client that does")
-    if row["switch_s"]:
-        raise ValueError(f"run {run}: a cross-over's heap has two policies; take a run of one")
-    census = one.census[(one.census["role"] == "worker") & (one.census["point"] == "window-start")]
-    if census.empty:
-        raise ValueError(f"run {run}: no worker's heap was counted; take a run with executor 'mp'")
-    heap = census[["tracked", "frozen"]].sum(axis=1).max()
-    window = in_window(one, one.steps)
-    steps = step_intervals(window)
-    return Setting(
-        # An API server that has more than it can do keeps requests back from the engine.
-        concurrency=max(1, min(row["concurrency"], round(window["tokens"].median()))),
-        ranks=row["tensor_parallel_size"] * row["data_parallel_size"],
-        heap_objects=int(heap),
-        python=row["python"],
-        vllm=row["vllm"],
-        device="cpu" if row["gpu_name"] is None else "cuda",
-        policy=row["policy"] if row["policy"] != "stock" else _in_effect(one, row["arm"]),
-        output_tokens=row["answer_tokens"],  # no answer ends before its length asked for
-        kept=kept_a_request(one),
-        step_ms=float(steps["interval_ns"].median()) / 1e6,
-        others_set=not any(
-            policy.serving(row[f"{process}_policy"]).only_freezes
-            for process in ("engine", "frontend")
-        ),
-    )
-
-
-def _in_effect(campaign: Campaign, arm: str) -> str:
-    """What an untouched vLLM did, as the census saw it."""
-    return "freeze" if freezes(campaign, arm) == "yes" else "no-freeze"
-
-
-def _load(setting: Setting) -> StepLoad:
-    """What a worker's step allocates: by one C call, as vLLM unpickles and unpacks."""
+def _survivors(setting: Setting) -> int:
+    """Containers that a step makes and its requests keep."""
     kept = KEPT_A_REQUEST[setting.device] if setting.kept is None else setting.kept
-    survivors = round(kept * setting.concurrency / setting.output_tokens)
-    return StepLoad(
-        allocations=max(round(HELD_A_REQUEST * setting.concurrency), survivors),
-        survivors=survivors,
-        lifetime_steps=max(1, round(setting.output_tokens)),
-        in_one_call=True,
-    )
+    return round(kept * setting.concurrency / setting.output_tokens)
 
 
 # --- in words -----------------------------------------------------------------------------
@@ -256,8 +201,8 @@ def _whether(advice: Advice) -> str:
             f"Full collections are not expected in the workers in plain decoding: a step "
             f"with {setting.concurrency:,} requests holds about {held:,} containers; Python "
             f"{setting.python} collects above "
-            f"{first:,}, which takes about {first / HELD_A_REQUEST:,.0f} requests. Assumed: "
-            "requests without log probabilities or structured output; record the server to be sure."
+            f"{first:,}, which takes about {first / HELD_A_REQUEST:,.0f} requests. This assumes "
+            "requests without log probabilities or structured output: record to be sure."
         )
     every = f"every {fmt.count(advice.period_steps)} steps"
     if setting.step_ms is not None:
@@ -273,8 +218,7 @@ def _outside(setting: Setting) -> str:
     if setting.vllm in TRIED:
         return ""
     return (
-        f"vLLM {setting.vllm} was not measured here, {fmt.listed(TRIED)} were: record the server "
-        "to be sure."
+        f"vLLM {setting.vllm} was not measured here, {fmt.listed(TRIED)} were: record to be sure."
     )
 
 
@@ -290,7 +234,7 @@ def _how_long(advice: Advice) -> str:
 
 def _tail(advice: Advice) -> str:
     if not advice.fires:
-        return "Neither P99 nor P99.9 of the inter-token latency is the workers' collectors' doing."
+        return "Collections of workers then move neither P99 nor P99.9 of the inter-token latency."
     ranks = advice.setting.ranks
     share = f"{fmt.percent(advice.stalled_share)} of the steps"
     if ranks > 1:
@@ -306,7 +250,7 @@ def _tail(advice: Advice) -> str:
         said.append(f"{fmt.listed(reached)} of the inter-token latency can rise by {longer}")
     if missed:
         shows = advice.pause_ms > (advice.setting.step_ms or 0)
-        longest = "the longest gaps do" if shows else "and no gap: a step takes longer"
+        longest = "but the longest gaps do" if shows else "and no gap does: a step takes longer"
         said.append(f"{fmt.listed(missed)} cannot show it, {longest}")
     return "; ".join(said) + "."
 
@@ -314,9 +258,9 @@ def _tail(advice: Advice) -> str:
 def _what_to_set(advice: Advice) -> str:
     setting = advice.setting
     if not advice.fires:
-        return "Nothing need be set for the workers."
+        return "Set nothing for the workers."
     if setting.frozen:
-        return "The workers are frozen already: nothing need be set for them."
+        return "The workers are frozen already: set nothing for them."
     if setting.device == "cuda" and not has_freeze(setting.vllm):
         way = "take vLLM 0.23.0 or later, or set REPRO_POLICY=freeze beside this package's plugin"
     else:
@@ -325,4 +269,4 @@ def _what_to_set(advice: Advice) -> str:
     also = ""
     if setting.concurrency < limit:
         also = f"; gc.set_threshold{policy.RAISED} in the worker would end collections altogether"
-    return f"To be rid of it: {way}{also}."
+    return f"To end these pauses: {way}{also}."

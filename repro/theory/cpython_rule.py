@@ -20,26 +20,26 @@ Python/gc.c from 3.13):
 CPython 3.14.0 to 3.14.4 had another collector: two generations and no full passes by themselves.
 Each pass took the young objects and an increment of the old ones, sized by the work left to do,
 so its pauses depend on the object graph. No counting model can give them, and it was withdrawn
-(python/cpython#148726): these versions are refused, as are free-threaded builds, whose collector
-has no generations.
+(python/cpython#148726): these versions are refused. A free-threaded build, whose collector has no
+generations, is not described either.
 
-What the model leaves out: containers kept in CPython's free lists, which are reused uncounted;
-tuples and dicts that a pass stops tracking; garbage in cycles, which a pass frees.
+What the model leaves out: containers from CPython's free lists, which are reused uncounted (see
+`FREE_LISTS`); tuples and dicts that a pass stops tracking; garbage in cycles, which a pass frees.
 """
 
 from __future__ import annotations
 
 import math
-import platform
 import re
-import sysconfig
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import mean
 
 FULL = 2
-_PERMANENT = 3
+
+FREE_LISTS = 80
+"""Freed lists that CPython keeps for reuse (`PyList_MAXFREELIST`, 3.11 to 3.14). A reused list is
+young and gets promoted, but adds nothing to the count of generation 0. Freed tuples of up to 20
+items are kept likewise, 2,000 per length: few tuples are ever counted."""
 
 
 class UnknownCollector(ValueError):
@@ -102,218 +102,16 @@ def rule_for(version: str) -> Rule:
     return _RULES[major, minor]
 
 
-def running_rule() -> Rule:
-    """The rule of the interpreter that runs this, with its default thresholds.
-
-    Raises
-    ------
-    UnknownCollector
-        As `rule_for`, and for a free-threaded build.
-    """
-    if sysconfig.get_config_var("Py_GIL_DISABLED"):
-        raise UnknownCollector(
-            "a free-threaded Python has a collector without generations, which has no model "
-            "here; use an ordinary build"
-        )
-    return rule_for(platform.python_version())
-
-
-@dataclass(eq=False)
-class Batch:
-    """Containers allocated together: how many of them live in each generation, frozen ones last."""
-
-    alive: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
-
-
-class Collector:
-    """The collector's counters, and the heap as they see it.
-
-    Parameters
-    ----------
-    rule : Rule
-    old : int
-        Objects that a full collection has just left alive. They are the batch `heap`.
-    thresholds : tuple of int, optional
-        In place of the rule's own, as by `gc.set_threshold()`.
-
-    Attributes
-    ----------
-    counts : list of int
-        As `gc.get_count()`.
-    passes : list of int
-        Collections of each generation so far, automatic and explicit.
-    long_lived_total, long_lived_pending : int
-        The two sides of the quarter rule.
-    enabled : bool
-        As `gc.isenabled()`.
-    """
-
-    def __init__(
-        self, rule: Rule, *, old: int = 0, thresholds: tuple[int, int, int] | None = None
-    ) -> None:
-        self.rule = rule
-        self.thresholds = rule.thresholds if thresholds is None else thresholds
-        self.counts = [0, 0, 0]
-        self.passes = [0, 0, 0]
-        self.long_lived_total = old
-        self.long_lived_pending = 0
-        self.enabled = True
-        self.heap = Batch([0, 0, old, 0])
-        self._batches = {self.heap}
-        self._young: set[Batch] = set()
-
-    def allocate(self, number: int, *, in_one_call: bool = False) -> Batch:
-        """Allocate containers, running the passes that become due.
-
-        Parameters
-        ----------
-        number : int
-        in_one_call : bool
-            By one C call, with no bytecode boundary before its end.
-        """
-        batch = Batch()
-        self._batches.add(batch)
-        at_once = not self._automatic or (in_one_call and not self.rule.inside_allocation)
-        while number > 0:
-            until_due = max(1, self.thresholds[0] + 1 - self.counts[0])
-            linked = number if at_once else min(number, until_due)
-            batch.alive[0] += linked
-            self._young.add(batch)
-            self.counts[0] += linked
-            self._collect_if_due()
-            number -= linked
-        return batch
-
-    def release(self, batch: Batch, number: int | None = None) -> None:
-        """Free the newest `number` objects of a batch (default: all), by reference count."""
-        left = sum(batch.alive) if number is None else number
-        self.counts[0] = max(0, self.counts[0] - left)
-        for generation, alive in enumerate(batch.alive):
-            freed = min(alive, left)
-            batch.alive[generation] -= freed
-            left -= freed
-        if not any(batch.alive):
-            self._batches.remove(batch)
-            self._young.discard(batch)
-
-    def collect(self, generation: int = FULL) -> None:
-        """Collect a generation and all younger ones, as `gc.collect(generation)`."""
-        self.passes[generation] += 1
-        if generation < FULL:
-            self.counts[generation + 1] += 1
-        self.counts[: generation + 1] = [0] * (generation + 1)
-        promoted = self._promote(generation)
-        if generation == 1:
-            self.long_lived_pending += promoted
-        elif generation == FULL:
-            self.long_lived_pending = 0
-            self.long_lived_total = self.tracked(FULL)
-
-    def freeze(self) -> None:
-        """Hide every object from the collector, as `gc.freeze()`; total and pending stay."""
-        for batch in self._batches:
-            batch.alive[:] = [0, 0, 0, sum(batch.alive)]
-        self._young.clear()
-        self.counts = [0, 0, 0]
-
-    def unfreeze(self) -> None:
-        """Put the frozen objects into generation 2, as `gc.unfreeze()`; total and pending stay."""
-        for batch in self._batches:
-            batch.alive[FULL] += batch.alive[_PERMANENT]
-            batch.alive[_PERMANENT] = 0
-
-    def tracked(self, generation: int) -> int:
-        """Objects in one generation, as `len(gc.get_objects(generation))`."""
-        return sum(batch.alive[generation] for batch in self._batches)
-
-    def frozen(self) -> int:
-        """Objects hidden from the collector, as `gc.get_freeze_count()`."""
-        return self.tracked(_PERMANENT)
-
-    @property
-    def _automatic(self) -> bool:
-        return self.enabled and self.thresholds[0] > 0
-
-    def _collect_if_due(self) -> None:
-        if not self._automatic or self.counts[0] <= self.thresholds[0]:
-            return
-        for generation in (FULL, 1, 0):
-            if self.counts[generation] > self.thresholds[generation] and not (
-                generation == FULL and self.long_lived_pending < self.long_lived_total // 4
-            ):
-                self.collect(generation)
-                return
-
-    def _promote(self, generation: int) -> int:
-        """Move what lives in the collected generations to the next older one; return how many."""
-        older = min(generation + 1, FULL)
-        promoted = 0
-        for batch in self._young:
-            moved = sum(batch.alive[:older])
-            batch.alive[:older] = [0] * older
-            batch.alive[older] += moved
-            promoted += moved
-        self._young = {batch for batch in self._young if batch.alive[0] or batch.alive[1]}
-        return promoted
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepLoad:
-    """The containers that one engine step allocates, the same in each step.
-
-    Attributes
-    ----------
-    allocations : int
-        Containers a step allocates and holds together, survivors included.
-    survivors : int
-        Those of them that outlive the step. They are allocated first.
-    lifetime_steps : int or None
-        Steps a survivor lives, so that as many die as are born; None: for ever, the heap grows.
-    in_one_call : bool
-        The step allocates by one C call, such as unpickling the scheduler's output.
-    """
-
-    allocations: int
-    survivors: int = 0
-    lifetime_steps: int | None = None
-    in_one_call: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.survivors <= self.allocations:
-            raise ValueError(
-                f"survivors={self.survivors} must lie between 0 and "
-                f"allocations={self.allocations}: the containers of a step that outlive it are "
-                "counted among all it allocates"
-            )
-        if self.lifetime_steps is not None and self.lifetime_steps < 1:
-            raise ValueError(
-                f"lifetime_steps={self.lifetime_steps} must be at least 1; None means for ever"
-            )
-
-
-def full_collection_steps(collector: Collector, load: StepLoad, steps: int) -> Iterator[int]:
-    """Run steps on a collector; yield the number of each step with a full collection, from 0."""
-    living: deque[Batch] = deque()
-    for step in range(steps):
-        before = collector.passes[FULL]
-        batch = collector.allocate(load.allocations, in_one_call=load.in_one_call)
-        collector.release(batch, load.allocations - load.survivors)
-        if load.survivors:
-            living.append(batch)
-        if load.lifetime_steps is not None and len(living) > load.lifetime_steps:
-            collector.release(living.popleft())
-        if collector.passes[FULL] > before:
-            yield step
-
-
 def period_of_full_collections(
-    load: StepLoad,
+    allocations: int,
     *,
+    survivors: int,
+    lifetime_steps: float,
     long_lived_total: int,
     rule: Rule,
-    thresholds: tuple[int, int, int] | None = None,
+    thresholds: tuple[int, int, int],
 ) -> float:
-    """Steps from one full collection to the next, in closed form.
+    """Steps from one full collection to the next, if all steps allocate alike.
 
     A generation-1 pass comes every `thresholds[1] + 2` passes and promotes the survivors of the
     steps since the one before, and with them what the step it interrupts holds at that moment. A
@@ -322,13 +120,18 @@ def period_of_full_collections(
 
     Parameters
     ----------
-    load : StepLoad
+    allocations : int
+        Containers a step allocates by one C call, such as unpickling, and holds together.
+    survivors : int
+        Those of them that outlive the step.
+    lifetime_steps : float
+        Steps a survivor lives, so that as many die as are born.
     long_lived_total : int
         Objects the last full collection left alive. `gc.freeze()` does not change it.
     rule : Rule
         See `rule_for`.
-    thresholds : tuple of int, optional
-        In place of the rule's own.
+    thresholds : tuple of int
+        As `gc.get_threshold()` gives them.
 
     Returns
     -------
@@ -337,25 +140,25 @@ def period_of_full_collections(
         generation-1 passes meet a step early or late, holding little or much, changes from one
         full pass to the next, and single periods lie as far apart; this is their mean.
     """
-    first, second, third = rule.thresholds if thresholds is None else thresholds
-    at_once = load.in_one_call and not rule.inside_allocation
-    passes_per_step, held = _passes(load, first, at_once=at_once)
-    if not held:
+    first, second, _ = thresholds
+    if not 0 < first < allocations:
         return math.inf
+    due = range(first + 1, allocations + 1, first + 1) if rule.inside_allocation else [allocations]
+    held = [max(0, number - survivors) for number in due]
     cadence = second + 2  # passes from one generation-1 pass to the next
-    lifetime = math.inf if load.lifetime_steps is None else load.lifetime_steps
-    survivors = load.survivors * min(cadence / passes_per_step, lifetime)
-    # Every `cadence`-th pass of the repeating sequence meets one of these classes only; a full
-    # pass takes the place of one pass more, which moves on to the next class.
+    kept = survivors * min(cadence / len(held), lifetime_steps)
+    # Every `cadence`-th pass meets one of these classes only; a full pass takes the place of one
+    # pass more, which moves on to the next class.
     classes = math.gcd(cadence, len(held))
-    periods = []
-    for start in range(classes):
-        promoted = survivors + mean(held[start::classes])
-        passes = passes_between_full(
-            promoted, long_lived_total=long_lived_total, thresholds=(first, second, third)
+    return mean(
+        passes_between_full(
+            kept + mean(held[start::classes]),
+            long_lived_total=long_lived_total,
+            thresholds=thresholds,
         )
-        periods.append(passes / passes_per_step)
-    return mean(periods)
+        / len(held)
+        for start in range(classes)
+    )
 
 
 def passes_between_full(
@@ -378,27 +181,3 @@ def passes_between_full(
     """
     needed = math.ceil(long_lived_total // 4 / promoted) if promoted else math.inf
     return max(thresholds[FULL] + 1, needed) * (thresholds[1] + 2) + 1
-
-
-def _passes(load: StepLoad, threshold: int, *, at_once: bool) -> tuple[float, list[int]]:
-    """Passes a step, and the step's own transient containers alive at each pass of a cycle.
-
-    The count with which a step begins decides the count with which it ends, so the sequence of
-    counts runs into a cycle of at most `threshold` + 1 steps, which is walked once.
-    """
-    if threshold == 0:
-        return 0.0, []
-    freed = load.allocations - (load.survivors if load.lifetime_steps is None else 0)
-    count, history, first_seen = 0, list[list[int]](), dict[int, int]()
-    while count not in first_seen:
-        first_seen[count] = len(history)
-        if at_once:
-            due = [load.allocations] if count + load.allocations > threshold else []
-        else:
-            due = list(range(threshold + 1 - count, load.allocations + 1, threshold + 1))
-        history.append([max(0, held - load.survivors) for held in due])
-        count = load.allocations - due[-1] if due else count + load.allocations
-        count = max(0, count - freed)
-    cycle = history[first_seen[count] :]
-    held = [held for step in cycle for held in step]
-    return len(held) / len(cycle), held

@@ -6,22 +6,24 @@ slowest rank, and a pause of one rank is a stalled step of all:
     step of the group = common part + longest pause among the ranks.
 
 Full collections come as bursts. All ranks count from the same start at the same rate, so every rank
-collects once per `period`, at an offset of a few steps from the others. The offset stays the same
-from burst to burst: a full collection replaces a generation-1 pass, and these come every
-`SPREAD` steps, each rank at its own phase. Two ranks that share a phase share a stalled step.
+collects once per `period`, at an offset of a few steps from the others that stays the same from
+burst to burst. Ranks of one offset share a stalled step. Offsets are drawn from those of measured
+groups; without any they are taken as uniform over `SPREAD` steps, which gives more distinct stalled
+steps than measured groups had.
 
-One rank cannot tell how its ordinary step grows with the number of ranks; `stretch` says it.
-Predictions that do not depend on it: the stalled share, the length of a stall, the steps from
-burst to burst. The model leaves out what a stall does to the steps after it.
+One rank cannot tell how its ordinary step grows with the number of ranks: put the steps of a group
+without long pauses in as `common`. The model leaves out what a stall does to the steps after it.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from repro.stats.bootstrap import (
@@ -36,10 +38,14 @@ from repro.stats.bootstrap import (
 
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 QUANTILES = (0.5, 0.99, 0.995, 0.999)
-RESAMPLES = 300
+RESAMPLES = 150
 
 SPREAD = 12
-"""Steps from one generation-1 pass to the next at one pass per step and CPython's thresholds."""
+"""Steps from one generation-1 pass to the next at one pass per step and CPython's thresholds. A
+full collection replaces such a pass."""
+
+UNIFORM = (np.arange(SPREAD),)
+"""Offsets of ranks where none were measured."""
 
 LENGTH = 5_000
 """Steps of a predicted measurement: as many as P99.9 needs."""
@@ -54,9 +60,9 @@ class LockstepError(ValueError):
     """Steps or parameters from which no group can be predicted; the message says what to change."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Steps:
-    """The steps of one rank, taken apart: one array per run, in ns, in order.
+    """The steps of one rank, taken apart: one array per run, in ns, in order. Equal if the same.
 
     Attributes
     ----------
@@ -67,11 +73,14 @@ class Steps:
     period : float or None
         Steps from one of the rank's pauses to its next, where the runs show it. None: the pauses
         are counted, and as many are expected in as many steps.
+    offsets : tuple of (ranks,) arrays
+        Per measured group, the steps from the first pause of a burst to that of each rank.
     """
 
     common: tuple[Integers, ...]
     paused: tuple[Integers, ...]
     period: float | None = None
+    offsets: tuple[Integers, ...] = UNIFORM
 
     def __len__(self) -> int:
         return sum(map(len, self.common))
@@ -81,7 +90,7 @@ class Steps:
         """The steps as they were measured."""
         return tuple(c + p for c, p in zip(self.common, self.paused, strict=True))
 
-    @property
+    @functools.cached_property
     def usual(self) -> float:
         """The median step without its pauses."""
         return float(np.median(np.concatenate(self.common)))
@@ -98,6 +107,10 @@ class Steps:
         return int((self.pauses >= (STALLED - 1) * self.usual).sum())
 
 
+LIFETIME = ("seconds", "longest_ms", "p99_ms")
+"""What a request sees, by `lifetimes`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Replicates:
     """Many simulated measurements of one group.
@@ -106,8 +119,10 @@ class Replicates:
     ----------
     quantiles : (replicates, quantiles) array
         Of the step time, in ns.
-    longest, mean : (replicates,) arrays
-        Step times, in ns.
+    longest : (replicates,) array
+        The longest gap of a client, see `longest_gap`.
+    mean : (replicates,) array
+        Step time, in ns.
     stalled : (replicates,) array
         Share of steps at least `STALLED` times as long as the median.
     """
@@ -118,18 +133,30 @@ class Replicates:
     stalled: Floats
 
 
-def stalled_steps(ranks: int, spread: int = SPREAD) -> float:
-    """Steps that one burst stalls, on average: offsets that at least one of the ranks has."""
-    return float(spread * (1 - (1 - 1 / spread) ** ranks))
+def stalled_steps(ranks: int) -> float:
+    """Steps that one burst stalls, on average, if offsets are uniform over `SPREAD` steps."""
+    return float(SPREAD * (1 - (1 - 1 / SPREAD) ** ranks))
 
 
+def longest_gap(steps: Floats, usual: Floats) -> Floats:
+    """The longest gap of any client over (measurements, steps) of a group with `usual` steps.
+
+    A rank that collects in the step after another's stall has not delivered that step's tokens
+    yet: its clients see both stalls as one gap, which is a usual step shorter than their sum.
+    """
+    stalled = steps >= STALLED * usual[:, None]
+    longest: Floats = steps.max(axis=1)
+    row, at = np.nonzero(stalled[:, 1:] & stalled[:, :-1])
+    np.maximum.at(longest, row, steps[row, at] + steps[row, at + 1] - usual[row])
+    return longest
+
+
+@functools.lru_cache(maxsize=64)
 def simulate(
     steps: Steps,
     ranks: int,
     *,
-    quantiles: Sequence[float] = QUANTILES,
-    spread: int = SPREAD,
-    stretch: float = 1.0,
+    quantiles: tuple[float, ...] = QUANTILES,
     length: int = LENGTH,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -141,12 +168,8 @@ def simulate(
     steps : Steps
         Of one rank.
     ranks : int
-    quantiles : sequence of float
+    quantiles : tuple of float
         Between 0 and 1, both excluded.
-    spread : int
-        Steps over which the ranks' offsets in a burst range.
-    stretch : float
-        The group's ordinary step over that of one rank.
     length : int
         Steps of one simulated measurement.
     resamples, seed : int
@@ -157,21 +180,20 @@ def simulate(
         If a parameter is out of range.
     """
     _check("ranks", ranks, 1)
-    _check("spread", spread, 1)
     _check("length", length, 1)
     for quantile in quantiles:
         if not 0 < quantile < 1:
             raise LockstepError(f"quantile={quantile} must lie between 0 and 1: 0.99 for P99")
-    found = np.empty((resamples, len(quantiles) + 3))
-    rng = np.random.default_rng(seed)
-    for row, common in enumerate(_common_parts(steps, length, resamples, rng)):
-        group = common * stretch
-        at, added = _bursts(steps, ranks, spread, length, rng)
-        np.maximum.at(group, at, group[at] + added)  # of two pauses in one step the longer
-        found[row, :-3] = np.quantile(group, quantiles)
-        found[row, -3:] = group.max(), group.mean(), (group >= STALLED * np.median(group)).mean()
+    group = _common_parts(steps, length, resamples, seed)
+    rng = np.random.default_rng([seed, 1])  # apart from the common parts, which all widths share
+    if len(steps.pauses):
+        group = group + np.stack([_bursts(steps, ranks, length, rng) for _ in range(resamples)])
+    found = np.quantile(group, [0.5, *quantiles], axis=1)
     return Replicates(
-        quantiles=found[:, :-3], longest=found[:, -3], mean=found[:, -2], stalled=found[:, -1]
+        quantiles=found[1:].T,
+        longest=longest_gap(group, found[0]),
+        mean=group.mean(axis=1),
+        stalled=(group >= STALLED * found[0][:, None]).mean(axis=1),
     )
 
 
@@ -180,17 +202,9 @@ def predict(
     *,
     ranks: Sequence[int] = RANKS,
     quantiles: Sequence[float] = QUANTILES,
-    **options: float,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Quantiles of the step time, which is the ITL, of groups of ranks.
-
-    Parameters
-    ----------
-    steps : Steps
-        Of one rank.
-    ranks, quantiles : sequence
-    **options
-        As for `simulate`.
 
     Returns
     -------
@@ -206,60 +220,38 @@ def predict(
     """
     rows = []
     for number in ranks:
-        found = simulate(steps, number, quantiles=quantiles, **options).quantiles  # type: ignore[arg-type]
-        low, high = interval(found)
-        for column, (quantile, value) in enumerate(
-            zip(quantiles, np.median(found, axis=0), strict=True)
-        ):
-            paused = value >= STALLED * steps.usual * options.get("stretch", 1)
-            enough = (
-                steps.stalls >= EXPECTED_BEYOND if paused else len(steps) >= steps_needed(quantile)
-            )
-            rows.append(
-                {
-                    "ranks": number,
-                    "quantile": quantile,
-                    "value_ms": value / _MS,
-                    "low_ms": low[column] / _MS,
-                    "high_ms": high[column] / _MS,
-                    "supported": enough,
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Burst:
-    """One burst of full collections, simulated many times: (replicates,) arrays.
-
-    Attributes
-    ----------
-    stalled : array
-        Steps that stall.
-    length_ns : array
-        From the beginning of the first stalled step to the end of the last.
-    stall_ns : array
-        All time that the pauses add.
-    longest_ns : array
-        The longest step.
-    """
-
-    stalled: Floats
-    length_ns: Floats
-    stall_ns: Floats
-    longest_ns: Floats
+        found = simulate(steps, number, quantiles=tuple(quantiles), seed=seed).quantiles / _MS
+        values = zip(quantiles, np.median(found, axis=0), *interval(found), strict=True)
+        for quantile, value, low, high in values:
+            if value >= STALLED * steps.usual / _MS:
+                enough = steps.stalls >= EXPECTED_BEYOND
+            else:
+                enough = len(steps) >= steps_needed(quantile)
+            rows.append((number, quantile, value, low, high, enough))
+    columns = ["ranks", "quantile", "value_ms", "low_ms", "high_ms", "supported"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def burst(
-    steps: Steps,
-    ranks: int,
-    *,
-    spread: int = SPREAD,
-    stretch: float = 1.0,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Burst:
-    """One burst of a group of ranks.
+    steps: Steps, ranks: int, tokens: int, *, resamples: int = RESAMPLES, seed: int = 0
+) -> pd.DataFrame:
+    """One burst of a group of ranks, simulated many times, and the requests alive during it.
+
+    Parameters
+    ----------
+    steps : Steps
+        Of one rank.
+    ranks : int
+    tokens : int
+        Of each request's answer.
+    resamples, seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per replicate: `stalled_steps`, `length_s` (beginning of the first stalled step to
+        the end of the last), `stall_s` (all time that the pauses add), and `LIFETIME` (median over
+        the requests that live through a stalled step).
 
     Raises
     ------
@@ -267,49 +259,85 @@ def burst(
         If a parameter is out of range, or one rank made no full collection.
     """
     _check("ranks", ranks, 1)
+    _check("tokens", tokens, 1)
     if len(steps.pauses) == 0:
         raise LockstepError("one rank made no full collection: there is no burst to predict")
     rng = np.random.default_rng(seed)
-    usual = steps.usual * stretch
-    found = np.empty((resamples, 4))
-    for row in range(resamples):
-        added = np.zeros(spread)
-        lengths = rng.choice(rng.choice(steps.pauses, len(steps.pauses)), ranks)
-        np.maximum.at(added, rng.integers(spread, size=ranks), lengths)
-        at = np.flatnonzero(added)
-        whole = (at[-1] - at[0] + 1) * usual + added.sum()
-        found[row] = len(at), whole, added.sum(), usual + added.max()
-    stalled, length_ns, stall_ns, longest_ns = found.T
-    return Burst(stalled=stalled, length_ns=length_ns, stall_ns=stall_ns, longest_ns=longest_ns)
+    span = max(int(group.max()) for group in steps.offsets) + 1
+    added = np.stack([_added(steps, ranks, np.zeros(1), span, rng) for _ in range(resamples)])
+    stalled = added > 0
+    first, last = stalled.argmax(axis=1), span - stalled[:, ::-1].argmax(axis=1)
+    stall_s = added.sum(axis=1) / 1e9
+    # Before and after the burst as many usual steps as a request lives.
+    group = steps.usual + np.pad(added, [(0, 0), (tokens, tokens)])
+    lived = [lifetimes(one, tokens, steps.usual) for one in group]
+    none = np.full(len(LIFETIME), np.nan)  # of pauses too short to stall a step
+    inside = [np.median(seen[:, met], axis=1) if met.any() else none for met, seen in lived]
+    return pd.DataFrame(
+        {
+            "stalled_steps": stalled.sum(axis=1),
+            "length_s": (last - first) * steps.usual / 1e9 + stall_s,
+            "stall_s": stall_s,
+        }
+        | dict(zip(LIFETIME, np.transpose(inside), strict=True))
+    )
 
 
-def _common_parts(
-    steps: Steps, length: int, resamples: int, rng: np.random.Generator
-) -> Iterator[Floats]:
+def lifetimes(
+    steps: Floats | Integers, tokens: int, usual: float
+) -> tuple[npt.NDArray[np.bool_], Floats]:
+    """The request that would begin at each of (n,) steps, in ns, and get a token in each.
+
+    Returns
+    -------
+    (requests,) array of bool
+        Whether it lives through a stalled step.
+    (3, requests) array
+        As `LIFETIME` names them: first step to last in s, and in ms the longest and the P99 of its
+        own gaps.
+    """
+    lived = np.lib.stride_tricks.sliding_window_view(steps, min(tokens, len(steps)))
+    longest = lived.max(axis=1)
+    p99 = np.quantile(lived, 0.99, axis=1)
+    seen = np.stack([lived.sum(axis=1) / 1e9, longest / _MS, p99 / _MS])
+    return longest >= STALLED * usual, seen
+
+
+@functools.lru_cache(maxsize=4)
+def _common_parts(steps: Steps, length: int, resamples: int, seed: int) -> Floats:
     """The common part of each simulated measurement: runs drawn again, then blocks of steps."""
+    rng = np.random.default_rng(seed)
     size = max(1, min(BLOCK_STEPS, *(len(part) // MIN_BLOCKS for part in steps.common)))
     blocks = [part[: len(part) // size * size].reshape(-1, size) for part in steps.common]
-    for _ in range(resamples):
+    found = np.empty((resamples, length))
+    for row in range(resamples):
         runs = rng.integers(len(blocks), size=len(blocks))
         drawn = [blocks[run][rng.integers(len(blocks[run]), size=len(blocks[run]))] for run in runs]
         played = rng.integers(sum(map(len, drawn)), size=math.ceil(length / size))
-        yield np.concatenate(drawn)[played].ravel()[:length].astype(np.float64)
+        found[row] = np.concatenate(drawn)[played].ravel()[:length]
+    return found
 
 
-def _bursts(
-    steps: Steps, ranks: int, spread: int, length: int, rng: np.random.Generator
-) -> tuple[Integers, Floats]:
-    """The steps in which a rank is paused, rank by rank, and what the pause adds."""
-    pauses = steps.pauses
-    if len(pauses) == 0:
-        return np.zeros(0, dtype=np.int64), np.zeros(0)
+def _bursts(steps: Steps, ranks: int, length: int, rng: np.random.Generator) -> Floats:
+    """What the pauses of all bursts of a measurement add to each of its steps."""
     # A period that no run shows is as uncertain as the count of pauses.
-    period = steps.period or len(steps) / max(rng.poisson(len(pauses)), 0.5)
-    starts = np.arange(rng.uniform(-spread, period - spread), length, period)
-    at = (np.floor(starts)[:, None] + rng.integers(spread, size=ranks)).astype(np.int64)
-    added = rng.choice(rng.choice(pauses, len(pauses)), at.shape)
+    period = steps.period or len(steps) / max(rng.poisson(len(steps.pauses)), 0.5)
+    starts = np.arange(rng.uniform(-SPREAD, period - SPREAD), length, period)
+    return _added(steps, ranks, np.asarray(starts, dtype=np.float64), length, rng)
+
+
+def _added(
+    steps: Steps, ranks: int, starts: Floats, length: int, rng: np.random.Generator
+) -> Floats:
+    """What bursts that begin at the given steps add; of two pauses in one step the longer."""
+    groups = rng.integers(len(steps.offsets), size=len(steps.offsets))
+    offsets = rng.choice(np.concatenate([steps.offsets[group] for group in groups]), ranks)
+    at = np.floor(starts)[:, None].astype(np.int64) + offsets
+    pauses = rng.choice(rng.choice(steps.pauses, len(steps.pauses)), at.shape)
     inside = (at >= 0) & (at < length)
-    return at[inside], added[inside].astype(np.float64)
+    added = np.zeros(length)
+    np.maximum.at(added, at[inside], pauses[inside])
+    return added
 
 
 def _check(name: str, value: float, least: float) -> None:

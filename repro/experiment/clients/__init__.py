@@ -1,4 +1,4 @@
-"""What drives the load, one module a client: `measure(experiment, folder, report) -> Measured`.
+"""Clients that drive the load, one module each: `measure(experiment, folder, report) -> Measured`.
 
 A client's name in `repro.experiment.config.CLIENTS` is its module's name here.
 """

@@ -24,7 +24,8 @@ from repro.experiment.clients.closed_loop import Arrivals, Ledger, Output, Reque
 from repro.experiment.clients.engine import engine_arguments
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured
-from repro.plugin.rpc import CENSUS_RPC
+from repro.plugin import engine_frontend_hooks
+from repro.plugin.rpc import CENSUS_RPC, END_RPC
 
 
 def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
@@ -45,6 +46,9 @@ async def drive(engine: Any, experiment: Experiment, report: Report) -> Measured
     arrivals = await SeveralRanks(engine, experiment, report).run()
     verify.policy_took_effect(experiment, await heap_census(engine, "window-end"))
     report("stop", 0)
+    await ask_all(engine, END_RPC)
+    assert plugin.own_recorder is not None
+    engine_frontend_hooks.count_garbage_here(plugin.own_recorder)
     engine.shutdown()
     return arrivals.measured(evidence)
 
@@ -97,9 +101,15 @@ async def heap_census(engine: Any, point: str) -> list[dict[str, Any]]:
     if plugin.own_recorder is None:
         raise verify.NotAsRequested("vLLM did not load the plugin: pip install this package")
     plugin.own_recorder.census(point)
-    core = engine.engine_core
-    # `AsyncLLM.collective_rpc` asks every engine core and returns what the first one answers.
-    question = ("collective_rpc", CENSUS_RPC, None, (point,), None)
+    return await ask_all(engine, CENSUS_RPC, point)
+
+
+async def ask_all(engine: Any, method: str, *args: str) -> list[Any]:
+    """Call a method of every worker, by rank.
+
+    `AsyncLLM.collective_rpc` asks every engine core too, but returns what the first one answers.
+    """
+    core, question = engine.engine_core, ("collective_rpc", method, None, args, None)
     answers = await asyncio.gather(
         *(core._call_utility_async(*question, engine=each) for each in core.core_engines)
     )
@@ -107,14 +117,7 @@ async def heap_census(engine: Any, point: str) -> list[dict[str, Any]]:
 
 
 class SeveralRanks:
-    """Keep `concurrency` requests in flight on each data-parallel rank, and note every arrival.
-
-    Parameters
-    ----------
-    engine : vllm.v1.engine.async_llm.AsyncLLM
-    experiment : Experiment
-    report : Report
-    """
+    """Keep `concurrency` requests in flight on each data-parallel rank, and note every arrival."""
 
     def __init__(self, engine: Any, experiment: Experiment, report: Report) -> None:
         self.engine = engine
@@ -191,5 +194,5 @@ class SeveralRanks:
 
 
 def read(output: Any) -> Output:
-    """What one `EngineCoreOutput` says of its request."""
+    """Number, new tokens and end of a request, from its `EngineCoreOutput`."""
     return int(output.request_id), len(output.new_token_ids), output.finished

@@ -56,8 +56,6 @@ class Bench:
 
     Parameters
     ----------
-    share : Share
-    experiment : Experiment
     tokenizer : str
         Folder or name of the tokenizer.
     url : str
@@ -194,7 +192,7 @@ def load_tokenizer(name: str) -> Any:
 def measured_by(
     results: Sequence[dict[str, Any]], *, start_ns: int, end_ns: int, **about: Any
 ) -> Measured:
-    """What several clients measured, of their detailed results.
+    """Joins the detailed results of several clients.
 
     Times in these are seconds of `time.perf_counter`, which on Linux is the monotonic clock that
     the recorder uses. An answer that the end of the run cut short has its gaps, but is no request.
@@ -202,7 +200,7 @@ def measured_by(
     Parameters
     ----------
     results : sequence of dict
-        Each with `start_times`, `ttfts`, `itls` and `output_lens`, one entry a request.
+        Each with `start_times`, `ttfts`, `itls` and `output_lens`, one entry per request.
     start_ns, end_ns : int
         The measured window.
     **about
@@ -247,7 +245,7 @@ def requests_table(first: Integers, last: Integers, ttft: Integers, tokens: Inte
 
 
 def pooled(t_ns: Integers, itl_ns: Integers) -> Columns:
-    """The table `itl`, of one entry a token; see `POOL_T_NS`."""
+    """The table `itl`, from one entry per token; see `POOL_T_NS`."""
     turn = POOL_ITL_NS / POOL_SHARE  # from here on the share is the wider of the two
     longer = np.log(np.maximum(itl_ns, turn) / turn) / np.log1p(POOL_SHARE)
     alike = np.where(itl_ns < turn, itl_ns // POOL_ITL_NS, turn // POOL_ITL_NS + longer)

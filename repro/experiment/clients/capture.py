@@ -14,8 +14,8 @@ from repro.experiment.measured import Measured
 from repro.plugin.rpc import RECAPTURE_RPC
 
 MEMORY_SHARE = 0.6
-"""Of the GPU's memory, for weights and KV cache. vLLM's default leaves some 6 GiB of an H100 to
-the graphs, which its estimate of memory leaves out; a large model's take as much."""
+"""Share of the GPU's memory for weights and KV cache. vLLM's default leaves some 6 GiB of an H100
+to the graphs, which its estimate of memory leaves out; a large model's take as much."""
 
 
 def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:

@@ -87,7 +87,7 @@ class Arrivals:
 
 
 class Ledger:
-    """What has become of each request, by its number, and the arrivals that follow from it.
+    """The state of each request, by its number, and the arrivals that follow from it.
 
     A number grows by one each: no dictionary entry to free, no object kept.
     """
@@ -148,7 +148,6 @@ class Requests:
 
     Parameters
     ----------
-    experiment : Experiment
     vocabulary : int
         Token ids of prompts are drawn below it.
     name : str
@@ -197,11 +196,8 @@ class ClosedLoop:
 
     Parameters
     ----------
-    engine : vllm.LLMEngine
-    experiment : Experiment
     vocabulary : int
         Token ids of prompts are drawn below it.
-    report : Report
     """
 
     def __init__(
@@ -290,7 +286,7 @@ class ClosedLoop:
 
 
 def read(output: Any) -> Output:
-    """What one `RequestOutput` says of its request."""
+    """Number, new tokens and end of a request, from its `RequestOutput`."""
     return int(output.request_id), len(output.outputs[0].token_ids), output.finished
 
 
@@ -302,7 +298,6 @@ def first_lengths(rng: random.Random, number: int, output_tokens: tuple[int, int
 
     Parameters
     ----------
-    rng : random.Random
     number : int
         Requests of the start.
     output_tokens : tuple of int

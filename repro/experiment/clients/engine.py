@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from repro.experiment.clients.prompts import tokenizer_for
 from repro.experiment.collect import RAW
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured
-from repro.plugin.rpc import CENSUS_RPC
+from repro.plugin.rpc import CENSUS_RPC, END_RPC
 
 
 def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
@@ -32,6 +33,7 @@ def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
     arrivals = ClosedLoop(engine, experiment, vocabulary, report).run()
     verify.policy_took_effect(experiment, heap_census(engine, "window-end"))
     report("stop", 0)
+    engine.collective_rpc(END_RPC)
     engine.engine_core.shutdown()
     return arrivals.measured(evidence)
 
@@ -41,7 +43,6 @@ def start_engine(experiment: Experiment, **more: Any) -> Any:
 
     Parameters
     ----------
-    experiment : Experiment
     **more
         Engine arguments besides, or in place of, those of the experiment.
     """
@@ -78,7 +79,8 @@ def engine_arguments(experiment: Experiment) -> dict[str, Any]:
         # float32: oneDNN has no fast bfloat16 on CPUs without AMX, and a step of an idle heap
         # must not be long beside a collection.
         arguments |= {"dtype": "float32", "kv_cache_memory_bytes": 1 << 30}
-    return arguments
+    further: dict[str, Any] = json.loads(experiment.vllm_args)
+    return arguments | further
 
 
 def heap_census(engine: Any, point: str) -> list[dict[str, Any]]:

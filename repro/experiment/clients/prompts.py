@@ -18,7 +18,6 @@ def tokenizer_for(experiment: Experiment, work: Path) -> str:
 
     Parameters
     ----------
-    experiment : Experiment
     work : Path
         A folder for the files of this run; a tokenizer made here lies in it.
     """
@@ -51,8 +50,6 @@ def write_prompts(
     ----------
     path : Path
         The `.jsonl` file.
-    experiment : Experiment
-    tokenizer : transformers tokenizer
     stream : int
         Which of several clients: each gets prompts of its own.
     first : int

@@ -79,7 +79,7 @@ def executor_of(workers: Sequence[dict[str, object]]) -> str:
 
 
 def wait_for_ramp(clients: Sequence[Bench], report: Report) -> None:
-    """Until every client has the answers to all requests of its simultaneous start."""
+    """Waits until every client has the answers to all requests of its simultaneous start."""
     began = time.monotonic()
     while sum(client.ramp_is_over() for client in clients) < len(clients):
         report("ramp", time.monotonic() - began)
@@ -87,7 +87,7 @@ def wait_for_ramp(clients: Sequence[Bench], report: Report) -> None:
 
 
 def wait_for_window(clients: Sequence[Bench], duration_s: float, report: Report) -> None:
-    """For the measured time, or until a client ends, which raises."""
+    """Waits for the measured time; raises if a client ends."""
     began = time.monotonic()
     while (passed := time.monotonic() - began) < duration_s:
         for client in clients:

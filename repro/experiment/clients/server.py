@@ -43,7 +43,6 @@ class Server:
 
     Parameters
     ----------
-    experiment : Experiment
     tokenizer : str
         Folder or name of the tokenizer.
     """
@@ -63,7 +62,7 @@ class Server:
         self.stop()
 
     def wait_until_ready(self, report: Callable[[float], None]) -> None:
-        """Until `/health` answers; `report` gets the seconds waited.
+        """Waits until `/health` answers; `report` gets the seconds waited.
 
         Raises
         ------
@@ -155,7 +154,8 @@ def server_arguments(experiment: Experiment, tokenizer: str, port: int) -> list[
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         else:
-            words += [f"--{option}", json.dumps(value) if isinstance(value, dict) else str(value)]
+            text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+            words += [f"--{option}", text]
     return words
 
 

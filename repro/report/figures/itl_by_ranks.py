@@ -11,18 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from repro import fmt
-from repro.analysis import prediction
 from repro.analysis.prediction_basis import Basis, bases
-from repro.analysis.ranks import alike, measured, policy_of
+from repro.analysis.ranks import measured, policy_of
 from repro.dataset import Campaign
 from repro.report.figures.registry import NotApplicable, figure
 from repro.report.figures.shared import message, plain_numbers
 from repro.report.style import PAGE, POLICY_COLOUR
-from repro.theory.lockstep import Steps, predict
+from repro.theory.lockstep import UNIFORM, predict
 
 FAR = (0.99, 0.999)
-RANKS = (1, 2, 4, 6, 8, 10, 12, 16, 32)
-TICKS = (1, 2, 4, 8, 16, 32)
+RANKS = (1, 2, 4, 8, 16, 32)
+APART = "no-freeze, uniform offsets"
+"""Predicted for ranks that do not start together."""
+
 OFFSET = {"no-freeze": 0.96, "freeze": 1.04}
 """Points of two arms stand beside each other."""
 
@@ -41,8 +42,11 @@ def itl_by_ranks(campaign: Campaign) -> Figure:
     panels = drawn.subplots(1, len(FAR), sharey=True)
     bands, points = _predicted(basis), _measured(basis)
     for quantile, axes in zip(FAR, panels, strict=True):
-        for policy in ("no-freeze", "freeze"):
-            _draw_band(axes, bands[(bands["quantile"] == quantile) & (bands["policy"] == policy)])
+        own = dict(list(bands[bands["quantile"] == quantile].groupby("name", sort=False)))
+        if APART in own and _alike(own[APART], own["no-freeze"]):
+            del own[APART]
+        for name, band in own.items():
+            _draw_band(axes, name, band)
         for row in points[points["quantity"] == fmt.quantile(quantile)].itertuples():
             beyond = [[row.measured - row.low], [row.high - row.measured]]
             axes.errorbar(
@@ -55,38 +59,61 @@ def itl_by_ranks(campaign: Campaign) -> Figure:
                 color=POLICY_COLOUR[row.policy],
                 mec="white",
                 mew=0.5,
+                zorder=3,
             )
         axes.set(xscale="log", yscale="log", xlabel="ranks in lock-step")
-        axes.xaxis.set_major_locator(FixedLocator(TICKS))
+        axes.xaxis.set_major_locator(FixedLocator(RANKS))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(f"{fmt.quantile(quantile)} of ITL")
     panels[0].set(ylabel="ITL (ms)", ylim=(None, 1.35 * panels[0].get_ylim()[1]))
     plain_numbers(panels[0].yaxis)
-    said = prediction.sentence(basis)
-    message(drawn, f"{said[0].upper()}{said[1:]}. Points: measured; bands: predicted (95%)")
+    message(drawn, f"{_said(points)}. Points: measured; bands: predicted (95%)")
     return drawn
+
+
+def _alike(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two lines end within a tenth of each other."""
+    return bool(abs(one["value_ms"].iloc[-1] / other["value_ms"].iloc[-1] - 1) < 0.1)
+
+
+def _said(points: pd.DataFrame) -> str:
+    """The widest group with a P99.9 of both arms, in words."""
+    far = points[points["quantity"] == fmt.quantile(FAR[-1])]
+    both = far.pivot(index="ranks", columns="policy", values="measured").dropna()
+    if both.empty or both.shape[1] < len(OFFSET):
+        return "P99 and P99.9 of ITL against the number of ranks"
+    widest = both.iloc[-1]
+    return (
+        f"P99.9 of ITL at {fmt.plural(int(both.index[-1]), 'rank')}: {fmt.ms(widest['no-freeze'])} "
+        f"without the freeze, {fmt.ms(widest['freeze'])} with it"
+    )
 
 
 def _predicted(basis: Basis) -> pd.DataFrame:
     """`predict` per number of ranks, on the ordinary steps of the width or a narrower one."""
-    groups = prediction.frozen_groups(basis)
+    groups = basis.groups
+    frozen = set(groups.loc[groups["policy"] == "freeze", "ranks"])
     tables = []
-    for arm, steps in basis.steps.items():
-        for number in RANKS:
-            near = [width for width in groups if width <= number]
-            common = groups[max(near)].common if near else basis.steps[basis.pair.treated].common
-            group: Steps = replace(steps, common=common)
-            found = predict(group, ranks=[number], quantiles=FAR)
-            tables.append(found.assign(policy=policy_of(basis.campaign, arm)))
+    for number in RANKS:
+        near = max((width for width in frozen if width <= number), default=None)
+        common = basis.in_a_group("freeze", near).common
+        for policy in OFFSET:
+            steps = replace(basis.in_a_group(policy), common=common)
+            found = predict(steps, ranks=[number], quantiles=FAR)
+            tables.append(found.assign(name=policy))
+            if policy == "no-freeze" and len(groups):
+                found = predict(replace(steps, offsets=UNIFORM), ranks=[number], quantiles=FAR)
+                tables.append(found.assign(name=APART))
     return pd.concat(tables, ignore_index=True)
 
 
 def _measured(basis: Basis) -> pd.DataFrame:
     """`measured` of one rank and of every wider group under the same load."""
     campaign = basis.campaign
-    wider = alike(basis).drop_duplicates("arm")
-    widths = dict.fromkeys(basis.steps, 1) | dict(zip(wider["arm"], wider["ranks"], strict=True))
+    wider = basis.groups.drop_duplicates("arm")
+    widths = dict.fromkeys([basis.pair.baseline, basis.pair.treated], 1)
+    widths |= dict(zip(wider["arm"], wider["ranks"], strict=True))
     return pd.concat(
         [
             measured(campaign, arm).assign(ranks=number, policy=policy_of(campaign, arm))
@@ -96,21 +123,22 @@ def _measured(basis: Basis) -> pd.DataFrame:
     )
 
 
-def _draw_band(axes: Axes, rows: pd.DataFrame) -> None:
-    """A band around the line of the predicted value, with the arm's name at its end."""
-    policy = str(rows["policy"].iloc[0])
+def _draw_band(axes: Axes, name: str, rows: pd.DataFrame) -> None:
+    """A band around the line of the predicted value, or a dashed line, with its name at the end."""
+    policy = name if name in OFFSET else "no-freeze"
     colour = POLICY_COLOUR[policy]
-    axes.fill_between(
-        rows["ranks"], rows["low_ms"], rows["high_ms"], color=colour, alpha=0.25, lw=0
-    )
-    axes.plot(rows["ranks"], rows["value_ms"], color=colour, lw=1.2)
+    line = "-" if name == policy else "--"
+    axes.plot(rows["ranks"], rows["value_ms"], color=colour, lw=1.2, ls=line)
+    if name == policy:
+        low, high = rows["low_ms"], rows["high_ms"]
+        axes.fill_between(rows["ranks"], low, high, color=colour, alpha=0.25, lw=0)
     last = rows.iloc[-1]
     axes.annotate(
-        policy,
+        name,
         (last["ranks"], last["value_ms"]),
-        (0, 6),
+        (0, -10 if name == "freeze" else 6),
         textcoords="offset points",
         ha="right",
         color=colour,
-        weight="bold",
+        weight="bold" if name == policy else "normal",
     )

@@ -39,7 +39,8 @@ def rank_timelines(campaign: Campaign) -> Figure:
     full = own[(own["role"] == "worker") & (own["generation"] == 2)]
     full = full[full["start_ns"].between(begin, end)]
     ranks = sorted(steps["rank"].unique())
-    drawn = Figure(figsize=(COLUMN, 1.1 + 0.28 * len(ranks)), layout="constrained")
+    height = 0.28 if len(ranks) <= 8 else 0.12
+    drawn = Figure(figsize=(COLUMN, 1.1 + height * len(ranks)), layout="constrained")
     axes = drawn.subplots()
     for place, rank in enumerate(ranks):
         mine = steps[steps["rank"] == rank]
@@ -60,8 +61,8 @@ def rank_timelines(campaign: Campaign) -> Figure:
     axes.set(
         xlim=((begin - first) / NS_PER_S, (end - first) / NS_PER_S),
         xlabel="time from the first full collection (s)",
-        yticks=range(len(ranks)),
-        yticklabels=[f"rank {rank}" for rank in ranks],
+        yticks=range(0, len(ranks), max(1, len(ranks) // 8)),
+        yticklabels=[f"rank {rank}" for rank in ranks[:: max(1, len(ranks) // 8)]],
     )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(axis="y", length=0)

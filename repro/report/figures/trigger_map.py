@@ -15,11 +15,12 @@ from matplotlib.ticker import FuncFormatter
 from repro import fmt
 from repro.analysis.gc_cost import GENERATIONS
 from repro.analysis.mechanism import collections_by_load
+from repro.analysis.recorded_setting import setting_of
 from repro.dataset import Campaign
 from repro.report.figures.registry import NotApplicable, figure
 from repro.report.figures.shared import message, plain_numbers
 from repro.report.style import INK, PAGE, POLICY_COLOUR
-from repro.theory.advice import Setting, advise, setting_of
+from repro.theory.advice import Setting, advise
 
 LOADS = 3
 """The fewest loads for a map."""

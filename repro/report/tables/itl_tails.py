@@ -97,15 +97,18 @@ def conclusion(campaign: Campaign, metric: Metric = "itl") -> str:
 
 
 def clearest_first(ratios: dict[float, Estimate]) -> str:
-    """Clear effects by size, then the quantiles without a clear difference."""
+    """Clear effects by size; without any, the ratio of P99."""
     clear = {quantile: ratio for quantile, ratio in ratios.items() if ratio.clear}
-    open_ = {q: ratio for q, ratio in ratios.items() if ratio.supported and q not in clear}
     by_size = sorted(clear, key=lambda quantile: -abs(math.log(clear[quantile].value)))
     said = [f"{_name(quantile)} is {fmt.ratio(clear[quantile])}" for quantile in by_size]
-    if open_:
-        each = fmt.listed(f"{_name(q)} {fmt.ratio(ratio)}" for q, ratio in open_.items())
-        said.append(f"no clear difference in {each}")
+    if any(ratio.supported and not ratio.clear for ratio in ratios.values()):
+        said.append("no other quantile differs clearly" if clear else _none_clear(ratios))
     return "; ".join(said) or "too few steps to say"
+
+
+def _none_clear(ratios: dict[float, Estimate]) -> str:
+    shown = max((q for q, ratio in ratios.items() if ratio.supported and q <= 0.99), default=1.0)
+    return f"no quantile differs clearly, {_name(shown)} is {fmt.ratio(ratios[shown])}"
 
 
 def _name(quantile: float) -> str:

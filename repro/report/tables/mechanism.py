@@ -10,9 +10,10 @@ from repro import fmt
 from repro.analysis.arms import in_order, labels
 from repro.analysis.mechanism import collections_by_load, policies_table
 from repro.analysis.memory import resident_by_arm
+from repro.analysis.recorded_setting import setting_of
 from repro.analysis.trigger import NONE_DUE, OFF, TOLERANCE, WITHIN, trigger_table
 from repro.dataset import Campaign
-from repro.theory.advice import QUANTILES, advise, setting_of
+from repro.theory.advice import QUANTILES, advise
 from repro.theory.cpython_rule import UnknownCollector
 
 MIB = 2**20

@@ -1,0 +1,156 @@
+"""All policies side by side: tail, throughput, collector, memory, shutdown, one row per arm."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from repro import fmt
+from repro.analysis.arms import labels
+from repro.analysis.gc_cost import gc_time
+from repro.analysis.tails import client_steps, effect, step_quantiles, tail_table
+from repro.dataset import Campaign, in_window
+from repro.dataset.schema import NS_PER_MS, NS_PER_S
+from repro.stats.ratios import ratio_of_runs
+from repro.theory.cpython_rule import FULL
+
+GAPS = {0.5: "P50", 0.99: "P99", 0.999: "P99.9", 1.0: "longest"}
+MIB = 2**20
+
+
+def side_by_side(campaign: Campaign) -> pd.DataFrame:
+    """Every measure of every arm. Latencies have 95% intervals, tokens/s one value per run."""
+    parts = [gaps(campaign), throughput(campaign), collector(campaign), memory(campaign)]
+    parts += [garbage(campaign), shutdown(campaign)]
+    if (campaign.runs["client"] == "serve").any():
+        parts.insert(1, answers(campaign))
+    table = pd.concat(parts, axis=1).reindex(labels(campaign)).fillna("–")
+    return table.rename_axis("arm").reset_index()
+
+
+def over_baseline(campaign: Campaign) -> pd.DataFrame:
+    """Ratios of every arm to the plain one under the same load, with 95% intervals.
+
+    Plain is the first arm whose worker is `stock` or `no-freeze`, its other processes `stock`.
+    """
+    arms = campaign.runs.drop_duplicates("arm").set_index("arm").loc[labels(campaign)]
+    plain = arms["policy"].isin(["stock", "no-freeze"])
+    plain &= (arms[["engine_policy", "frontend_policy"]] == "stock").all(axis=1)
+    rates = campaign.runs.groupby("arm")["tokens_per_s"].apply(list)
+    rows = []
+    for arm, load in arms["load"].items():
+        base = next(iter(arms.index[plain & (arms["load"] == load)]), arm)
+        if base == arm:
+            continue
+        found = {f"{name} ITL": effect(campaign, base, arm, q) for q, name in GAPS.items()}
+        if arms.loc[arm, "client"] == "serve":
+            found["TTFT P50"] = effect(campaign, base, arm, 0.5, "ttft")
+        found["tokens/s"] = ratio_of_runs(rates[base], rates[arm])
+        said = {name: fmt.ratio(r) if r.supported else "–" for name, r in found.items()}
+        rows.append({"arm": arm, "over": base, **said})
+    return pd.DataFrame(rows).fillna("–")
+
+
+def gaps(campaign: Campaign) -> pd.DataFrame:
+    """ITL quantiles in ms; what the steps measured cannot decide says how many it needs."""
+    found = tail_table(campaign)
+    found["said"] = [
+        _interval(row.value_ms, row.low_ms, row.high_ms)
+        if row.supported
+        else f"needs {row.needs:,.0f} steps"
+        for row in found.itertuples()
+    ]
+    table = found.pivot_table("said", "arm", "quantile", aggfunc="first")[list(GAPS)]
+    return table.rename(columns={q: f"{name} ITL (ms)" for q, name in GAPS.items()})
+
+
+def answers(campaign: Campaign) -> pd.DataFrame:
+    """TTFT and time of the whole answer in s, as a client over HTTP has them."""
+    rows = in_window(campaign, campaign.requests).assign(count=1)
+    rows["step"] = client_steps(campaign, rows)
+    decode = (rows["tpot_ns"] * (rows["output_tokens"] - 1)).fillna(0)
+    values = {"TTFT": rows["ttft_ns"], "end to end": rows["ttft_ns"] + decode}
+    asked = {"TTFT": (0.5,), "end to end": (0.5, 0.99)}
+    columns: dict[str, dict[str, str]] = {}
+    for arm, runs in campaign.runs.groupby("arm")["run"]:
+        own = rows["run"].isin(runs)
+        for name, quantiles in asked.items():
+            of_arm = rows[own].assign(value_ns=values[name][own])
+            estimates = step_quantiles(of_arm, quantiles)
+            for quantile, found in zip(quantiles, estimates, strict=True):
+                column = columns.setdefault(f"{name} {fmt.quantile(quantile)} (s)", {})
+                bounds = (found.value / NS_PER_S, found.low / NS_PER_S, found.high / NS_PER_S)
+                column[str(arm)] = _interval(*bounds) if found.supported else "–"
+    return pd.DataFrame(columns)
+
+
+def throughput(campaign: Campaign) -> pd.DataFrame:
+    """Tokens per second of each run."""
+    rates = campaign.runs.groupby("arm")["tokens_per_s"]
+    return pd.DataFrame({"tokens/s": rates.agg(lambda rate: "; ".join(map(fmt.count, rate)))})
+
+
+def collector(campaign: Campaign) -> pd.DataFrame:
+    """Time lost to collections by all processes, and the longest pause of each."""
+    found = gc_time(campaign)
+    lost = found.groupby("arm")["ms_per_1000_steps"].sum()
+    longest = found.groupby(["arm", "role"])["max_ms"].max().fillna(0)
+    return pd.DataFrame(
+        {
+            "GC per 1,000 steps (ms)": lost.map(fmt.figures),
+            "longest pause (ms)": _by_process(longest),
+        }
+    )
+
+
+def memory(campaign: Campaign) -> pd.DataFrame:
+    """Resident memory of each process at the window's end, the mean over runs and ranks."""
+    census = campaign.census[campaign.census["point"] == "window-end"]
+    resident = _by_arm(campaign, census).groupby(["arm", "role"], observed=True)["rss_bytes"]
+    return pd.DataFrame({"resident (MiB)": _by_process(resident.mean() / MIB)})
+
+
+def garbage(campaign: Campaign) -> pd.DataFrame:
+    """Objects in cycles that were never reclaimed: most of a run, by process."""
+    census = _by_arm(campaign, campaign.census[campaign.census["garbage"].notna()])
+    columns = {}
+    for name, points in (
+        ("garbage since the freeze", ("shutdown", "ended")),
+        ("garbage kept by it", ("thawed", "ended-thawed")),
+    ):
+        own = census[census["point"].isin(points)]
+        columns[name] = _by_process(own.groupby(["arm", "role"], observed=True)["garbage"].max())
+    return pd.DataFrame(columns)
+
+
+def shutdown(campaign: Campaign) -> pd.DataFrame:
+    """Full collections of vLLM's own shutdown in ms, the mean over runs and ranks.
+
+    Those after a process's last census: what counts garbage comes before it.
+    """
+    key = ["run", "role", "rank"]
+    ended = campaign.census.groupby(key, observed=True)["t_ns"].max().rename("ended_ns")
+    full = campaign.pauses[campaign.pauses["generation"] == FULL].merge(ended.reset_index(), on=key)
+    full = full[full["start_ns"] > full["ended_ns"]]
+    spent = full.groupby(key, observed=True)["duration_ns"].sum().reindex(ended.index).fillna(0)
+    of_process = _by_arm(campaign, spent.reset_index())
+    mean = of_process.groupby(["arm", "role"], observed=True)["duration_ns"].mean() / NS_PER_MS
+    return pd.DataFrame({"full collections at shutdown (ms)": _by_process(mean)})
+
+
+def _by_arm(campaign: Campaign, table: pd.DataFrame) -> pd.DataFrame:
+    arms = campaign.runs.set_index("run")["arm"].to_dict()
+    return table.assign(arm=table["run"].astype(object).map(arms))
+
+
+def _by_process(values: pd.Series) -> pd.Series:
+    """A value by arm and role as one text per arm: front end, engine core, worker."""
+    table = values.unstack().reindex(columns=list(fmt.PROCESS))
+    said = [
+        "; ".join("–" if pd.isna(value) else fmt.figures(value) for value in row)
+        for row in table.to_numpy()
+    ]
+    return pd.Series(said, index=table.index)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{fmt.figures(value)} ({fmt.bounds(low, high)})"

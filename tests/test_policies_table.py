@@ -1,0 +1,84 @@
+"""All policies side by side: each sitting's arms, and the table of what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from builders import END, MS, SECOND, START, run, steady
+
+from benchmarks import policies
+from repro.dataset import load
+from repro.policy import ALTERNATE, SERVING
+from repro.report.tables.policies import over_baseline, side_by_side
+
+
+@pytest.mark.parametrize("sitting", policies.SITTINGS)
+def test_a_sitting_measures_each_run_once(sitting: str) -> None:
+    found = policies.experiments(sitting, replicates=2)
+    assert len({experiment.run_id for experiment in found}) == len(found)
+    assert {experiment.replicate for experiment in found} == {0, 1}
+
+
+def test_every_policy_has_an_arm_in_the_engine_and_through_http() -> None:
+    named = set(SERVING) - {ALTERNATE}
+    for sitting, without in (("engine", {"stock"}), ("http", set())):
+        asked = policies.experiments(sitting, replicates=1)
+        assert {experiment.policy for experiment in asked} == named - without
+
+
+def test_the_table_has_what_each_process_lost_kept_and_did_at_its_end(tmp_path: Path) -> None:
+    """One pause in the window; at the end garbage is counted, and only what follows is vLLM's."""
+    tables = steady(tokens=4)
+    tables["pauses"] = {
+        "role": ["worker"] * 3,
+        "generation": [2] * 3,
+        "start_ns": [START + SECOND, END + 2 * SECOND, END + 9 * SECOND],
+        "duration_ns": [30 * MS, 500 * MS, 40 * MS],
+    }
+    tables["census"] = {
+        "role": ["worker", "engine", "worker", "worker"],
+        "point": ["window-end", "window-end", "shutdown", "thawed"],
+        "t_ns": [END, END, END + SECOND, END + 3 * SECOND],
+        "rss_bytes": [3 << 20, 2 << 20, 3 << 20, 3 << 20],
+        "garbage": [None, None, 5, 70],
+    }
+    run(tmp_path, "a", tables)
+    (row,) = side_by_side(load(tmp_path)).to_dict("records")
+    assert row["arm"] == "freeze"
+    assert row["longest pause (ms)"] == "–; –; 30.0"
+    assert row["resident (MiB)"] == "–; 2.00; 3.00"
+    assert row["garbage since the freeze"] == "–; –; 5.00"
+    assert row["garbage kept by it"] == "–; –; 70.0"
+    assert row["full collections at shutdown (ms)"] == "–; 0; 40.0"
+    assert row["GC per 1,000 steps (ms)"] == "30.0"
+    assert row["P50 ITL (ms)"].startswith("10.0 (")
+    assert row["P99.9 ITL (ms)"].startswith("needs ")
+    assert "TTFT P50 (s)" not in row, "no client over HTTP"
+
+
+def test_through_http_no_gap_stands_without_the_time_of_the_answer(tmp_path: Path) -> None:
+    tables = steady()
+    ends = range(START, END, 10 * MS)
+    tables["requests"] = {
+        "t_ns": list(ends),
+        "ttft_ns": [200 * MS] * len(ends),
+        "tpot_ns": [10.0 * MS] * len(ends),
+        "output_tokens": [31] * len(ends),
+    }
+    run(tmp_path, "a", tables, experiment__client="serve")
+    (row,) = side_by_side(load(tmp_path)).to_dict("records")
+    assert row["TTFT P50 (s)"] == "0.200 (0.200 to 0.200)"
+    assert row["end to end P99 (s)"] == "0.500 (0.500 to 0.500)"
+
+
+def test_each_arm_is_compared_with_the_plain_one_of_its_load(tmp_path: Path) -> None:
+    arms = (("stock", 256, 10), ("freeze", 256, 5), ("stock", 64, 10), ("rare-full", 64, 20))
+    for policy, in_flight, gap_ms in arms:
+        about = {"experiment__policy": policy, "experiment__concurrency": in_flight}
+        run(tmp_path, f"{policy}-{in_flight}", steady(gap_ms * MS), **about)
+    table = over_baseline(load(tmp_path)).set_index("arm")
+    assert table["over"].to_dict() == {"64 rare-full": "64 stock", "256 freeze": "256 stock"}
+    assert table.loc["64 rare-full", "P50 ITL"] == "×2.00 (2.00 to 2.00)"
+    assert table.loc["256 freeze", "P50 ITL"] == "×0.500 (0.500 to 0.500)"
+    assert table.loc["256 freeze", "tokens/s"] == "–", "one run per arm"
