@@ -18,8 +18,8 @@ from repro.claims import CLAIMS
 from repro.claims.comparison import OVERLAP, SAME
 from repro.dataset.run import documents
 from repro.experiment.config import Experiment
+from repro.experiment.fields import as_text, parameters
 from repro.experiment.grid import PARAMETERS, VARIED, option
-from repro.experiment.parameters import as_text, parameters
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "ARTIFACT.md"

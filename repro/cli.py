@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from repro import __version__, policy
+from repro.experiment.fields import as_text, described
 from repro.experiment.grid import PARAMETERS, grid, option
-from repro.experiment.parameters import as_text, described
 
 RECORDED = "what REPRO_RECORD_DIR named when vLLM was started"
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from repro.experiment.config import MODELS, ConfigError, Experiment
+from repro.experiment.fields import described, parameters
 from repro.experiment.grid import PARAMETERS, grid, options
-from repro.experiment.parameters import described, parameters
 
 DATA = Path(__file__).parent.parent / "data"
 

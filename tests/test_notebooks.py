@@ -20,7 +20,7 @@ from ranked import every, several
 
 from repro import dataset
 from repro.dataset import DatasetError
-from repro.experiment.parameters import ConfigError
+from repro.experiment.fields import ConfigError
 from repro.report import notebook
 from repro.report.explore import LOADS, amounts_to, explore, settings
 from repro.report.notebook import check

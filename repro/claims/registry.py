@@ -1,4 +1,7 @@
-"""Registration of claims: one decorated function is all that a claim needs."""
+"""Registration of claims: one decorated function is all that a claim needs.
+
+To add a claim, put it into the module of its subject beside this one.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from repro.dataset.crossover import Tables, expanded
 from repro.dataset.run import DatasetError, pick, read_document, read_table
 from repro.dataset.schema import TABLES
 from repro.experiment.config import Experiment
-from repro.experiment.parameters import about, parameters
+from repro.experiment.fields import about, parameters
 
 __all__ = ["Campaign", "DatasetError", "in_window", "is_campaign", "load", "subset"]
 __all__ += ["under_load"]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from repro.dataset.schema import LATER, REQUIRED, SCHEMA_VERSION, TABLES
 from repro.experiment.config import Experiment
-from repro.experiment.parameters import parameters
+from repro.experiment.fields import parameters
 
 REMEDY = "restore the file, or delete the run's directory and measure it again"
 NULLABLE = {"tpot_ns", *(name for names in LATER.values() for name in names)}

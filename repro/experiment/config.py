@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from repro import policy
-from repro.experiment.parameters import (
+from repro.experiment.fields import (
     ConfigError,
     JsonObject,
     as_text,

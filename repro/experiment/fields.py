@@ -1,7 +1,8 @@
 """Parameters as dataclass fields: help, unit, choices, bounds and label stand with the default.
 
 The command line, the notebooks, the workflow, the run record and the table columns derive from
-these fields. A value is read and checked here, wherever it comes from.
+these fields. A value is read and checked here, wherever it comes from. The parameters themselves
+are the fields of `config.Experiment` (one run) and `grid.Grid` (a campaign): add one there.
 """
 
 from __future__ import annotations

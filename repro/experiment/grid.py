@@ -8,7 +8,7 @@ from typing import Any
 
 from repro import policy
 from repro.experiment.config import ConfigError, Experiment
-from repro.experiment.parameters import as_text, parameter, parameters, read_all
+from repro.experiment.fields import as_text, parameter, parameters, read_all
 
 OF_PROCESS = ("policy", "engine_policy", "frontend_policy")
 VARIED = (*OF_PROCESS, "capture_policy", "recapture_policies", "concurrency", "replicate")

@@ -1,6 +1,7 @@
 """Applies a serving policy to this process's collector, at once and at chosen moments.
 
-Knows nothing of vLLM: the hooks say when a process is warm, has passed a step on, or is idle.
+`freeze_heap` is the freeze of the pull request. Knows nothing of vLLM: `worker_hooks` and
+`engine_frontend_hooks` call it when a process is warm, has passed a step on, or is idle.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from IPython.display import Image, Markdown, display
 
 from repro import fmt
 from repro.dataset import Campaign
+from repro.experiment.fields import ConfigError, as_text, parameter, parameters, read_all
 from repro.experiment.grid import PARAMETERS
-from repro.experiment.parameters import ConfigError, as_text, parameter, parameters, read_all
 from repro.report import figures, style
 from repro.report.explore import explore
 from repro.report.source import MEASURE, campaigns, in_force, project

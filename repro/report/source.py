@@ -17,8 +17,8 @@ from typing import Any
 from repro import dataset, fmt
 from repro.dataset import Campaign
 from repro.dataset.run import read_document
+from repro.experiment.fields import ConfigError, as_text
 from repro.experiment.grid import OF_PROCESS, PARAMETERS, grid
-from repro.experiment.parameters import ConfigError, as_text
 
 MEASURE = "measure"
 PROGRAM = "pyproject.toml"  # marks the project's folder

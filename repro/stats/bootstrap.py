@@ -3,7 +3,8 @@
 One pause of the collector delays every request in flight, so the thousand gaps of one engine step
 are one observation, and steps near in time resemble each other (Künsch 1989, The jackknife and the
 bootstrap for general stationary observations). What is drawn again is therefore the run, and in
-it blocks of consecutive steps; never a single token.
+it blocks of consecutive steps; never a single token. Quantities that a run gives once, such as a
+capture's time, have their intervals in `ratios`.
 """
 
 from __future__ import annotations

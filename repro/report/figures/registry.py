@@ -1,4 +1,8 @@
-"""Registration of figures, and the error of a campaign without the data for one."""
+"""Registration of figures, and the error of a campaign without the data for one.
+
+To add a figure, put a function with the decorator `figure` into a module beside this one, and link
+its PNG in `figures/README.md`.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from repro import fmt
 from repro.analysis.arms import in_order
 from repro.dataset import Campaign, in_window
 from repro.experiment.config import Experiment
-from repro.experiment.parameters import parameters
+from repro.experiment.fields import parameters
 
 ALWAYS = {"arm": "arm", "machine": "machine", "vllm": "vLLM", "model": "model"}
 ALWAYS |= {"client": "client", "concurrency": "in flight", "replicate": "replicate"}
