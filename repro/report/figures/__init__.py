@@ -1,7 +1,7 @@
 """The figures, one module and function each, drawn from a campaign's data alone.
 
 To add one, add a module with a function from `Campaign` to `Figure`, decorated with `@figure`:
-`FIGURES`, `draw_all`, the notebooks and the tests then include it.
+`FIGURES` and `draw_all` then include it, and a notebook shows it by its name.
 """
 
 from __future__ import annotations
