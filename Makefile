@@ -8,7 +8,7 @@ DEVICE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 LOCK = requirements/$(DEVICE).txt
 HASHES = requirements/$(DEVICE).hashes.txt
 
-.PHONY: help reproduce test test-all lint figures lab bench soak compat env
+.PHONY: help reproduce test test-all lint figures rendered lab bench soak compat env
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -32,6 +32,9 @@ lint: env
 
 figures: $(ENV)/.light  ## draw every figure again from data/; needs no vLLM
 	$(BIN)/repro figures --data data --out figures
+
+rendered: $(ENV)/.light  ## run the notebooks on data/, as Markdown to browse; needs no vLLM
+	$(BIN)/repro rendered
 
 lab: $(ENV)/.light  ## open copies of the notebooks in JupyterLab; runs/lab keeps your edits
 	mkdir -p runs/lab

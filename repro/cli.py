@@ -81,6 +81,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("source", type=Path, help="a campaign's folder")
     command.add_argument("--out", type=Path, required=True, help="folder of notebooks and page")
 
+    command = commands.add_parser("rendered", help="run the notebooks on data/: Markdown to browse")
+    command.set_defaults(command=rendered)
+    command.add_argument("--out", type=Path, default=Path("rendered"), help="where they go")
+
     command = commands.add_parser("report", help="your own vLLM: one HTML page on a recording")
     command.set_defaults(command=report)
     command.add_argument("folder", type=Path, help=RECORDED + ", or a log with VLLM_GC_DEBUG=1")
@@ -250,6 +254,15 @@ def page(parsed: argparse.Namespace) -> int:
 
     campaign = dataset.load(parsed.source)  # what is no campaign is said before a notebook runs
     print("\n".join(closing_lines(campaign, build(parsed.source, parsed.out))))
+    return 0
+
+
+def rendered(parsed: argparse.Namespace) -> int:
+    """Write the notebooks as Markdown with their figures."""
+    from repro.report.rendered import render
+
+    for path in render(parsed.out):
+        print(path)
     return 0
 
 

@@ -110,7 +110,19 @@ def test_few_requests_are_told_to_leave_everything() -> None:
     given = advise(Setting(concurrency=256, policy="no-freeze"))
     assert not given.fires
     assert math.isinf(given.period_steps)
-    assert given.lines[-1].startswith("Set nothing for the workers. API server")
+    assert given.to_set == "Set nothing for the workers."
+    assert given.lines[-1].startswith("API server")
+
+
+def test_nothing_is_recommended_that_is_set() -> None:
+    given = advise(Setting(policy="freeze-thresholds", others_set=True))
+    assert not any("freeze-thresholds" in line for line in given.lines)
+
+
+def test_a_pause_within_a_step_is_in_no_gap() -> None:
+    for step_ms, said in ((29.0, "no gap"), (0.1, "the longest gaps do")):
+        lines = advise(Setting(policy="freeze", step_ms=step_ms)).lines
+        assert any(said in line for line in lines)
 
 
 def test_a_higher_threshold_needs_more_requests() -> None:

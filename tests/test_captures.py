@@ -121,7 +121,7 @@ def test_the_collectors_share_is_students_over_captures(tmp_path: Path) -> None:
 
 def test_without_both_policies_nothing_bounds_a_capture(tmp_path: Path) -> None:
     captures(tmp_path / "c", {"gc-on": 5.0})
-    assert "one frozen are needed" in capture_time.upper_bound(dataset.load(tmp_path / "c"))
+    assert capture_time.upper_bound(dataset.load(tmp_path / "c")) == ""
 
 
 def test_a_run_without_load_has_no_requests_in_flight(tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ def test_repeated_captures_are_held_against_the_first_of_their_run(
 
 def test_one_run_says_nothing_of_repeating(tmp_path: Path) -> None:
     recaptures(tmp_path / "c", SECONDS, replicates=1)
-    assert "one run cannot tell" in capture_time.repetition(dataset.load(tmp_path / "c"))
+    assert capture_time.repetition(dataset.load(tmp_path / "c")) == ""
     captures(tmp_path / "d", SECONDS)
-    assert "captured more than once" in capture_time.repetition(dataset.load(tmp_path / "d"))
+    assert capture_time.repetition(dataset.load(tmp_path / "d")) == ""
 
 
 @pytest.mark.parametrize(("memory", "kept"), [(1.0, 20), (1.005, 20), (0.9, 2), (0.0, 2)])

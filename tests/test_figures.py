@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import matplotlib
@@ -15,8 +16,9 @@ from ranked import every, several
 
 from repro import dataset, fmt
 from repro.report import style
-from repro.report.figures import FIGURES, NotApplicable, draw_all
+from repro.report.figures import FIGURES, NotApplicable, draw_all, published
 from repro.report.figures.itl_tail import survival
+from repro.report.figures.shared import colour_of
 from repro.report.style import save
 
 DATA = Path(__file__).parent.parent / "data"
@@ -96,22 +98,18 @@ def test_ranks_are_drawn_with_what_was_measured(ranks: dataset.Campaign) -> None
     drawn = FIGURES["itl_by_ranks"](ranks)
     points = [line.get_xdata()[0] for line in drawn.axes[0].get_lines() if line.get_marker() == "o"]
     assert sorted(round(point) for point in points) == [1, 1, 2, 2]
-    assert "predicted to lower P99" in drawn.get_suptitle()
+    assert "against the number of ranks" in drawn.get_suptitle()
     (axes,) = FIGURES["rank_timelines"](ranks).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rank 0", "rank 1"]
 
 
 def test_messages_are_computed(decoding: dataset.Campaign, tmp_path: Path) -> None:
     even = dataset.load(story(tmp_path / "even", full_ms={"no-freeze": 2.0}, length_s=12))
-    for name in ("itl_tail", "pauses_by_process"):
-        assert message(name, even) != message(name, decoding)
+    assert message("itl_tail", even) != message("itl_tail", decoding)
     with pytest.raises(NotApplicable, match="longer than two steps"):
         FIGURES["timeline"](even)
     assert "frozen: no clear difference in longest" in message("itl_tail", even)
     assert "frozen: longest" in message("itl_tail", decoding)
-    said = message("heap_census", decoding)
-    assert "820,000 of 820,000 objects (no-freeze)" in said
-    assert "20,000 of 820,000 objects (freeze)" in said
 
 
 @pytest.mark.parametrize(
@@ -193,7 +191,7 @@ def test_any_campaign_is_drawn(changes: dict, tmp_path: Path) -> None:
 
 def test_one_run_per_arm_is_no_effect(tmp_path: Path) -> None:
     campaign = dataset.load(story(tmp_path / "c", length_s=12, replicates=1))
-    for name in ("itl_tail", "timeline", "pauses_by_process", "heap_census"):
+    for name in ("itl_tail", "timeline"):
         with pytest.raises(NotApplicable, match="measure two replicates"):
             FIGURES[name](campaign)
 
@@ -201,14 +199,42 @@ def test_one_run_per_arm_is_no_effect(tmp_path: Path) -> None:
 def test_the_first_pair_is_drawn(tmp_path: Path) -> None:
     for executor in ("mp", "uni"):
         story(tmp_path / "c", length_s=4, experiment__executor=executor)
-    axes = FIGURES["itl_tail"](dataset.load(tmp_path / "c")).axes[0]
-    assert [text.get_text() for text in axes.texts] == ["mp freeze", "mp no-freeze"]
+    drawn = FIGURES["itl_tail"](dataset.load(tmp_path / "c"))
+    assert [text.get_text() for text in drawn.axes[0].texts] == ["freeze", "no-freeze"]
+    assert drawn.get_suptitle().startswith("mp: ")
+
+
+def test_of_several_widths_the_widest_is_drawn(tmp_path: Path) -> None:
+    for ranks in (1, 4, 2):
+        changes = {"experiment__data_parallel_size": ranks, "experiment__client": "async_engine"}
+        folder = story(tmp_path / f"{ranks}", length_s=4, **changes)
+        for run_folder in folder.iterdir():
+            document = json.loads((run_folder / "run.json").read_text())
+            name = f"{ranks}-{run_folder.name}"
+            (run_folder / "run.json").write_text(json.dumps(document | {"run_id": name}))
+            run_folder.rename(tmp_path / "1" / name)
+    drawn = FIGURES["itl_tail"](dataset.load(tmp_path / "1"))
+    assert drawn.get_suptitle().startswith("DP4: ")
 
 
 def test_stock_looks_like_the_policy_that_does_the_same() -> None:
-    drawn = FIGURES["pauses_by_process"](dataset.load(DATA / "h100"))
-    names = [text.get_text() for text in drawn.legends[0].get_texts()]
-    assert names[:2] == ["0.22.1 stock (as no-freeze)", "0.22.1 freeze"]
+    campaign = dataset.load(DATA / "h100")
+    assert colour_of(campaign, "0.22.1 stock") == style.POLICY_COLOUR["no-freeze"]
+
+
+def test_the_index_names_every_published_figure_and_no_other() -> None:
+    root = DATA.parent / "figures"
+    files = {(path.parent.name, path.stem) for path in root.rglob("*.*") if path.parent != root}
+    assert published(root) == files
+    assert {name for _, name in files} == set(FIGURES)
+
+
+def test_of_an_indexed_folder_only_the_named_figures_are_drawn(tmp_path: Path) -> None:
+    story(tmp_path / "data" / "decoding", length_s=4)
+    out = tmp_path / "figures"
+    out.mkdir()
+    (out / "README.md").write_text("- [The tail](decoding/itl_tail.png): see the step.")
+    assert draw_all(tmp_path / "data", out) == [out / "decoding" / "itl_tail.png"]
 
 
 def test_draw_all_draws_what_applies(tmp_path: Path) -> None:

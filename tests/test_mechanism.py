@@ -12,7 +12,7 @@ from campaigns import ROLES, census, decided, decode, story
 
 from repro import dataset
 from repro.analysis import arms
-from repro.analysis.mechanism import objects_added, pause_by_objects, policies_table
+from repro.analysis.mechanism import policies_table
 from repro.analysis.memory import garbage_left, resident_by_arm
 from repro.claims import Verdict
 from repro.dataset import Campaign
@@ -21,21 +21,16 @@ from repro.report.figures import FIGURES, NotApplicable
 from repro.report.tables import mechanism
 
 LENGTH_S = 12
-START_UP = ("imported", "loaded", "profiled", "ready")
 
 
 def arm(
     folder: Path, name: str, *, every: int = 60, full_ms: float = 400.0, **changes: Any
 ) -> None:
-    """One run of one arm, its worker counted on its way and with its garbage at the end."""
+    """One run of one arm, its worker counted with its garbage at the end."""
     tables = decode(full_ms, every, LENGTH_S, seed=0)
     heap = pd.DataFrame(census("no-freeze"))
-    before = [
-        {"role": "worker", "point": point, "tracked": 600_000 + 50_000 * place, "enabled": True}
-        for place, point in enumerate(START_UP[:-1])
-    ]
     end = {"role": "worker", "point": "thawed", "tracked": 820_000, "garbage": 7, "enabled": True}
-    heap = pd.concat([heap, pd.DataFrame([*before, end | {"garbage_bytes": 900}])])
+    heap = pd.concat([heap, pd.DataFrame([end | {"garbage_bytes": 900}])])
     heap.loc[heap["point"] == "shutdown", ["garbage", "garbage_bytes"]] = (30, 4_000)
     tables["census"] = {name: column.tolist() for name, column in heap.fillna(0).items()}
     run(folder, name, tables, window__end_ns=START + LENGTH_S * SECOND, **changes)
@@ -106,10 +101,6 @@ def test_the_freeze_alone_is_no_comparison_of_policies(tmp_path: Path) -> None:
         FIGURES["policies_compared"](campaign)
 
 
-def test_a_heap_not_counted_on_its_way_has_no_origins(tmp_path: Path) -> None:
-    assert mechanism.heap_origins(dataset.load(story(tmp_path / "c", length_s=4))).empty
-
-
 @pytest.mark.parametrize(
     ("name", "of"),
     [
@@ -151,21 +142,6 @@ def test_policies_are_compared_by_what_was_measured(policies: Campaign) -> None:
     assert len(mechanism.policies(policies)) == len(POLICIES)
 
 
-def test_objects_are_laid_to_the_stage_that_made_them(policies: Campaign) -> None:
-    added = objects_added(policies).iloc[0]
-    assert list(added.index) == list(START_UP)
-    assert added["imported"] == 600_000
-    assert added["loaded"] == added["profiled"] == 50_000
-    assert added.sum() == pytest.approx(820_375)
-
-
-def test_pauses_are_set_against_the_objects_seen(loads: Campaign) -> None:
-    points = pause_by_objects(loads)
-    worker = points[points["role"] == "worker"]
-    assert (worker["objects"] == 820_000).all()
-    assert worker["median_ms"].between(300, 500).all()
-
-
 def test_garbage_is_what_was_counted_at_the_end(policies: Campaign, tmp_path: Path) -> None:
     left = garbage_left(policies)
     assert (
@@ -179,7 +155,7 @@ def test_garbage_is_what_was_counted_at_the_end(policies: Campaign, tmp_path: Pa
 
 
 def test_memory_gained_is_told_by_process_and_for_as_many_steps(
-    policies: Campaign, tmp_path: Path
+    policies: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heap = pd.DataFrame(census("no-freeze"))
     later = heap["point"] == "window-end"
@@ -193,6 +169,7 @@ def test_memory_gained_is_told_by_process_and_for_as_many_steps(
     assert found.loc["worker", "growth_bytes"] == pytest.approx(-100_000_000, abs=10)
     (steps,) = found["steps"].unique()
     assert steps == len(dataset.in_window(campaign, campaign.steps)) > 500
+    monkeypatch.setattr(mechanism, "LONG_RUN", 500)
     told = mechanism.memory(campaign).set_index("process")
     assert told.loc["front end", "gained (MiB)"] == "477"
     assert told.loc["worker", "gained (MiB)"] == "-95.4"
@@ -294,14 +271,3 @@ def test_runs_of_before_have_the_defaults_of_what_was_added(tmp_path: Path) -> N
     runs = dataset.load(tmp_path / "c").runs
     assert runs.loc[0, ["engine_policy", "frontend_policy"]].tolist() == ["stock", "stock"]
     assert set(ROLES) == {"frontend", "engine", "worker"}
-
-
-@pytest.mark.parametrize(("tokens", "points"), [(1000, 1), (0, 0)])
-def test_collections_of_a_run_without_load_are_no_points(
-    tokens: int, points: int, tmp_path: Path
-) -> None:
-    heap = {"point": ["window-start", "window-end"], "t_ns": [1, 2], "tracked": [900_000] * 2}
-    full = {"generation": [2], "start_ns": [START + 1], "duration_ns": [400 * MS]}
-    made = {"census": heap, "pauses": full}
-    run(tmp_path / "c", "a", made, summary__output_tokens=tokens)
-    assert len(pause_by_objects(dataset.load(tmp_path / "c"))) == points

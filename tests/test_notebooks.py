@@ -12,16 +12,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 from builders import END, START, run
 from campaigns import recaptures, story
 from ranked import every, several
 
+from repro import dataset
 from repro.dataset import DatasetError
 from repro.experiment.parameters import ConfigError
 from repro.report import notebook
+from repro.report.explore import LOADS, amounts_to, explore, settings
 from repro.report.notebook import check
 from repro.report.page import ReportError, execute, html_page
+from repro.report.rendered import MADE_FROM, inputs
 from repro.report.source import in_force
 
 ROOT = Path(__file__).parent.parent
@@ -92,10 +96,10 @@ def test_runs_on_recorded_data_and_joins_the_report(path: Path, tmp_path: Path) 
         expected = ["Predicted, not measured", "everything here is a prediction"]
     elif path.stem == "mechanism":
         folder = story(tmp_path / "c", length_s=12)
-        expected = ["from one to the next", "no policy beyond the freeze was measured"]
+        expected = ["from one to the next", "Set nothing for the workers"]
     else:
         folder = story(tmp_path / "c", length_s=12)
-        expected = ["P99 (ms)", "the worker explains 100%"]
+        expected = ["P99 (ms)", "against **no-freeze**: "]
     done = papermill(path, tmp_path / path.name, source=folder)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "unknown parameter" not in done.stderr.lower(), "papermill could not read the cell"
@@ -106,7 +110,8 @@ def test_runs_on_recorded_data_and_joins_the_report(path: Path, tmp_path: Path) 
     page = html_page(
         NO_HEAD, [tmp_path / path.name], tmp_path / "report" / "index.html"
     ).read_text()
-    assert page.count("<img") >= 1
+    # Of `mechanism` every figure needs several loads or policies.
+    assert page.count("<img") >= (path.stem != "mechanism")
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "http" not in re.sub(r'src="data:[^"]*"', "", page)
 
@@ -316,4 +321,73 @@ def test_report_refuses_what_was_not_executed(tmp_path: Path) -> None:
 def test_a_figure_that_does_not_apply_says_so_in_the_notebook(tmp_path: Path) -> None:
     run(tmp_path / "c", "a", window__start_ns=START, window__end_ns=END)
     (campaign,) = notebook.campaigns(asked(tmp_path / "c"), suits=bool, root=tmp_path)
-    assert "Not drawn: no gap between tokens" in notebook.figure("itl_tail", campaign).data
+    assert "of c: no gap between tokens" in notebook.figure("itl_tail", campaign).data
+
+
+def test_a_section_without_anything_to_show_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(notebook, "display", lambda *parts: shown.extend(parts))
+    (campaign,) = notebook.campaigns(asked(story(tmp_path / "c", length_s=2)), suits=bool)
+    notebook.section("Silences", "About.", "silence", pd.DataFrame(), "", of=campaign)
+    assert not shown
+    notebook.section("Tail", "About.", "itl_tail", "A sentence.", of=campaign)
+    assert [type(part).__name__ for part in shown] == ["Markdown", "Image", "Markdown"]
+
+
+OWN = [path for path in NOTEBOOKS if path.stem != "wide_ep"]
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
+def test_a_notebook_opens_with_its_answer_and_has_a_cell_to_explore(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[3].source == "## The answer"
+    assert sum("notebook.explore(" in cell.source for cell in cells) == 1
+
+
+def test_without_a_front_end_a_table_stands_for_the_widgets(tmp_path: Path) -> None:
+    campaign = dataset.load(story(tmp_path / "c", length_s=4, experiment__concurrency=1024))
+    shown = explore([campaign]).data
+    assert "arm **no-freeze**" in shown
+    assert "| 256 | never |" in shown
+    assert len(shown.splitlines()) == 2 + 2 + len(LOADS)
+
+
+def test_the_widgets_follow_campaign_and_arm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ipywidgets")
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook")
+    for name, load in (("a", 256), ("b", 1024)):
+        story(tmp_path / name, length_s=4, experiment__concurrency=load)
+    box = explore([dataset.load(tmp_path / name) for name in ("a", "b")])
+    campaign, arm, _, in_flight, _, _ = box.children
+    assert campaign.options == ("a", "b")
+    assert arm.options == ("no-freeze", "freeze")
+    in_flight.value = 512
+    campaign.value = "b"
+    assert in_flight.value < 512, "as many as a step of the run held"
+
+
+def test_sliders_change_what_is_said(tmp_path: Path) -> None:
+    campaign = dataset.load(story(tmp_path / "c", length_s=4, experiment__concurrency=1024))
+    setting = settings(campaign)["no-freeze"]
+    few, many = (
+        amounts_to(campaign, setting, {"ranks": 4, "concurrency": load, "heap_objects": 900_000})
+        for load in (64, 2048)
+    )
+    assert "not expected" in few[0].data
+    assert "Full collections are expected" in many[0].data
+    assert "4 ranks" in many[1].data
+
+
+def test_the_rendered_copies_are_of_these_notebooks_and_data() -> None:
+    made_from = (ROOT / "rendered" / MADE_FROM).read_text().strip()
+    assert made_from == inputs(), "stale: run `make rendered`"
+    assert {path.stem for path in (ROOT / "rendered").glob("*.md")} == {
+        "README",
+        *(path.stem for path in NOTEBOOKS),
+    }
+    size = sum(path.stat().st_size for path in (ROOT / "rendered").rglob("*.*"))
+    assert size < 3_000_000

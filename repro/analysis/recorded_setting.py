@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from repro import policy
 from repro.analysis.arms import freezes
 from repro.analysis.tails import step_intervals
 from repro.analysis.trigger import kept_a_request
@@ -44,6 +45,10 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
         output_tokens=row["answer_tokens"],  # no answer ends before its length asked for
         kept=kept_a_request(one),
         step_ms=float(steps["interval_ns"].median()) / 1e6,
+        others_set=not any(
+            policy.serving(row[f"{process}_policy"]).only_freezes
+            for process in ("engine", "frontend")
+        ),
     )
 
 

@@ -7,23 +7,25 @@ parameters and shows the resolved set. Nothing here imports vLLM.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
-from IPython.display import Image, Markdown
+from IPython.display import Image, Markdown, display
 
 from repro import fmt
 from repro.dataset import Campaign
 from repro.experiment.grid import PARAMETERS
 from repro.experiment.parameters import ConfigError, as_text, parameter, parameters, read_all
 from repro.report import figures, style
+from repro.report.explore import explore
 from repro.report.source import MEASURE, campaigns, in_force, project
 from repro.report.tables import runs
 
-__all__ = ["campaigns", "check", "figure", "project", "resolved", "table"]
+__all__ = ["campaigns", "check", "explore", "figure", "finding", "first_with", "project"]
+__all__ += ["resolved", "section", "table"]
 
 PARAMETERS_CELL = "source = "  # how every notebook's `parameters` cell begins
 INJECTED = "# Parameters"  # first line of the cell that papermill puts after `parameters`
@@ -108,6 +110,35 @@ def figure(name: str, campaign: Campaign) -> Image | Markdown:
     try:
         drawn = figures.FIGURES[name](campaign)
     except figures.NotApplicable as missing:
-        return Markdown(f"*Not drawn: {missing}.*")
+        return Markdown(f"*No figure `{name}` of {campaign.path.name}: {missing}.*")
     width = int(SCREEN_DPI * drawn.get_figwidth())
     return Image(data=style.png(drawn), width=width, alt=drawn.get_suptitle())
+
+
+def finding(name: str, campaign: Campaign) -> str:
+    """The message of a figure as one line, with the campaign; empty if it has none."""
+    try:
+        said = figures.FIGURES[name](campaign).get_suptitle().replace("\n", " ")
+    except figures.NotApplicable:
+        return ""
+    return f"- {said}. (`{campaign.path.name}`)"
+
+
+def first_with(name: str, found: Sequence[Campaign]) -> Campaign:
+    """The first campaign that a figure can be drawn of; else the first."""
+    return next((campaign for campaign in found if finding(name, campaign)), found[0])
+
+
+def section(heading: str, about: str, *parts: Any, of: Campaign) -> None:
+    """A heading, what it is about, and tables, figures and text; nothing where all are empty."""
+    shown = []
+    for part in parts:
+        if isinstance(part, pd.DataFrame):
+            shown += [] if part.empty else [table(part, of)]
+        elif part in figures.FIGURES:
+            drawn = figure(part, of)
+            shown += [drawn] if isinstance(drawn, Image) else []
+        else:
+            shown += [Markdown(part)] if part else []
+    if shown:
+        display(Markdown(f"## {heading}\n\n{about}"), *shown)

@@ -229,7 +229,10 @@ def _distinct(name: str, runs: Mapping[Any, Values]) -> list[Any]:
 
 
 def _listed(values: list[Any]) -> str:
-    return fmt.listed(str(as_text(value)).replace(",", " to ") for value in values)
+    return fmt.listed(
+        f"{value:g}" if isinstance(value, float) else str(as_text(value)).replace(",", " to ")
+        for value in values
+    )
 
 
 def _wanted(name: str, asked: Any) -> tuple[Any, ...]:

@@ -72,6 +72,8 @@ class Setting:
         Containers a worker keeps for each request; None: what its device usually keeps.
     step_ms : float or None
         Length of a step, to say times instead of steps.
+    others_set : bool
+        Whether API server and engine core have a policy beyond the freeze.
 
     Raises
     ------
@@ -89,6 +91,7 @@ class Setting:
     output_tokens: float = 256.0
     kept: float | None = None
     step_ms: float | None = None
+    others_set: bool = False
 
     def __post_init__(self) -> None:
         policy.serving(self.policy)
@@ -124,8 +127,10 @@ class Advice:
         How long one takes.
     stalled_share : float
         Share of steps that a full collection lengthens, if ranks collect in bursts.
+    to_set : str
+        What to set in the workers, in one sentence.
     lines : tuple of str
-        The same in words, and what to set.
+        All of it in words.
     """
 
     setting: Setting
@@ -133,6 +138,7 @@ class Advice:
     period_steps: float
     pause_ms: float
     stalled_share: float
+    to_set: str
     lines: tuple[str, ...]
 
     def reaches(self, quantile: float) -> bool:
@@ -162,13 +168,16 @@ def advise(setting: Setting) -> Advice:
         period_steps=period,
         pause_ms=LEAST_MS + seen * NS_AN_OBJECT / 1e6,
         stalled_share=min(1.0, stalled_steps(setting.ranks) / period),
+        to_set="",
         lines=(),
     )
+    to_set = _what_to_set(advice)
     said = (
-        *(_whether(advice), _how_long(advice), _tail(advice), _what_to_set(advice)),
-        _outside(setting),
+        *(_whether(advice), _how_long(advice), _tail(advice), to_set),
+        *("" if setting.others_set else OTHERS, _outside(setting)),
     )
-    return Advice(**{**vars(advice), "lines": tuple(line for line in said if line)})
+    lines = tuple(line for line in said if line)
+    return Advice(**{**vars(advice), "to_set": to_set, "lines": lines})
 
 
 def _survivors(setting: Setting) -> int:
@@ -240,16 +249,18 @@ def _tail(advice: Advice) -> str:
         longer = fmt.ms(advice.pause_ms)
         said.append(f"{fmt.listed(reached)} of the inter-token latency can rise by {longer}")
     if missed:
-        said.append(f"{fmt.listed(missed)} cannot show it, but the longest gaps do")
+        shows = advice.pause_ms > (advice.setting.step_ms or 0)
+        longest = "but the longest gaps do" if shows else "and no gap does: a step takes longer"
+        said.append(f"{fmt.listed(missed)} cannot show it, {longest}")
     return "; ".join(said) + "."
 
 
 def _what_to_set(advice: Advice) -> str:
     setting = advice.setting
     if not advice.fires:
-        return f"Set nothing for the workers. {OTHERS}"
+        return "Set nothing for the workers."
     if setting.frozen:
-        return f"The workers are frozen already: set nothing for them. {OTHERS}"
+        return "The workers are frozen already: set nothing for them."
     if setting.device == "cuda" and not has_freeze(setting.vllm):
         way = "take vLLM 0.23.0 or later, or set REPRO_POLICY=freeze beside this package's plugin"
     else:
@@ -258,4 +269,4 @@ def _what_to_set(advice: Advice) -> str:
     also = ""
     if setting.concurrency < limit:
         also = f"; gc.set_threshold{policy.RAISED} in the worker would end collections altogether"
-    return f"To end these pauses: {way}{also}. {OTHERS}"
+    return f"To end these pauses: {way}{also}."

@@ -11,26 +11,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from repro import fmt
-from repro.analysis.arms import Arm, arms, pairs
+from repro.analysis.arms import Arm
 from repro.analysis.tails import effect, sample, tail_table
 from repro.dataset import Campaign
 from repro.dataset.schema import NS_PER_MS
 from repro.report.figures.registry import NotApplicable, figure
-from repro.report.figures.shared import (
-    legend_of_arms,
-    look,
-    message,
-    pair_to_compare,
-    plain_numbers,
-)
+from repro.report.figures.shared import colour_of, message, pair_to_compare, plain_numbers
 from repro.report.style import COLUMN, INK
 from repro.stats.bootstrap import EXPECTED_BEYOND
-from repro.stats.ratios import NEEDS_RUNS
 
 Floats = npt.NDArray[np.float64]
-
-MOST_ARMS = 4
-"""More curves cannot be told apart."""
 
 THIN, FIRM = 0.7, 1.6
 """Line widths: below and above the number of steps that a quantile needs."""
@@ -41,51 +31,35 @@ def itl_tail(campaign: Campaign) -> Figure:
     """The share of tokens with a longer ITL than x, without and with the freeze.
 
     One curve per arm over all its runs, weighted by tokens; thin where fewer steps lie beyond than
-    a quantile needs. Of a campaign without such a pair, up to four other arms. Needs token gaps
-    and two runs per arm.
+    a quantile needs. Needs token gaps and two runs per arm.
     """
     gaps = sample(campaign, "itl")
     if gaps.empty:
         raise NotApplicable("no gap between tokens was recorded")
-    chosen = _arms(campaign)
+    chosen = pair_to_compare(campaign)
     drawn = Figure(figsize=(COLUMN, 2.8), layout="constrained")
     axes = drawn.subplots()
-    curves = {}
+    curves: dict[str, tuple[Floats, Floats]] = {}
     for arm in chosen:
         rows = gaps[gaps["run"].isin(arm.runs)]
         if rows.empty:
             raise NotApplicable(f"no gap between tokens was recorded of {arm.label}")
         x, share = curves[arm.label] = survival(rows)
         firm = share >= EXPECTED_BEYOND / len(rows[["run", "step"]].drop_duplicates())
-        style = look(campaign, arm.label)
-        axes.plot(x, share, lw=THIN, **style)
-        axes.plot(x[firm], share[firm], lw=FIRM, **style)
+        colour = colour_of(campaign, arm.label)
+        axes.plot(x, share, lw=THIN, color=colour)
+        axes.plot(x[firm], share[firm], lw=FIRM, color=colour)
     axes.set(xscale="log", yscale="log")
     axes.set(xlabel="ITL (ms)", ylabel="share of tokens with longer ITL")
     axes.set_ylim(min(share[-1] for _, share in curves.values()) / 2, 1.4)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}%"))
     axes.yaxis.set_minor_locator(NullLocator())
     thin = Line2D([], [], color=INK, lw=THIN, label="too few steps for a quantile")
-    if len(curves) == 2:
-        _name_on_curves(axes, curves, campaign)
-        drawn.legend(handles=[thin], loc="outside lower center")
-    else:
-        legend_of_arms(drawn, campaign, list(curves), [thin])
+    _name_on_curves(axes, curves, chosen, campaign)
+    drawn.legend(handles=[thin], loc="outside lower center")
     plain_numbers(axes.xaxis)
     message(drawn, _message(campaign, chosen))
     return drawn
-
-
-def _arms(campaign: Campaign) -> list[Arm]:
-    """The pair to compare; else all arms, if they are few and repeated."""
-    if pairs(campaign):
-        return pair_to_compare(campaign)
-    found = arms(campaign)
-    if not 2 <= len(found) <= MOST_ARMS:
-        raise NotApplicable(f"{fmt.plural(len(found), 'arm')}: 2 to {MOST_ARMS} can be compared")
-    if min(len(arm.runs) for arm in found) < NEEDS_RUNS:
-        raise NotApplicable("one run per arm cannot be compared: measure two replicates")
-    return found
 
 
 def survival(rows: pd.DataFrame, points: int = 400) -> tuple[Floats, Floats]:
@@ -114,9 +88,6 @@ def survival(rows: pd.DataFrame, points: int = 400) -> tuple[Floats, Floats]:
 def _message(campaign: Campaign, chosen: list[Arm]) -> str:
     found = tail_table(campaign).set_index(["arm", "quantile"])
     labels = [arm.label for arm in chosen]
-    if not pairs(campaign):
-        each = fmt.listed(f"{fmt.ms(found.loc[(a, 1.0), 'value_ms'])} ({a})" for a in labels)
-        return f"The longest gap between two tokens: {each}"
     clear: list[str] = []
     unclear: list[str] = []
     for quantile in (1.0, 0.999, 0.99):
@@ -133,9 +104,10 @@ def _message(campaign: Campaign, chosen: list[Arm]) -> str:
 
 
 def _name_on_curves(
-    axes: Axes, curves: dict[str, tuple[Floats, Floats]], campaign: Campaign
+    axes: Axes, curves: dict[str, tuple[Floats, Floats]], chosen: list[Arm], campaign: Campaign
 ) -> None:
-    """Name two falling curves where they are furthest apart, outside the space between them."""
+    """Write each policy where the curves are furthest apart, outside the space between them."""
+    policies = {arm.label: arm.policy for arm in chosen}  # they share a setting, named in the title
     levels = np.geomspace(max(share[-1] for _, share in curves.values()), 0.3, 60)
     at = {
         arm: np.exp(np.interp(np.log(levels), np.log(share[::-1]), np.log(x[::-1])))
@@ -145,13 +117,13 @@ def _name_on_curves(
     place = int(np.argmax(at[right] / at[left]))
     for arm, shift, across, upright in ((left, -4, "right", "top"), (right, 4, "left", "bottom")):
         axes.annotate(
-            arm,
+            policies[arm],
             (at[arm][place], levels[place]),
             (shift, shift / 4),
             textcoords="offset points",
             ha=across,
             va=upright,
-            color=look(campaign, arm)["color"],
+            color=colour_of(campaign, arm),
             weight="bold",
         )
     low, high = axes.get_xlim()

@@ -1,9 +1,10 @@
-"""Pauses, tail and throughput by policy."""
+"""ITL tail, throughput and time lost by policy."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
@@ -21,48 +22,59 @@ MEASURES = {
     "p99_ms": "P99 ITL\n(ms)",
     "p999_ms": "P99.9 ITL\n(ms)",
     "tokens_per_s": "tokens/s",
-    "longest_ms": "longest pause\n(ms)",
     "ms_per_1000_steps": "GC per 1,000\nsteps (ms)",
 }
 
 
 @figure
 def policies_compared(campaign: Campaign) -> Figure:
-    """P99 ITL, throughput, longest pause and lost time of all arms, one row per arm.
+    """P99 ITL, throughput and lost time of all arms, one row per arm.
 
     Lines at P99 and P99.9 are 95% intervals. Needs a policy beyond the freeze, of any process, and
     P99 ITL of two arms.
     """
-    table = policies_table(campaign).reindex(labels(campaign))
-    plain = table["policy"].isin(FREEZE_ALONE)
-    plain &= (table[PROCESS_POLICIES[1:]] == "stock").all(axis=1)
+    runs = campaign.runs.drop_duplicates("arm").set_index("arm").reindex(labels(campaign))
+    plain = runs["policy"].isin(FREEZE_ALONE)
+    plain &= (runs[PROCESS_POLICIES[1:]] == "stock").all(axis=1)
     if plain.all():
         raise NotApplicable("no policy beyond the freeze was measured")
+    table = policies_table(campaign).reindex(labels(campaign))
     if table["p99_ms"].notna().sum() < 2:
         raise NotApplicable("P99 ITL is supported in fewer than two arms")
     shown = {name: title for name, title in MEASURES.items() if table[name].notna().any()}
     # Colours are those of the process whose policies distinguish most arms.
     by_process = table[PROCESS_POLICIES].nunique().idxmax()
     colours = [POLICY_COLOUR[policy] for policy in table[by_process]]
-    rows = np.arange(len(table))
     drawn = Figure(figsize=(PAGE, 1.1 + 0.22 * len(table)), layout="constrained")
     panels = drawn.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axes, (name, title) in zip(panels, shown.items(), strict=True):
-        highest = table[name].max()
-        if f"{name}_low" in table:
-            axes.hlines(rows, table[f"{name}_low"], table[f"{name}_high"], colors=colours, lw=1.4)
-            highest = table[f"{name}_high"].max()
-        axes.scatter(table[name], rows, s=20, c=colours, zorder=2, clip_on=False)
-        axes.set(xlim=(0, 1.15 * highest or 1), xlabel=title)
-        axes.locator_params(axis="x", nbins=2)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-        axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks(rows, table.index)
+        _draw(axes, table, name, colours)
+        axes.set_xlabel(title)
+    panels[0].set_yticks(range(len(table)), table.index)
     panels[0].set_ylim(len(table) - 0.5, -0.5)
-    interval = Line2D([], [], color=INK, lw=1.4, label="95% interval")
+    interval = Line2D([], [], color=INK, lw=1, label="95% interval of P99 and P99.9")
     drawn.legend(handles=[interval], loc="outside lower right")
     message(drawn, _message(campaign, table, plain))
     return drawn
+
+
+def _draw(axes: Axes, table: pd.DataFrame, name: str, colours: list[str]) -> None:
+    """One measure: a point per arm, with its interval where there is one."""
+    rows = np.arange(len(table))
+    highest = table[name].max()
+    if f"{name}_low" in table:
+        beyond = [table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]]
+        axes.errorbar(
+            table[name], rows, xerr=np.maximum(beyond, 0), fmt="none", ecolor=INK, lw=1, capsize=2.5
+        )
+        highest = table[f"{name}_high"].max()
+    axes.scatter(
+        table[name], rows, s=20, c=colours, edgecolors=INK, lw=0.5, zorder=2, clip_on=False
+    )
+    axes.set_xlim(0, 1.15 * highest or 1)
+    axes.locator_params(axis="x", nbins=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.tick_params(axis="y", length=0)
 
 
 def _message(campaign: Campaign, table: pd.DataFrame, plain: pd.Series) -> str:

@@ -17,6 +17,9 @@ from repro.report.figures.registry import NotApplicable, figure
 from repro.report.figures.shared import message
 from repro.report.style import INK, PAGE, PROCESS_COLOUR
 
+SHADE = 0.55
+"""Opacity of a span."""
+
 BIN_S = 0.1
 AROUND_S = 2.0
 """Time shown before and after the silence."""
@@ -90,8 +93,8 @@ def silence(campaign: Campaign) -> Figure:
 def _shade(axes: Axes, spans: pd.DataFrame, begun: int, colour: str) -> None:
     start = (spans["start_ns"] - begun) / NS_PER_S
     for first, length in zip(start, spans["duration_ns"] / NS_PER_S, strict=True):
-        axes.axvspan(first, first + length, color=colour, alpha=0.3, lw=0)
+        axes.axvspan(first, first + length, color=colour, alpha=SHADE, lw=0, zorder=0)
 
 
 def _patch(colour: str, label: str) -> Patch:
-    return Patch(color=colour, alpha=0.3, lw=0, label=label)
+    return Patch(color=colour, alpha=SHADE, lw=0, label=label)

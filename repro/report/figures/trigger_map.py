@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
 from repro import fmt
 from repro.analysis.gc_cost import GENERATIONS
@@ -60,6 +61,7 @@ def trigger_map(campaign: Campaign) -> Figure:
         axes.set(xscale="log", yscale="symlog", xlabel="requests in flight")
         axes.set_title(f"generation {generation}", fontsize=7, weight="bold")
         axes.set_ylim(0, 10_000)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         plain_numbers(axes.xaxis)
     for name in names:
         _draw_rule(panels[-1], campaign, name)

@@ -18,6 +18,7 @@ from repro.analysis.tails import Metric, effect, tail_table
 from repro.dataset import Campaign
 from repro.dataset.schema import NS_PER_S
 from repro.stats.estimate import Estimate
+from repro.theory.cpython_rule import FULL
 
 CLOSING = (0.5, 0.99, 0.999, 1.0)
 """The quantiles of the closing table and sentence."""
@@ -31,6 +32,11 @@ WAYS = {
     "waiting": "engine idle",
 }
 """Column of `silences` -> heading."""
+
+
+def of_one_rank(campaign: Campaign) -> bool:
+    """Whether a campaign recorded token times and has no runs of several ranks."""
+    return len(campaign.itl) > 0 and bool(campaign.runs["data_parallel_size"].max() == 1)
 
 
 def quantiles(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
@@ -54,14 +60,26 @@ def quantiles(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
 
 
 def effects(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
-    """Ratios of the frozen arm to the other by quantile, each with its 95% interval."""
+    """Ratios of the frozen arm to the other by quantile, each with its 95% interval.
+
+    Pairs with one run per arm are left out.
+    """
     rows = []
     for pair in pairs(campaign):
         ratios = _ratios(campaign, pair, metric)
-        if any(ratio.supported for ratio in ratios.values()):
+        if repeated(campaign, pair) and any(ratio.supported for ratio in ratios.values()):
             cells = {fmt.quantile(quantile): _cell(ratio) for quantile, ratio in ratios.items()}
             rows.append({"frozen": pair.treated, "over": pair.baseline, **cells})
     return pd.DataFrame(rows)
+
+
+def answer(campaign: Campaign) -> str:
+    """The conclusion, and the machine, vLLM and runs it holds for."""
+    runs = campaign.runs
+    versions = fmt.listed(sorted(runs["vllm"].unique()))
+    machines = fmt.listed(sorted(runs["machine"].unique()))
+    where = f"{machines}, vLLM {versions}, {fmt.plural(len(runs), 'run')}"
+    return f"{conclusion(campaign)}\n\nMeasured on {where} (`{campaign.path.name}`)."
 
 
 def conclusion(campaign: Campaign, metric: Metric = "itl") -> str:
@@ -74,7 +92,8 @@ def conclusion(campaign: Campaign, metric: Metric = "itl") -> str:
             said.append(f"{who}: {what}.")
             continue
         said.append(f"{who}: {clearest_first(_ratios(campaign, pair, metric))}.")
-    return "\n\n".join(said) or "The campaign has no two arms that differ in the freeze alone."
+    none = "The campaign has no two arms that differ in the freeze alone."
+    return "\n\n".join(said) or none
 
 
 def clearest_first(ratios: dict[float, Estimate]) -> str:
@@ -117,7 +136,7 @@ def crossover(campaign: Campaign) -> str:
         f"the cross-over takes ×{fmt.figures(row.time)} of their time."
         for row in crossover_over_fresh(campaign).itertuples()
     ]
-    return "\n\n".join(said) or "The campaign has no cross-over beside fresh engines."
+    return "\n\n".join(said)
 
 
 def patch_against_release(campaign: Campaign) -> pd.DataFrame:
@@ -155,34 +174,6 @@ def attribution(campaign: Campaign, factor: float) -> pd.DataFrame:
     )
 
 
-def explanation(campaign: Campaign, factor: float) -> str:
-    """One paragraph per arm: its long gaps, and the processes whose pauses explain them."""
-    found = by_arm(attribute(campaign, factor))
-    said = []
-    for arm in labels(campaign):
-        of_arm = found[found["arm"] == arm]
-        if of_arm.empty or of_arm["tail_steps"].iloc[0] == 0:
-            said.append(f"**{arm}**: no gap exceeds {factor:g} times the median.")
-            continue
-        known = of_arm[~_unexplained(of_arm)]
-        known = known.assign(handler=known["generation"] == HANDLER)
-        known = known.groupby(["role", "handler"])[["share", "chance"]].sum().reset_index()
-        known = known[known["share"] > 0].sort_values("share", ascending=False)
-        explained = [
-            f"the {fmt.PROCESS[row.role]}{chr(39) + 's output handler' if row.handler else ''} "
-            f"explains {fmt.percent(row.share)} (by chance: {fmt.percent(row.chance)})"
-            for row in known.itertuples()
-        ]
-        rest = of_arm.loc[_unexplained(of_arm), "share"].sum()
-        explained.append(f"{fmt.percent(rest)} coincide with no recorded pause")
-        steps = fmt.amount(of_arm["tail_steps"].iloc[0])
-        said.append(
-            f"**{arm}**: of {steps} steps with a gap above {factor:g} times the median, "
-            f"{fmt.listed(explained)}."
-        )
-    return "\n\n".join(said)
-
-
 def silence_causes(campaign: Campaign) -> pd.DataFrame:
     """Silences of a second or more through HTTP by arm, and the shares of their causes."""
     found = silences(campaign)
@@ -206,21 +197,28 @@ def silence_causes(campaign: Campaign) -> pd.DataFrame:
 
 
 def collector(campaign: Campaign) -> pd.DataFrame:
-    """Time that each kind of process loses to collections, by arm and generation."""
-    found = in_order(gc_time(campaign), campaign)
+    """Time that each kind of process loses to collections, and its full collections, by arm."""
+    found = gc_time(campaign)
     found = found[found["steps"] > 0]
-    return pd.DataFrame(
-        {
-            "arm": found["arm"],
-            "process": found["role"].map(fmt.PROCESS),
-            "generation": found["generation"],
-            "collections": found["pauses"].map("{:,}".format),
-            "per 1,000 steps": found["per_1000_steps"].map(fmt.figures),
-            "ms per 1,000 steps": found["ms_per_1000_steps"].map(fmt.figures),
-            "median (ms)": found["median_ms"].map(fmt.figures),
-            "longest (ms)": found["max_ms"].map(fmt.figures),
-        }
-    )
+    rows = []
+    for arm in labels(campaign):
+        for role, process in fmt.PROCESS.items():
+            own = found[(found["arm"] == arm) & (found["role"] == role)]
+            if own.empty:
+                continue
+            full = own[own["generation"] == FULL].iloc[0]
+            rows.append(
+                {
+                    "arm": arm,
+                    "process": process,
+                    "GC (ms per 1,000 steps)": fmt.figures(own["ms_per_1000_steps"].sum()),
+                    "full collections": f"{full['pauses']:,}",
+                    "per 1,000 steps": fmt.figures(full["per_1000_steps"]),
+                    "median (ms)": fmt.figures(full["median_ms"]),
+                    "longest (ms)": fmt.figures(full["max_ms"]),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def _unexplained(found: pd.DataFrame) -> pd.Series:

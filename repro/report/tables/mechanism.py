@@ -1,4 +1,4 @@
-"""Tables of the notebook `mechanism`: CPython's rule, loads, heaps, policies, memory, advice."""
+"""Tables of the notebook `mechanism`: CPython's rule, loads, policies, memory, advice."""
 
 from __future__ import annotations
 
@@ -8,32 +8,27 @@ import pandas as pd
 
 from repro import fmt
 from repro.analysis.arms import in_order, labels
-from repro.analysis.mechanism import collections_by_load, objects_added, policies_table
+from repro.analysis.mechanism import collections_by_load, policies_table
 from repro.analysis.memory import resident_by_arm
 from repro.analysis.recorded_setting import setting_of
-from repro.analysis.trigger import trigger_table
+from repro.analysis.trigger import NONE_DUE, OFF, TOLERANCE, WITHIN, trigger_table
 from repro.dataset import Campaign
-from repro.theory.advice import advise
+from repro.theory.advice import QUANTILES, advise
 from repro.theory.cpython_rule import UnknownCollector
 
 MIB = 2**20
 
-STAGES = {
-    "imported": "imports",
-    "loaded": "model",
-    "profiled": "compiling",
-    "captured": "capture",
-    "ready": "warm-up",
-}
-"""Census point -> the stage of a worker's start-up that ends there."""
+LONG_RUN = 10_000
+"""Steps that a run needs to tell what a policy keeps from what the first requests allocate."""
 
 
 def rule(campaign: Campaign) -> pd.DataFrame:
-    """Predicted and observed full collections by arm, process and event.
+    """Predicted and observed full collections by arm, process and event that could be judged.
 
     Both are means over the processes with an observed collection; ratios are given by process.
     """
-    found = trigger_table(campaign)
+    found = in_order(trigger_table(campaign), campaign)
+    found = found[found["observed_steps"].notna() | found["verdict"].isin([OFF, NONE_DUE])]
     rows = []
     for (arm, role, event), group in found.groupby(["arm", "role", "event"], sort=False):
         seen = group[group["observed_steps"].notna()]
@@ -53,6 +48,19 @@ def rule(campaign: Campaign) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def verdicts(campaign: Campaign) -> str:
+    """How often the rule was right, in one line; empty if it was never put to the test."""
+    found = trigger_table(campaign)
+    judged = found[found["verdict"].isin([WITHIN, OFF, NONE_DUE])]
+    if judged.empty:
+        return ""
+    right = int((judged["verdict"] != OFF).sum())
+    return (
+        f"- CPython's rule is right to {TOLERANCE:.0%} for {right} of {len(judged)} processes and "
+        f"events, without a fitted number. (`{campaign.path.name}`)"
+    )
+
+
 def loads(campaign: Campaign) -> pd.DataFrame:
     """Collections of the workers per 1,000 steps, by arm, one column per generation."""
     found = collections_by_load(campaign)
@@ -60,17 +68,6 @@ def loads(campaign: Campaign) -> pd.DataFrame:
     table = table.reindex([arm for arm in labels(campaign) if arm in table.index])
     table.columns = pd.Index([f"generation {generation}" for generation in table])
     return table.map(fmt.figures).reset_index()
-
-
-def heap_origins(campaign: Campaign) -> pd.DataFrame:
-    """Objects that each stage of a worker's start-up adds to its heap, by arm."""
-    added = objects_added(campaign)
-    if added.empty:
-        return added
-    added = added.loc[[arm for arm in labels(campaign) if arm in added.index]]
-    share = (added["imported"] / added.sum(axis=1)).map(fmt.percent)
-    table = added.clip(lower=0).map(fmt.count).rename(columns=STAGES)
-    return table.assign(**{"share of imports": share}).reset_index()
 
 
 def policies(campaign: Campaign) -> pd.DataFrame:
@@ -92,8 +89,9 @@ def policies(campaign: Campaign) -> pd.DataFrame:
 
 
 def memory(campaign: Campaign) -> pd.DataFrame:
-    """Resident memory by arm and process: before load, and the gain under load."""
+    """Resident memory by arm and process of long runs: before load, and the gain under load."""
     found = resident_by_arm(campaign)
+    found = found[found["steps"] >= LONG_RUN]
     roles = found["role"].map(list(fmt.PROCESS).index)
     found = in_order(found.assign(roles=roles).sort_values("roles"), campaign)
     return pd.DataFrame(
@@ -108,17 +106,29 @@ def memory(campaign: Campaign) -> pd.DataFrame:
     )
 
 
-def advice(campaign: Campaign) -> str:
-    """The output of `repro advise` for the first run of each arm, as Markdown."""
-    said = []
+def advice(campaign: Campaign) -> pd.DataFrame:
+    """What `repro advise` says of the first run of each arm; arms without advice are left out."""
+    rows = []
     for arm in labels(campaign):
         run = campaign.runs.loc[campaign.runs["arm"] == arm, "run"].iloc[0]
         try:
-            lines = advise(setting_of(campaign, str(run))).lines
-        except (UnknownCollector, ValueError) as none:
-            lines = (str(none),)
-        said.append(f"**{arm}**: " + " ".join(lines))
-    return "\n\n".join(said)
+            found = advise(setting_of(campaign, str(run)))
+        except (UnknownCollector, ValueError):
+            continue
+        reached = fmt.listed(fmt.quantile(q) for q in QUANTILES if found.reaches(q))
+        rows.append(
+            {
+                "arm": arm,
+                "a full collection every (steps)": (
+                    fmt.count(found.period_steps) if found.fires else "never"
+                ),
+                "takes (ms)": fmt.figures(found.pause_ms) if found.fires else "–",
+                "lengthens": fmt.percent(found.stalled_share) if found.fires else "–",
+                "can reach": reached,
+                "to set": found.to_set,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _with_interval(table: pd.DataFrame, name: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from repro import fmt
@@ -16,7 +18,7 @@ ALWAYS |= {"client": "client", "concurrency": "in flight", "replicate": "replica
 WHERE_THEY_DIFFER = {"torch": "torch", "python": "Python"} | {
     name: name.replace("_", " ")
     for name in parameters(Experiment)
-    if name not in {*ALWAYS, "policy", "output_tokens"}
+    if name not in {*ALWAYS, "policy", "output_tokens", "duration_s", "runner"}
 }
 """Shown if the campaign's runs differ in it."""
 
@@ -56,6 +58,26 @@ def runs(campaign: Campaign) -> pd.DataFrame:
             **{"other programs": [_others(row) for row in found.itertuples()]},
         )
     )
+
+
+def campaigns(found: Sequence[Campaign]) -> pd.DataFrame:
+    """One row per campaign: machine, versions, arms and runs."""
+    rows = []
+    for campaign in found:
+        runs = campaign.runs
+        loads = sorted(runs["concurrency"].unique())
+        rows.append(
+            {
+                "campaign": f"`{campaign.path.name}`",
+                "machine": fmt.listed(runs["machine"].unique()),
+                "vLLM": fmt.listed(sorted(runs["vllm"].unique())),
+                "client": fmt.listed(sorted(runs["client"].unique())),
+                "in flight": fmt.listed(f"{load:,}" for load in loads),
+                "arms": f"{runs['arm'].nunique()}",
+                "runs": f"{len(runs)}{MARK if noisy(campaign) else ''}",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def noisy(campaign: Campaign) -> set[str]:
