@@ -98,7 +98,7 @@ def test_ranks_are_drawn_with_what_was_measured(ranks: dataset.Campaign) -> None
     drawn = FIGURES["itl_by_ranks"](ranks)
     points = [line.get_xdata()[0] for line in drawn.axes[0].get_lines() if line.get_marker() == "o"]
     assert sorted(round(point) for point in points) == [1, 1, 2, 2]
-    assert "against the number of ranks" in drawn.get_suptitle()
+    assert "of ITL at 2 ranks: " in drawn.get_suptitle()
     (axes,) = FIGURES["rank_timelines"](ranks).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rank 0", "rank 1"]
 
