@@ -22,7 +22,7 @@ from repro.dataset.run import read_document
 from repro.experiment import collect
 from repro.experiment.config import Experiment
 from repro.experiment.supervise import RunFailed, run_child
-from repro.plugin import cpu_collectives, fault_handling
+from repro.plugin import cpu_collectives, fault_handling, hook_points
 
 LOCKSTEP = {
     "client": "async_engine",
@@ -60,7 +60,7 @@ def test_only_an_experiment_in_lockstep_on_the_cpu_is_supplied(
 
     module = SimpleNamespace(CpuCommunicator=Communicator)
     monkeypatch.setenv(fault_handling.STRICT, strict)
-    monkeypatch.setattr(cpu_collectives, "vllm_module", lambda _: module)
+    monkeypatch.setattr(hook_points, "vllm_module", lambda _: module)
     record = cpu_collectives.supply(worker(device, ranks))
     assert bool(record) == supplied == (Communicator.all_gatherv is not None)
     if supplied:

@@ -1,30 +1,36 @@
 """The report's claims, each decided by a test on recorded campaigns.
 
-To add one, decorate its test with `@claim` in the module of its subject: `CLAIMS`, the table, the
-notebook and the tests then include it.
+To add one, decorate its test with `@claim` in the module of its subject, or in a new module here:
+`CLAIMS`, the table, the notebook and the tests then include it.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
 
 from repro import fmt
-from repro.claims import capture, heap, mechanism, ranks, release, tail
 from repro.claims.registry import REGISTERED, Claim
 from repro.claims.verdict import Outcome, Verdict
 from repro.dataset import Campaign
 
 __all__ = ["CLAIMS", "Claim", "Outcome", "Verdict", "decide", "evaluate", "to_markdown"]
 
-SUBJECTS = (tail, ranks, capture, heap, release, mechanism)
+FIRST = ("tail", "ranks", "capture", "heap", "release", "mechanism")
+"""Modules whose claims lead the table, in this order; those of other modules follow."""
+
+_MODULES = dict.fromkeys([*FIRST, *(module.name for module in pkgutil.iter_modules(__path__))])
+for _name in _MODULES:
+    importlib.import_module(f"{__name__}.{_name}")
 
 CLAIMS = tuple(
-    each for subject in SUBJECTS for each in REGISTERED if each.test.__module__ == subject.__name__
+    each for name in _MODULES for each in REGISTERED if each.test.__module__ == f"{__name__}.{name}"
 )
-"""In the order of `SUBJECTS`, then of definition."""
+"""By module, then in the order of definition."""
 
 _WORST_FIRST = (
     Verdict.CONTRADICTED,

@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from repro.plugin import fault_handling
-from repro.plugin.hook_points import require, vllm_module
+from repro.plugin.hook_points import holder
 
 SUPPLIED = ("all_gatherv", "reduce_scatterv")
 
@@ -35,8 +35,9 @@ def supply(worker: Any) -> dict[str, Any]:
     # vLLM sets the size to 1 for the ranks of a dense model, which never wait for each other.
     if worker.vllm_config.parallel_config.data_parallel_size == 1:
         return {}
-    communicators = vllm_module("vllm.distributed.device_communicators.cpu_communicator")
-    require(communicators, "CpuCommunicator")
+    communicators = holder(
+        "vllm.distributed.device_communicators.cpu_communicator", "CpuCommunicator"
+    )
     communicators.CpuCommunicator.all_gatherv = all_gatherv
     communicators.CpuCommunicator.reduce_scatterv = reduce_scatterv
     return {"supplied": list(SUPPLIED), "cpus": sorted(os.sched_getaffinity(0))}

@@ -41,6 +41,7 @@ _OUTPUTS, _WORKER = "vllm.v1.engine.output_processor", "vllm.v1.worker.gpu_worke
 _V1_RUNNER, _V2_RUNNER = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"
 _GRAPHS = "vllm.compilation.cuda_graph"
 _BREAKABLE = "vllm.compilation.breakable_cudagraph"
+_COLLECTIVES = "vllm.distributed.device_communicators.cpu_communicator"
 
 HOOK_POINTS = (
     HookPoint("vllm.v1.worker.worker_base", "WorkerWrapperBase.init_device", "meet each worker"),
@@ -81,6 +82,7 @@ HOOK_POINTS = (
     HookPoint(_OUTPUTS, "OutputProcessor.has_unfinished_requests", "front end, idle"),
     HookPoint("vllm.v1.engine.llm_engine", "LLMEngine.__init__", "front end policy, offline"),
     HookPoint("vllm.v1.engine.async_llm", "AsyncLLM.__init__", "front end policy, server"),
+    HookPoint(_COLLECTIVES, "CpuCommunicator", "collectives of data-parallel ranks, CPU"),
 )
 
 

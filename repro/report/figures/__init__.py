@@ -1,8 +1,8 @@
 """The figures, one module and function each, drawn from a campaign's data alone.
 
 To add one, add a module with a function from `Campaign` to `Figure`, decorated with `@figure`:
-`FIGURES`, `draw_all`, the notebooks and the tests then include it. `figures/README.md` names the
-figures that are published, one line each.
+`FIGURES`, `draw_all` and the tests then include it, and a notebook shows it by its name.
+`figures/README.md` names the figures that are published, one line each.
 """
 
 from __future__ import annotations
