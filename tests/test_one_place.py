@@ -67,11 +67,11 @@ found |= {command: said(command, "--help") for command in ("run", "advise")}
 found["doctor"] = said("doctor")
 
 from repro.experiment.grid import grid
-from repro.experiment.parameters import read_all
-from repro.report.notebook import KNOWN
+from repro.report import notebook
 
-arms = read_all(KNOWN, {"policies": "no-freeze,added-policy"})["policies"]
-found["arms"] = [run.policy for run in grid(policies=arms, replicates=1)]
+asked = {"source": "", "policies": "no-freeze,added-policy"}
+asked |= vars(notebook.check({"In": ["source = ''; policies = None"]} | asked))
+found["arms"] = [run.policy for run in grid(policies=asked["policies"], replicates=1)]
 
 from repro.plugin import apply_policy
 
