@@ -195,7 +195,14 @@ def test_python_with_the_incremental_collector_has_no_prediction(tmp_path: Path)
 
 
 @pytest.mark.parametrize("path", CAMPAIGNS, ids=lambda path: path.name)
-def test_every_recorded_worker_collected_when_the_rule_says(path: Path) -> None:
+def test_every_recorded_worker_collected_when_the_rule_says(
+    path: Path, request: pytest.FixtureRequest
+) -> None:
+    if path.name == "cpu-wide-ep":
+        why = (
+            "unfrozen CPU ranks collect in 457 steps for 397 predicted; the claim says contradicted"
+        )
+        request.node.add_marker(pytest.mark.xfail(reason=why, strict=True))
     table = trigger_table(dataset.load(path))
     workers = table[table["role"] == "worker"]
     assert not (workers["verdict"] == OFF).any(), workers
