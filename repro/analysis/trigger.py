@@ -168,7 +168,7 @@ def _heaps(campaign: Campaign) -> pd.DataFrame:
 
 
 def _passes(campaign: Campaign, row: dict[str, Any]) -> Passes | None:
-    """The passes of one process; None where there is no step to count by, or no rule."""
+    """The passes of one process; None without a rule, steps or generation-0 passes to count by."""
     try:
         rule_for(row["python"])
     except UnknownCollector:
@@ -188,6 +188,9 @@ def _passes(campaign: Campaign, row: dict[str, Any]) -> Passes | None:
     pauses = pauses[(pauses["run"] == row["run"]) & (pauses["pid"] == row["pid"])]
     pauses = pauses[pauses["start_ns"].between(entries[0], entries[-1])]
     inside = in_window(campaign, pauses)
+    generations = set(inside["generation"])
+    if 1 in generations and 0 not in generations:  # left out of data/: nothing to count passes by
+        return None
     full = np.sort(pauses.loc[pauses["generation"] == FULL, "start_ns"].to_numpy("int64"))
     older = pauses.loc[pauses["generation"] == 1, "start_ns"]
     ramp, passes = (entries < start).sum(), (pauses["start_ns"] < start).sum()
