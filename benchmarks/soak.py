@@ -32,7 +32,7 @@ from repro.experiment.config import Experiment
 from repro.plugin.recorder import EVENT
 
 SAMPLES = 400
-"""A run, and at most one a second."""
+"""A run, and at most one per second."""
 
 MIB = 1 << 20
 

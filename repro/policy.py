@@ -117,7 +117,7 @@ class CapturePolicy:
 
 
 ALTERNATE = "alternate"
-"""The cross-over: its runs are read back as one run a period, of `no-freeze` or of `freeze`."""
+"""The cross-over: its runs are read back as one run per period, of `no-freeze` or of `freeze`."""
 
 Policy = TypeVar("Policy", ServingPolicy, CapturePolicy)
 

@@ -116,7 +116,7 @@ def test_capture_memory(more: float, expected: str, tmp_path: Path) -> None:
     ("frozen", "expected"), [(5.0, "reproduced"), (2.5, "contradicted"), (4.75, "undecided")]
 )
 def test_captures_made_again_decide_too(frozen: float, expected: str, tmp_path: Path) -> None:
-    """The start-up captures, three times as long and one a run, are not mixed with them."""
+    """The start-up captures, three times as long and one per run, are not mixed with them."""
     folder = recaptures(tmp_path / "c", {"gc-on": 5.0, "frozen": frozen}, first=3.0)
     assert verdict("capture-time", folder) == expected
 

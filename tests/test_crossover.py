@@ -1,4 +1,4 @@
-"""The cross-over: both policies in turn inside one engine, read back as one run a period."""
+"""The cross-over: both policies in turn inside one engine, read back as one run per period."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -
     Returns
     -------
     pandas.DataFrame
-        One row an arm of several ranks that has such pauses: `arm`, `ranks`, `kind`, `pauses`
+        One row per arm of several ranks that has such pauses: `arm`, `ranks`, `kind`, `pauses`
         (counted once for each rank that might have waited), `share` (median) with `low`, `high`,
         and `chance` (the same at the middle of pauses moved to random times).
     """

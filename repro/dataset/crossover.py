@@ -1,4 +1,4 @@
-"""A cross-over read as one run a period, each with the policy that held in it.
+"""A cross-over read as one run per period, each with the policy that held in it.
 
 Periods of one engine share its heap and its compiled code: intervals over them speak for that
 engine, not for engines at large.
