@@ -17,17 +17,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from repro import dataset, fmt
+from repro import dataset, fmt, policy
 from repro.cli import add_run_options
 from repro.experiment.campaign import CampaignError, run_campaign
 from repro.experiment.config import Experiment
 from repro.experiment.grid import PARAMETERS, grid
 from repro.report.tables.policies import over_baseline, side_by_side
 
-OTHERS = (
-    *("rare-full", "threshold-20k", "thresholds", "freeze-thresholds", "freeze-again"),
-    *("periodic-freeze", "periodic-collect", "between-steps", "disable"),
-)
+ALONE = ("stock", "no-freeze", "freeze", policy.ALTERNATE)
+OTHERS = tuple(name for name in policy.SERVING if name not in ALONE)
 IN_ENGINE = ("no-freeze", "freeze", *(f"{name}/{name}" for name in OTHERS))
 """Worker and engine core. The client is the front end here, and always frozen."""
 

@@ -1,7 +1,7 @@
 """Registration of figures, and the error of a campaign without the data for one.
 
-To add a figure, put a function with the decorator `figure` into a module beside this one, and link
-its PNG in `figures/README.md`.
+To add a figure, put a function with the decorator `figure` into a module beside this one. To
+publish it, link its PNG in `figures/README.md` at the top of the repository.
 """
 
 from __future__ import annotations
