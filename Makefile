@@ -13,7 +13,7 @@ HASHES = requirements/$(DEVICE).hashes.txt
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-reproduce: env  ## measure both policies here, run the notebooks, judge the claims (6 minutes)
+reproduce: env  ## measure both policies here, run the notebooks, judge the claims (9 minutes on two cores)
 	$(BIN)/repro doctor
 	$(BIN)/repro run $(QUICK) --replicates 2 --duration-s 48
 	$(BIN)/repro page $(QUICK) --out runs/page
