@@ -177,7 +177,7 @@ def processor() -> Finding:
 
 
 def gpu() -> Finding:
-    """Which backend runs, and so what can be said."""
+    """The backend that runs, and so what can be measured."""
     gpus = provenance.gpu_query("name", "memory.total")
     if not gpus:
         remedy = "capture time needs one; ITL is measured on vLLM's CPU backend"

@@ -1,12 +1,16 @@
-"""One browser for all tests of pages; a skip where CI must run everything is a failure."""
+"""Fixtures of several files: one browser, which CI must have; a restored collector; a clock."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator, Iterator
+from types import SimpleNamespace
 
 import pytest
 from browser import BROWSER, Browser
+
+from repro.plugin import apply_policy
 
 
 @pytest.hookimpl(wrapper=True)
@@ -29,3 +33,20 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     made = Browser(tmp_path_factory.mktemp("profile"))
     yield made
     made.close()
+
+
+@pytest.fixture
+def collector_left_as_found() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.callbacks[:] = [call for call in gc.callbacks if call is not apply_policy.freeze_survivors]
+    gc.set_threshold(*thresholds)
+    gc.enable()
+    gc.unfreeze()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    made = SimpleNamespace(s=1.0)
+    monkeypatch.setattr(apply_policy.time, "monotonic_ns", lambda: int(made.s * 1e9))
+    return made

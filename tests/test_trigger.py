@@ -208,3 +208,10 @@ def test_every_recorded_worker_collected_when_the_rule_says(
     assert not (workers["verdict"] == OFF).any(), workers
     if "worker" in set(table["role"]):
         assert (workers["verdict"] != UNKNOWN).any()
+
+
+def test_nothing_is_predicted_where_generation_0_was_left_out() -> None:
+    campaign = dataset.load(DATA / "cpu-wide-ep")
+    passes = campaign.pauses[campaign.pauses["role"] == "frontend"]["generation"]
+    assert (passes == 1).any() and not (passes == 0).any()
+    assert "frontend" not in set(trigger_table(campaign)["role"])

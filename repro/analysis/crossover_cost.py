@@ -15,7 +15,7 @@ from repro.analysis.tails import effect
 from repro.dataset import Campaign
 
 SAME_WORK = ["comparable", "load", "model", "client", "executor"]
-"""What two designs must share to be compared."""
+"""Columns in which two designs must agree to be compared."""
 
 COLUMNS = ["treated", "runs", "engine_s", "ratio", "price_s"]
 

@@ -57,7 +57,7 @@ COMPARED = ["quantity", "unit", "measured", "low", "high", "steps", *BOUNDS.valu
 
 
 def quantities(steps: Steps, number: int, tokens: float, *, length: int = LENGTH) -> pd.DataFrame:
-    """What a group of ranks would measure in `length` steps.
+    """Quantities that a group of ranks would measure in `length` steps.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def register(basis: Basis, number: int, path: Path) -> Path:
 
 
 def against_measured(basis: Basis) -> pd.DataFrame:
-    """What every wider group measured of its pauses, beside the prediction.
+    """Measured effects of pauses in every wider group, beside the prediction.
 
     The period and the pauses are one rank's. The ordinary steps are those of the frozen group of
     that width, and the offsets those of the other widths. Left out is what ordinary steps make:
@@ -191,7 +191,7 @@ def _compared(seen: pd.DataFrame, told: pd.DataFrame) -> pd.DataFrame:
 
 
 def _reason(row: Any, growth: float, per_burst: float) -> str:
-    """Why a registered quantity is not inside, by the two things that were not known.
+    """Reason why a registered quantity is not inside, by the two things not known.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def _reason(row: Any, growth: float, per_burst: float) -> str:
 
 
 def requests(basis: Basis) -> pd.DataFrame:
-    """What requests of mean length see, by steps: those that meet a burst and those that do not.
+    """Requests of mean length, from steps: those that meet a burst and those that do not.
 
     A request gets one token per step. Nothing is taken from the table `requests`.
 

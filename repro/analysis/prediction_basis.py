@@ -22,7 +22,7 @@ DRIVERS = ("engine", "async_engine")
 """Clients that keep the engine busy. Through HTTP it may idle, and a pause then hides."""
 
 ALIKE = ["machine", "vllm", "torch", "python", "capture_policy", "model", "executor", "load"]
-"""What one-rank runs share with groups predicted from them. The number of GPUs and of CPUs differs
+"""Columns in which one-rank runs and their groups agree. The number of GPUs and of CPUs differs
 by design: the runs are compared, never pooled."""
 
 

@@ -63,7 +63,7 @@ def several(campaign: Campaign) -> pd.DataFrame:
 
 
 def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> pd.DataFrame:
-    """How often full collections of different ranks fall into one and the same step.
+    """Share of full collections of different ranks that fall into one step.
 
     The unit is the step of the group: ranks that wait for each other enter it together. Chance is
     what the same collections give if each rank's are moved on by a random number of steps.
@@ -114,7 +114,7 @@ def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> 
 
 
 def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
-    """How much of one rank's full collection shows in the step that another rank is in meanwhile.
+    """Share of one rank's full collection that shows in the step that another rank is in meanwhile.
 
     By the step that the other rank is in halfway through the pause: what it takes above that
     rank's median step, over the pause. 1: the other rank waits to the end. 0: it takes no notice.
@@ -165,12 +165,12 @@ def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -
 
 
 def policy_of(campaign: Campaign, arm: str) -> str:
-    """What the workers of an arm do: `freeze` or `no-freeze`, also where the policy is `stock`."""
+    """Policy of an arm's workers: `freeze` or `no-freeze`, also where the policy is `stock`."""
     return "freeze" if freezes(campaign, arm) == "yes" else "no-freeze"
 
 
 def measured(campaign: Campaign, arm: str) -> pd.DataFrame:
-    """What one arm measured of the quantities that are predicted.
+    """Measured values of one arm for the quantities that are predicted.
 
     Returns
     -------
@@ -366,7 +366,7 @@ def _distances(ordinals: list[Integers]) -> Integers:
 
 
 def _shown(ranks: list[_Rank], moved_to: Moving | None = None) -> list[float]:
-    """What of each pause of one rank shows in the step of each other; at other times, if moved."""
+    """Part of one rank's pauses that shows in each other rank's step; at other times, if moved."""
     found: list[float] = []
     for paused, other in _couples(ranks):
         gaps = np.diff(other.entries)

@@ -53,5 +53,5 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
 
 
 def _in_effect(campaign: Campaign, arm: str) -> str:
-    """What an untouched vLLM did, as the census saw it."""
+    """Policy of an untouched vLLM, as the census saw it."""
     return "freeze" if freezes(campaign, arm) == "yes" else "no-freeze"

@@ -54,7 +54,7 @@ BLOCK_TOKENS = 16
 """Tokens of a block of vLLM's KV cache on a GPU; a CPU's blocks are so long that few start one."""
 
 SAME_STEP = ["comparable", "model", "load", "role"]
-"""What processes must share to hold equally many containers in a step."""
+"""Columns in which processes that hold equally many containers per step agree."""
 
 SEEN = ["tracked", "frozen"]
 
@@ -296,7 +296,7 @@ def _uncounted(row: dict[str, Any]) -> float:
 
 
 def _inferred(row: dict[str, Any]) -> float:
-    """What a step must have held for the quarter rule to fire when it did."""
+    """Containers a step must have held for the quarter rule to fire when it did."""
     seen: Passes = row["seen"]
     if row["is_frozen"] and row["role"] == "worker" and len(seen.full):
         event, older = FIRST, float(seen.before_first)
@@ -336,7 +336,7 @@ def _outcome(row: dict[str, Any], event: str, promoted: float) -> dict[str, Any]
 
 
 def _left(row: dict[str, Any], event: str) -> float:
-    """What the last full collection left alive; a quarter of it must be promoted.
+    """Objects that the last full collection left alive; a quarter of it must be promoted.
 
     A freeze makes one over the whole heap before load. Requests then start all at once. From there
     on as many have started as at the steady rate, and half of those in flight besides (renewal

@@ -86,7 +86,7 @@ def tail_falls_wide_ep(campaign: Campaign) -> list[Outcome]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Width:
-    """What one width measured: ratios with over without the freeze by quantile."""
+    """Measured ratios of one width, with over without the freeze, by quantile."""
 
     ranks: int
     tail: dict[float, Estimate]
@@ -211,7 +211,7 @@ def _agreement(basis: Basis) -> str:
     some=True,
 )
 def a_rank_waits(campaign: Campaign) -> list[Outcome]:
-    """How much of one rank's full collection every other rank's step shows."""
+    """Share of one rank's full collection that shows in every other rank's step."""
     findings = []
     found = coupling(campaign)
     for row in found[found["pauses"] >= FEWEST_PAUSES].itertuples():

@@ -23,7 +23,7 @@ TOO_MANY = 1000
 
 
 class Verdict(StrEnum):
-    """What the data say of a claim."""
+    """Judgement of the data on a claim."""
 
     REPRODUCED = "reproduced"
     CONTRADICTED = "contradicted"
@@ -39,7 +39,7 @@ Ranges = Mapping[Verdict, list[tuple[float, float]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one campaign says of a claim.
+    """Result of a claim's test on one campaign.
 
     Attributes
     ----------

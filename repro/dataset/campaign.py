@@ -60,7 +60,7 @@ COMPARABLE = {
 
 _ABOUT = {OF_EXPERIMENT[name]: about(field) for name, field in parameters(Experiment).items()}
 LOAD = {key: said.label for key, said in _ABOUT.items() if said.load}
-"""What a rank has to do, whatever the number of ranks."""
+"""Columns of a rank's load, whatever the number of ranks."""
 
 OTHERS = "engine {}, front end {}:"
 UNSAID = {OTHERS.format("stock", "stock")} | {
@@ -68,14 +68,14 @@ UNSAID = {OTHERS.format("stock", "stock")} | {
     for field in parameters(Experiment).values()
     if field.default in (False, 0, "none", "auto", "{}", "vllm")
 }
-"""What goes without saying in the label of an arm: switches that are off."""
+"""Words left out of the label of an arm: switches that are off."""
 
 ARM = {
     **COMPARABLE,
     **{key: said.label for key, said in _ABOUT.items() if said.label},
     "experiment.engine_policy, experiment.frontend_policy": OTHERS,
 }
-"""What tells arms apart besides the worker's policy, by keys, and how a label says it, in order."""
+"""Switches that split arms besides the worker's policy: keys and words, in a label's order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +263,7 @@ def _runs(documents: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _unusual(documents: list[dict[str, Any]]) -> list[str]:
-    """What is asked of each run, besides requests in flight, but not of most; often empty."""
+    """Demands on each run, besides requests in flight, but not of most; often empty."""
     kinds = {key: form for key, form in LOAD.items() if key != "experiment.concurrency"}
     kinds |= {"experiment.enforce_eager": ARM["experiment.enforce_eager"]}
     said = [[_say(document, key, form) for key, form in kinds.items()] for document in documents]
@@ -281,7 +281,7 @@ def _runner(document: dict[str, Any]) -> str:
 
 
 def _settings(documents: list[dict[str, Any]]) -> list[str]:
-    """What splits the runs into arms besides the worker's policy, and nothing else."""
+    """Columns that split the runs into arms besides the worker's policy."""
     labels: list[tuple[str, ...]] = [() for _ in documents]
     for key, form in ARM.items():
         longer = [

@@ -120,7 +120,7 @@ def _frictionless_type(kind: pa.DataType) -> str:
 
 
 def _read_dictionary(path: Path) -> dict[str, tuple[str, dict[str, dict[str, str]]]]:
-    """What the dictionary says of each table, and of each column: description and unit."""
+    """The dictionary's entry for each table and each column: description and unit."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     found = {}
     for name, about, rest in _SECTION.findall(text):

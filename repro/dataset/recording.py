@@ -27,7 +27,7 @@ assert EVENT.itemsize == recorder.EVENT.size
 Columns = dict[str, npt.NDArray[Any]]
 
 ABOUT = recorder.ABOUT
-"""Where a recording's first page has a JSON object, filled up with NUL. Every key may be missing:
+"""Place of a JSON object in a recording's first page, filled up with NUL. Every key may be missing:
 
     host, monotonic_ns, wall_ns    hash of the host; one moment on both of its clocks
     name, server                   vLLM's name of the process; the API server it belongs to

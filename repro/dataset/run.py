@@ -50,7 +50,7 @@ OK_KEYS: dict[str, Types] = {
     "summary.output_tokens": (int,),
     "summary.tokens_per_s": (int, float),
 }
-"""What the analysis reads of a run that is ok, besides `schema.REQUIRED`."""
+"""Keys that the analysis reads of a run that is ok, besides `schema.REQUIRED`."""
 
 ADDED = {
     name: field.default

@@ -13,7 +13,7 @@ import psutil
 
 FILE = "other_load.json"
 BEFORE_S = 0.5
-"""How long the load before the run is watched."""
+"""Time for which the load before the run is watched."""
 
 MEASURED = ("measure", "capture")
 """Phases of the child in which it measures."""
@@ -78,7 +78,7 @@ def share(start: tuple[float, float], end: tuple[float, float]) -> float:
 
 
 def read(folder: Path) -> dict[str, float | None]:
-    """What `write` left; empty if it left nothing."""
+    """The loads that `write` left; empty if it left none."""
     with contextlib.suppress(OSError):
         found: dict[str, float | None] = json.loads((folder / FILE).read_text())
         return found

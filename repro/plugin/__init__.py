@@ -1,4 +1,4 @@
-"""What runs inside vLLM's own processes. Standard library and vLLM only; inert unless asked.
+"""The part inside vLLM's processes. Standard library and vLLM only; inert unless asked.
 
 Every vLLM process calls `install` through the entry point `vllm.general_plugins`. It asks for:
 
@@ -89,7 +89,7 @@ def _install() -> None:
 
 
 def _observe_an_experiment(recorder: Recorder, role: str) -> None:
-    """What only an experiment asks of an engine core and a front end."""
+    """Hooks of engine core and front end that only an experiment asks for."""
     from repro.plugin import engine_frontend_hooks
 
     engine_frontend_hooks.count_garbage_at_the_end(recorder)
@@ -114,7 +114,7 @@ def _record(directory: Path, serving: dict[str, policy.ServingPolicy]) -> None:
 
 
 def _chosen(variable: str, look_up: Callable[[str], Value], otherwise: str) -> Value:
-    """What a variable asks for; if it is mistyped, what it means unset."""
+    """Policy that a variable asks for; if mistyped, that of the variable unset."""
     with fault_handling.stepping_aside(f"what {variable} asks for"):
         return look_up(os.environ.get(variable) or otherwise)
     return look_up(otherwise)

@@ -47,7 +47,7 @@ def freeze_survivors(phase: str, info: dict[str, int]) -> None:
 
 
 class Moments:
-    """What a policy does at moments when nobody waits for this process.
+    """Actions of a policy at moments when nobody waits for this process.
 
     A period begins with the first such moment: then the process is warm.
     """

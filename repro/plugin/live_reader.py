@@ -45,7 +45,7 @@ class Process:
 
 
 def process_of(header: bytes) -> Process | None:
-    """What a recording's first bytes say; None if no recorder of this version wrote them."""
+    """Facts in a recording's first bytes; None if no recorder of this version wrote them."""
     if len(header) < HEADER.size or not header.startswith(MAGIC):
         return None
     _, pid, rank, opened_ns, stopped, role, launch_ns = HEADER.unpack_from(header)
@@ -100,7 +100,7 @@ class Follower:
                 return events
 
     def _settled(self, slots: list[Event], end: int) -> int:
-        """How many of the slots up to the last filled one can be read for good.
+        """Number of slots, up to the last filled one, that can be read for good.
 
         A writer draws its slot before it fills it, so one with filled slots behind it may be about
         to be filled: it is waited for once, then passed over (its writer was interrupted).

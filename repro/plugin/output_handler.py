@@ -1,4 +1,4 @@
-"""How long an API server's output handler keeps everything else of its event loop waiting.
+"""Records holds: an API server's output handler keeps all else of its event loop waiting.
 
 vLLM's asynchronous front end takes the engine's outputs off a queue, and lets other tasks run only
 where it has to wait: for an empty queue, or between two chunks of one large step. While it is

@@ -1,4 +1,4 @@
-"""Where each process learns what it is, and where its heap is warm.
+"""Hooks that tell each process its role, and that its heap is warm.
 
 vLLM's names tell some processes apart; under Ray, or with one API server, a process is known only
 by what it builds: a front end builds an engine's client, an engine core an executor, a worker a

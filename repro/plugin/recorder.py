@@ -34,7 +34,7 @@ HEADER = struct.Struct("<8s i i q i 16s q")
 """magic, pid, rank, opened_ns (monotonic), stopped, role, launch_ns (time of day)"""
 HEADER_BYTES = mmap.ALLOCATIONGRANULARITY
 ABOUT = slice(64, 4096)
-"""Where the header page has its JSON object, filled up with NUL."""
+"""Place of the JSON object in the header page, filled up with NUL."""
 LONGEST = 80  # characters of a text there
 EVENT = struct.Struct("<q q q i i")  # start_ns, duration_ns, a, b, kind; an empty slot is kind 0
 SEGMENT_EVENTS = 1 << 15
@@ -115,7 +115,7 @@ class Recorder:
 
     @property
     def role(self) -> str:
-        """What this process is: `frontend`, `engine`, `worker`, `launcher` or `other`."""
+        """Role of this process: `frontend`, `engine`, `worker`, `launcher` or `other`."""
         return self._identity()[0]
 
     @property

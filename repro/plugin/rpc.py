@@ -1,4 +1,4 @@
-"""What an experiment can ask of a running worker: names for vLLM's `collective_rpc`."""
+"""Questions of an experiment to a running worker: names for vLLM's `collective_rpc`."""
 
 CENSUS_RPC = "repro_census"
 """Count the heap; with it the engine core and the front end count theirs."""

@@ -147,7 +147,7 @@ def upstream_freeze_replaced(worker_class: type, replacement: Callable[[], None]
 
 
 def capture_sizes(worker: Any) -> int:
-    """How many batch sizes vLLM captures graphs for."""
+    """Number of batch sizes that vLLM captures graphs for."""
     return len(worker.vllm_config.compilation_config.cudagraph_capture_sizes or ())
 
 

@@ -117,7 +117,7 @@ def narrowed(campaign: Campaign, given: Mapping[str, Any]) -> Campaign:
 
 
 def in_force(campaign: Campaign, name: str) -> str:
-    """What a campaign's runs had for a parameter, as text."""
+    """Values of a parameter in a campaign's runs, as text."""
     return _listed(_distinct(name, parameters_of(campaign)))
 
 
@@ -144,7 +144,7 @@ def _recorded(
 
 
 def _why_none(given: Mapping[str, Any], found: list[Campaign]) -> str:
-    """What of the parameters given is not recorded, and what is."""
+    """The given parameters that are not recorded, and the recorded values."""
     runs = {
         (campaign.path.name, run): own
         for campaign in found
@@ -160,7 +160,7 @@ def _why_none(given: Mapping[str, Any], found: list[Campaign]) -> str:
 
 
 def _cost(given: Mapping[str, Any]) -> str:
-    """What would measure it."""
+    """The command that would measure it."""
     from repro.experiment.campaign import START_S
 
     runs = grid(**given)
@@ -204,7 +204,7 @@ def _weight(campaign: Campaign) -> tuple[bool, int, str]:
 
 
 def _as_asked(experiment: Mapping[str, Any]) -> Values:
-    """What `grid` would be asked for this one run: a tuple of values per parameter."""
+    """Arguments of `grid` for this one run: a tuple of values per parameter."""
     arm = _short("/".join(experiment[name] for name in OF_PROCESS))
     captures = experiment["recapture_policies"] or [experiment["capture_policy"]]
     one = {

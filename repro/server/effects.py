@@ -1,4 +1,4 @@
-"""Which collections lengthen steps: what they overlap, beside what random times would overlap.
+"""Collections that lengthen steps: their overlap, beside that of random times.
 
 Long steps overlap more collections, whatever made them long. So the same collections are also
 moved to random times, and a cause is booked only where it shows clearly more than that.

@@ -79,7 +79,7 @@ class Member:
 
     @property
     def stacks(self) -> Path:
-        """Where it wrote the Python stacks of long steps, if a variable asked for them."""
+        """Files with the Python stacks of long steps, if a variable asked for them."""
         process = self.source.process
         return self.source.path.with_name(f"stacks-{process.pid}-{process.opened_ns}.txt")
 

@@ -114,7 +114,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What the rule says of a setting.
+    """The rule's answer for a setting.
 
     Attributes
     ----------
@@ -147,7 +147,7 @@ class Advice:
 
 
 def advise(setting: Setting) -> Advice:
-    """What full collections of its workers do to a server, and what to set."""
+    """Effects of the workers' full collections on a server, and the settings to change."""
     survivors = _survivors(setting)
     rule = rule_for(setting.python)
     asked = policy.serving(setting.policy)

@@ -48,7 +48,7 @@ class UnknownCollector(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What differs between the collectors of two Python versions.
+    """Differences between the collectors of two Python versions.
 
     Attributes
     ----------

@@ -97,7 +97,7 @@ class Steps:
 
     @property
     def pauses(self) -> Integers:
-        """What each pause added to its step."""
+        """Time that each pause added to its step."""
         added = np.concatenate(self.paused)
         return added[added > 0]
 
@@ -108,7 +108,7 @@ class Steps:
 
 
 LIFETIME = ("seconds", "longest_ms", "p99_ms")
-"""What a request sees, by `lifetimes`."""
+"""Quantities of one request's life, by `lifetimes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +319,7 @@ def _common_parts(steps: Steps, length: int, resamples: int, seed: int) -> Float
 
 
 def _bursts(steps: Steps, ranks: int, length: int, rng: np.random.Generator) -> Floats:
-    """What the pauses of all bursts of a measurement add to each of its steps."""
+    """Time that the pauses of all bursts add to each step of a measurement."""
     # A period that no run shows is as uncertain as the count of pauses.
     period = steps.period or len(steps) / max(rng.poisson(len(steps.pauses)), 0.5)
     starts = np.arange(rng.uniform(-SPREAD, period - SPREAD), length, period)
@@ -329,7 +329,7 @@ def _bursts(steps: Steps, ranks: int, length: int, rng: np.random.Generator) -> 
 def _added(
     steps: Steps, ranks: int, starts: Floats, length: int, rng: np.random.Generator
 ) -> Floats:
-    """What bursts that begin at the given steps add; of two pauses in one step the longer."""
+    """Time that bursts from the given steps on add; of two pauses in one step the longer."""
     groups = rng.integers(len(steps.offsets), size=len(steps.offsets))
     offsets = rng.choice(np.concatenate([steps.offsets[group] for group in groups]), ranks)
     at = np.floor(starts)[:, None].astype(np.int64) + offsets

@@ -49,7 +49,7 @@ def rule(campaign: Campaign) -> pd.DataFrame:
 
 
 def verdicts(campaign: Campaign) -> str:
-    """How often the rule was right, in one line; empty if it was never put to the test."""
+    """The rule's share of right predictions, one line; empty if it was never put to the test."""
     found = trigger_table(campaign)
     judged = found[found["verdict"].isin([WITHIN, OFF, NONE_DUE])]
     if judged.empty:
@@ -107,7 +107,7 @@ def memory(campaign: Campaign) -> pd.DataFrame:
 
 
 def advice(campaign: Campaign) -> pd.DataFrame:
-    """What `repro advise` says of the first run of each arm; arms without advice are left out."""
+    """Advice of `repro advise` for the first run of each arm; arms without advice are left out."""
     rows = []
     for arm in labels(campaign):
         run = campaign.runs.loc[campaign.runs["arm"] == arm, "run"].iloc[0]

@@ -78,7 +78,7 @@ def origin(basis: Basis) -> str:
 def warnings(
     basis: Basis, number: int, concurrency: int, campaigns: Sequence[Campaign]
 ) -> list[str]:
-    """What of a question lies outside what was measured, one line each."""
+    """Parts of a question outside the measurements, one line each."""
     measured = sorted({1, *(int(n) for c in campaigns for n in ranks.several(c)["ranks"])})
     said = []
     if concurrency != basis.concurrency:
@@ -96,7 +96,7 @@ def warnings(
 
 
 def nearest_groups(campaigns: Sequence[Campaign], number: int) -> str:
-    """What a burst stalled in the unfrozen groups whose width is nearest, in one line."""
+    """Stalled steps per burst of the unfrozen groups nearest in width, in one line."""
     found = [ranks.bursts(each).assign(campaign=each.path.name) for each in campaigns]
     unfrozen = pd.concat(found).query("policy == 'no-freeze'") if found else pd.DataFrame()
     if unfrozen.empty:
@@ -124,7 +124,7 @@ def without_basis(campaigns: Sequence[Campaign]) -> str:
 
 
 def against_measured(basis: Basis) -> pd.DataFrame:
-    """What pauses do to unfrozen groups, measured and predicted."""
+    """Effects of pauses on unfrozen groups, measured and predicted."""
     found = prediction.against_measured(basis)
     return pd.DataFrame({"ranks": found["ranks"].map(str)} | _both(found))
 
@@ -200,7 +200,7 @@ def bursts(campaign: Campaign) -> pd.DataFrame:
 
 
 def bursts_in_words(campaign: Campaign) -> str:
-    """How long bursts last, how often they come and whether they spread."""
+    """Length, period and spread of bursts."""
     found = ranks.bursts(campaign)
     said = []
     for policy, own in found.groupby("policy", sort=False):
