@@ -373,6 +373,7 @@ LOGS = Path(__file__).parent / "logs"
 POINTER = "RuntimeError: Engine core initialization failed. See root cause above."
 FIRST_ERRORS = {
     "cache-larger-than-memory": "ValueError: Available memory on node 0",
+    "killed-worker": "Worker proc VllmWorker-0 died unexpectedly",
     "missing-module": "ModuleNotFoundError: No module named 'vllm.v1.worker.cpu_model_runner'",
     "negative-layer-size": "RuntimeError: Trying to create tensor with negative dimension -10",
 }

@@ -34,6 +34,8 @@ LOG_PREFIX = re.compile(r"^(\([^)]*pid=\d+\) )?(ERROR \S+ \S+ \[[^]]*\] ?)?")
 """vLLM's mark of process, time and source line before each line that it logs."""
 
 EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(: |$)")
+WORKER_DIED = re.compile(r"Worker proc \S+ died unexpectedly")
+"""How the engine core logs a worker that was killed, which leaves no traceback of its own."""
 
 EVENTS = ("pauses", "steps", "holds", "itl", "requests", "captures")
 """Tables whose times are stored to the tick: those with many rows, and what holds their events."""
@@ -169,15 +171,16 @@ def log_excerpt(lines: list[str]) -> list[str]:
 
 
 def first_error(lines: list[str]) -> tuple[int, str] | None:
-    """The line number and the text of the first exception that a log ends a traceback with.
+    """The line number and the text of a log's first error.
 
-    vLLM logs an exception in the worker, then what it causes in the engine core and the front end.
+    That is the end of the first traceback, or a worker's death before it. vLLM logs an exception
+    in the worker, then what it causes in the engine core and the front end.
     """
     inside = False
     for number, line in enumerate(lines):
         text = LOG_PREFIX.sub("", line)
         inside = inside or text.startswith("Traceback (most recent call last)")
-        if inside and EXCEPTION.match(text):
+        if WORKER_DIED.match(text) or (inside and EXCEPTION.match(text)):
             return number, text.strip()
     return None
 
