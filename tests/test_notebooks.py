@@ -24,7 +24,7 @@ from repro.experiment.fields import ConfigError
 from repro.report import notebook
 from repro.report.explore import LOADS, amounts_to, explore, settings
 from repro.report.notebook import check
-from repro.report.page import ReportError, execute, html_page
+from repro.report.page import ReportError, executing, html_page
 from repro.report.rendered import MADE_FROM, inputs
 from repro.report.source import in_force
 
@@ -298,16 +298,19 @@ def test_the_table_shows_the_parameters_of_the_runs_shown(tmp_path: Path) -> Non
 
 
 def test_execute_says_the_first_error_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(
-        ReportError, match=r"^capture_time: DatasetError: .* is no campaign; .*; see "
+    with (
+        pytest.raises(
+            ReportError, match=r"^capture_time: DatasetError: .* is no campaign; .*; see "
+        ),
+        executing(tmp_path / "nowhere", tmp_path / "out") as executed,
     ):
-        execute(tmp_path / "nowhere", tmp_path / "out")
+        list(executed)
 
 
 def test_execute_needs_the_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ReportError, match="has no notebooks; run this in the project's folder"):
-        execute(tmp_path, tmp_path / "out")
+        executing(tmp_path, tmp_path / "out").__enter__()
 
 
 def test_report_refuses_what_was_not_executed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 
 from repro import fmt
@@ -21,6 +22,7 @@ from repro.experiment.fields import ConfigError, as_text, parameter, parameters,
 from repro.experiment.grid import PARAMETERS
 from repro.report import figures, style
 from repro.report.explore import explore
+from repro.report.kernels import leave_when_told
 from repro.report.source import MEASURE, campaigns, in_force, project
 from repro.report.tables import runs
 
@@ -63,6 +65,8 @@ def check(namespace: Mapping[str, Any]) -> SimpleNamespace:
     ConfigError
         One line with the name, the value and what is allowed.
     """
+    if shell := get_ipython():
+        leave_when_told(shell)
     own = assigned(namespace, PARAMETERS_CELL)
     if unknown := [name for name in assigned(namespace, INJECTED) if name not in own]:
         raise ConfigError(f"unknown parameter {unknown[0]!r}: this notebook has {', '.join(own)}")

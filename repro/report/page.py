@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -14,6 +14,7 @@ import nbformat
 import papermill
 from nbconvert import HTMLExporter
 
+from repro.report.kernels import Kernels
 from repro.report.notebook import project
 from repro.report.style import PAGE_STYLE
 from repro.report.summary import HEAD_CONTENTS, head
@@ -42,14 +43,14 @@ class ReportError(ValueError):
 def build(source: Path, out: Path) -> Path:
     """Write the page of a campaign into a folder, with its executed notebooks; returns its path."""
     source, page = source.resolve(), out.resolve() / "index.html"
-    with ThreadPoolExecutor(1) as beside:
-        opening = beside.submit(head, source, page)
-        executed = execute(source, out)
-    return html_page(opening.result(), executed, page)
+    with executing(source, out) as executed:
+        opening = head(source, page)  # beside them
+        return html_page(opening, list(executed), page)
 
 
-def execute(source: Path, out: Path) -> list[Path]:
-    """Run the project's notebooks on one campaign, several at once.
+@contextlib.contextmanager
+def executing(source: Path, out: Path) -> Iterator[Iterator[Path]]:
+    """Run the project's notebooks on one campaign, several at once, beside the `with` block.
 
     Parameters
     ----------
@@ -58,15 +59,16 @@ def execute(source: Path, out: Path) -> list[Path]:
     out : Path
         Where the executed notebooks go; made if missing.
 
-    Returns
-    -------
-    list of Path
-        The executed notebooks, by name; without `claims`, whose tables open the page.
+    Yields
+    ------
+    iterator of Path
+        The executed notebooks, by name, each when it is done; without `claims`, whose tables open
+        the page. None runs on when the block is left.
 
     Raises
     ------
     ReportError
-        If there are no notebooks here, or a cell of one fails.
+        If there are no notebooks here; from the iterator, if a cell of one fails.
     """
     found = sorted((project() / "notebooks").glob("*.ipynb"))
     if not found:
@@ -75,13 +77,16 @@ def execute(source: Path, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     notebooks = [path for path in found if path.stem != SUPERSEDED]
     # papermill changes the working folder of the whole process: once here, not once per thread.
-    with contextlib.chdir(project()), ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(lambda path: _execute(path, source, out / path.name), notebooks))
+    with contextlib.chdir(project()), ThreadPoolExecutor(WORKERS) as pool, Kernels() as kernels:
+        try:
+            yield pool.map(lambda path: _execute(kernels, path, source, out / path.name), notebooks)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _execute(path: Path, source: Path, out: Path) -> Path:
+def _execute(kernels: Kernels, path: Path, source: Path, out: Path) -> Path:
     try:
-        papermill.execute_notebook(path, out, {"source": str(source)}, progress_bar=False)
+        kernels.execute(path, out, {"source": str(source)})
     except papermill.PapermillExecutionError as error:
         what = f"{error.ename}: {error.evalue}"
         raise ReportError(f"{path.stem}: {what}; see {out}") from error

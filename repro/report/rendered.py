@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
-import papermill
 from nbconvert import MarkdownExporter
 
+from repro.report.kernels import Kernels
 from repro.report.source import project
 
 MADE_FROM = "made_from.sha256"
@@ -45,7 +45,8 @@ def render(out: Path) -> list[Path]:
     written, index = [], ["# The notebooks, rendered", ""]
     for path in notebooks():
         executed = out / path.name
-        papermill.execute_notebook(path, executed, cwd=project(), progress_bar=False)
+        with Kernels() as kernels:
+            kernels.execute(path, executed, cwd=project())
         resources = {"output_files_dir": f"{path.stem}_files"}
         notebook = nbformat.read(executed, as_version=4)
         body, found = exporter.from_notebook_node(notebook, {**resources, "unique_key": path.stem})
