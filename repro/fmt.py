@@ -50,9 +50,14 @@ def bounds(low: float, high: float) -> str:
     return f"{figures(low)} to {figures(high)}"
 
 
+def interval(value: float, low: float, high: float) -> str:
+    """A number with its interval, as `0.12 (0.08 to 0.15)`."""
+    return f"{figures(value)} ({bounds(low, high)})"
+
+
 def ratio(estimate: Estimate) -> str:
     """A ratio with its 95% interval, as `×0.12 (0.08 to 0.15)`."""
-    return f"×{figures(estimate.value)} ({bounds(estimate.low, estimate.high)})"
+    return f"×{interval(estimate.value, estimate.low, estimate.high)}"
 
 
 def percent(share: float) -> str:

@@ -281,7 +281,6 @@ def test_gc_time_is_per_process_and_per_1000_steps(tmp_path: Path) -> None:
     table = gc_time(load(tmp_path / "c")).set_index(["arm", "role", "generation"])
     assert len(table) == 2 * 3  # no engine row: nothing was recorded there
     worker = table.loc[("freeze", "worker", 2)]
-    assert worker["processes"] == 2
     assert worker["pauses"] == 3
     assert worker["steps"] == 2000
     assert worker["per_1000_steps"] == pytest.approx(1.5)

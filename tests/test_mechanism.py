@@ -12,13 +12,11 @@ from campaigns import ROLES, census, decided, decode, story
 
 from repro import dataset
 from repro.analysis import arms
-from repro.analysis.mechanism import policies_table
-from repro.analysis.memory import garbage_left, resident_by_arm
+from repro.analysis.mechanism import garbage_left, policies_table
 from repro.claims import Verdict
 from repro.dataset import Campaign
 from repro.report import style
 from repro.report.figures import FIGURES, NotApplicable
-from repro.report.tables import mechanism
 
 LENGTH_S = 12
 
@@ -136,43 +134,18 @@ def test_an_arm_is_named_by_the_policies_of_all_its_processes(policies: Campaign
 
 def test_policies_are_compared_by_what_was_measured(policies: Campaign) -> None:
     table = policies_table(policies).set_index("policy")
-    assert table.loc["stock", "longest_ms"] > 250
-    assert table.loc["freeze-again", "longest_ms"] < 10
+    assert table["ms_per_1000_steps"].idxmax() == "stock"
     assert table["tokens_per_s"].eq(100.0).all()
-    assert len(mechanism.policies(policies)) == len(POLICIES)
 
 
-def test_garbage_is_what_was_counted_at_the_end(policies: Campaign, tmp_path: Path) -> None:
-    left = garbage_left(policies)
-    assert (
-        (left[["since", "since_bytes", "kept", "kept_bytes"]] == [30, 4_000, 7, 900])
-        .to_numpy()
-        .all()
-    )
-    told = mechanism.policies(policies)
-    assert set(told["garbage since"]) == {"30 (4,000 bytes)"}
-    assert set(told["garbage in the worker from before the freeze"]) == {"7 (900 bytes)"}
-
-
-def test_memory_gained_is_told_by_process_and_for_as_many_steps(
-    policies: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heap = pd.DataFrame(census("no-freeze"))
-    later = heap["point"] == "window-end"
-    heap.loc[later, "rss_bytes"] = 2_500_000_000
-    heap.loc[later & (heap["role"] == "worker"), "rss_bytes"] = 1_900_000_000
-    tables = decode(400.0, 60, 20, seed=0) | {"census": {k: v.tolist() for k, v in heap.items()}}
-    run(tmp_path / "c", "a", tables, window__end_ns=START + 20 * SECOND)
-    campaign = dataset.load(tmp_path / "c")
-    found = resident_by_arm(campaign).set_index("role")
-    assert found.loc["frontend", "growth_bytes"] == pytest.approx(500_000_000, abs=10)
-    assert found.loc["worker", "growth_bytes"] == pytest.approx(-100_000_000, abs=10)
-    (steps,) = found["steps"].unique()
-    assert steps == len(dataset.in_window(campaign, campaign.steps)) > 500
-    monkeypatch.setattr(mechanism, "LONG_RUN", 500)
-    told = mechanism.memory(campaign).set_index("process")
-    assert told.loc["front end", "gained (MiB)"] == "477"
-    assert told.loc["worker", "gained (MiB)"] == "-95.4"
+def test_garbage_is_what_was_counted_at_the_end(policies: Campaign) -> None:
+    left = garbage_left(policies).drop(columns="arm")
+    assert left.drop_duplicates().to_dict("list") == {
+        "since": [30],
+        "since_bytes": [4_000],
+        "kept": [7],
+        "kept_bytes": [900],
+    }
 
 
 def verdict(claim: str, campaign: Campaign) -> str:

@@ -37,17 +37,18 @@ def test_the_table_has_what_each_process_lost_kept_and_did_at_its_end(tmp_path: 
         "duration_ns": [30 * MS, 500 * MS, 40 * MS],
     }
     tables["census"] = {
-        "role": ["worker", "engine", "worker", "worker"],
-        "point": ["window-end", "window-end", "shutdown", "thawed"],
-        "t_ns": [END, END, END + SECOND, END + 3 * SECOND],
-        "rss_bytes": [3 << 20, 2 << 20, 3 << 20, 3 << 20],
-        "garbage": [None, None, 5, 70],
+        "role": ["worker", "worker", "engine", "worker", "worker"],
+        "point": ["window-start", "window-end", "window-end", "shutdown", "thawed"],
+        "t_ns": [START, END, END, END + SECOND, END + 3 * SECOND],
+        "rss_bytes": [1 << 20, 3 << 20, 2 << 20, 3 << 20, 3 << 20],
+        "garbage": [None, None, None, 5, 70],
     }
     run(tmp_path, "a", tables)
     (row,) = side_by_side(load(tmp_path)).to_dict("records")
     assert row["arm"] == "freeze"
     assert row["longest pause (ms)"] == "–; –; 30.0"
     assert row["resident (MiB)"] == "–; 2.00; 3.00"
+    assert row["gained under load (MiB)"] == "–; –; 2.00", "the engine core was counted once"
     assert row["garbage since the freeze"] == "–; –; 5.00"
     assert row["garbage kept by it"] == "–; –; 70.0"
     assert row["full collections at shutdown (ms)"] == "–; 0; 40.0"

@@ -11,10 +11,9 @@ from builders import END, MS, SECOND, START, run
 from campaigns import decided
 
 from repro import dataset
-from repro.analysis.attribution import covered
 from repro.analysis.silences import silences
 from repro.report.figures import FIGURES, NotApplicable
-from repro.report.tables import itl_tails
+from repro.stats.spans import of_rows, overlap
 
 QUIET = START + 4 * SECOND
 LENGTH = 3 * SECOND
@@ -75,10 +74,6 @@ def test_a_silence_is_put_down_to_those_in_the_way(tmp_path: Path) -> None:
     assert (found["start_ns"], found["end_ns"]) == (QUIET, QUIET + LENGTH)
     assert found["held"] == pytest.approx(2 / 3)
     assert found["collecting"] == pytest.approx(1 / 6)
-    assert found["waiting"] == pytest.approx(2 / 3, abs=0.01)
-    (row,) = itl_tails.silence_causes(campaign).to_dict("records")
-    assert (row["silences"], row["longest (s)"]) == ("1", "3.00")
-    assert row["under a hold of the output handler"] == "66.7%"
 
 
 @pytest.mark.parametrize(
@@ -99,16 +94,15 @@ def test_runs_that_did_not_look_say_nothing(tmp_path: Path) -> None:
     (folder / "a" / "holds.parquet").unlink()
     campaign = dataset.load(folder)
     assert silences(campaign).empty
-    assert itl_tails.silence_causes(campaign).empty
     assert verdict("handler-holds", folder)["verdict"] == "not measured"
     with pytest.raises(NotApplicable, match="no run recorded holds"):
         FIGURES["silence"](campaign)
 
 
-def test_covered_cuts_spans_at_both_ends(tmp_path: Path) -> None:
+def test_an_overlap_is_cut_at_both_ends(tmp_path: Path) -> None:
     holds = dataset.load(served(tmp_path / "c")).holds
     start, end = np.array([QUIET - 1, QUIET + SECOND]), np.array([QUIET + 1, QUIET + 9 * SECOND])
-    assert covered(holds, start, end).tolist() == [1, SECOND]
+    assert overlap(of_rows(holds), start, end).tolist() == [1, SECOND]
 
 
 @pytest.mark.parametrize(

@@ -241,12 +241,10 @@ def test_http_tokens_are_grouped_into_time_bins(tmp_path: Path) -> None:
     assert sample(load(tmp_path / "direct"))["step"].nunique() == 1000
 
 
-def test_requests_of_one_token_have_no_tpot(tmp_path: Path) -> None:
-    requests = {"t_ns": [START, START + 1], "ttft_ns": [7, 8], "tpot_ns": [None, 3.5]}
-    run(tmp_path / "c", "a", {"requests": requests})
-    campaign = load(tmp_path / "c")
-    assert sample(campaign, "ttft")["value_ns"].tolist() == [7, 8]
-    assert sample(campaign, "tpot")["value_ns"].tolist() == [3.5]
+def test_each_request_is_one_observation(tmp_path: Path) -> None:
+    run(tmp_path / "c", "a", {"requests": {"t_ns": [START, START + 1], "ttft_ns": [7, 8]}})
+    rows = sample(load(tmp_path / "c"), "ttft")
+    assert rows[["value_ns", "count"]].to_numpy().tolist() == [[7, 1], [8, 1]]
 
 
 def test_unknown_metric(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 from repro.analysis.tails import sample
 from repro.dataset import Campaign
 from repro.stats.bootstrap import Floats, Integers, weighted_quantiles
+from repro.stats.spans import Spans, of_rows, overlap
 
 FACTOR = 5.0
 MIN_SHARE = 0.2
@@ -35,10 +36,6 @@ _COLUMNS = [
     *("run", "arm", "tail_steps"),
     *(*CAUSE, "steps", "share", "chance"),
 ]
-
-Train = tuple[Integers, Integers]
-"""Starts and ends of the pauses of one cause, both ascending: a process runs one collection at a
-time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,25 +124,10 @@ def _stops(campaign: Campaign, run: str) -> pd.DataFrame:
     holds = campaign.holds[campaign.holds["run"] == run]
     if holds.empty:
         return pauses
-    start, length = (holds[name].to_numpy("int64") for name in ("start_ns", "duration_ns"))
-    collecting = covered(pauses[pauses["role"] == "frontend"], start, start + length)
-    holds = holds.loc[collecting <= length / 2, ["run", "start_ns", "duration_ns"]]
+    start, end = of_rows(holds)
+    collecting = overlap(of_rows(pauses[pauses["role"] == "frontend"]), start, end)
+    holds = holds.loc[collecting <= (end - start) / 2, ["run", "start_ns", "duration_ns"]]
     return pd.concat([pauses, holds.assign(role="frontend", rank=0, generation=HANDLER)])
-
-
-def covered(spans: pd.DataFrame, start: Integers, end: Integers) -> Floats:
-    """The time from `start` to `end` that the spans cover, in ns, shape (n,).
-
-    Parameters
-    ----------
-    spans : pandas.DataFrame
-        `start_ns`, `duration_ns`; none overlaps another.
-    start, end : ndarray, shape (n,)
-    """
-    first, length = (spans[name].to_numpy("int64") for name in ("start_ns", "duration_ns"))
-    shared = np.minimum.outer(end, first + length) - np.maximum.outer(start, first)
-    total: Floats = np.clip(shared, 0, None).sum(axis=1).astype(np.float64)
-    return total
 
 
 def _tail(itl: pd.DataFrame, factor: float) -> _Gaps:
@@ -181,7 +163,7 @@ def _explained(
     )
 
 
-def _trains(pauses: pd.DataFrame, at_least: float) -> tuple[pd.DataFrame, list[Train]]:
+def _trains(pauses: pd.DataFrame, at_least: float) -> tuple[pd.DataFrame, list[Spans]]:
     """The causes of one run, `unexplained` last, and the pauses of each but the last.
 
     Pauses shorter than `at_least` are left out: they can explain no gap.
@@ -189,13 +171,11 @@ def _trains(pauses: pd.DataFrame, at_least: float) -> tuple[pd.DataFrame, list[T
     causes, trains = [], []
     for cause, group in pauses.sort_values("start_ns").groupby(CAUSE):
         causes.append(cause)
-        group = group[group["duration_ns"] >= at_least]
-        start = group["start_ns"].to_numpy("int64")
-        trains.append((start, start + group["duration_ns"].to_numpy("int64")))
+        trains.append(of_rows(group[group["duration_ns"] >= at_least]))
     return pd.DataFrame([*causes, (UNEXPLAINED, NOBODY, NOBODY)], columns=CAUSE), trains
 
 
-def _shift(trains: list[Train], window: tuple[int, int], by: int) -> list[Train]:
+def _shift(trains: list[Spans], window: tuple[int, int], by: int) -> list[Spans]:
     """The pauses that begin in the window, all shifted by one time, wrapped at its end."""
     first, last = window
     moved = []
@@ -207,7 +187,7 @@ def _shift(trains: list[Train], window: tuple[int, int], by: int) -> list[Train]
     return moved
 
 
-def _culprits(gaps: _Gaps, trains: list[Train]) -> Integers:
+def _culprits(gaps: _Gaps, trains: list[Spans]) -> Integers:
     """The number of the cause that explains each gap; the number of causes where none does."""
     culprit = np.full(len(gaps.start), len(trains), dtype=np.int64)
     most = np.zeros(len(gaps.start))
@@ -218,7 +198,7 @@ def _culprits(gaps: _Gaps, trains: list[Train]) -> Integers:
     return culprit
 
 
-def _longest_overlap(gaps: _Gaps, train: Train) -> Floats:
+def _longest_overlap(gaps: _Gaps, train: Spans) -> Floats:
     """The longest overlap of each gap with one pause, 0 where none overlaps."""
     start, end = train
     first = np.searchsorted(end, gaps.start, side="right")

@@ -13,7 +13,7 @@ from repro.theory.cpython_rule import FULL
 GENERATIONS = (0, 1, FULL)
 
 _TIME_COLUMNS = [
-    *("arm", "role", "generation", "processes", "steps", "pauses"),
+    *("arm", "role", "generation", "steps", "pauses"),
     *("per_1000_steps", "ms_per_1000_steps", "max_ms", "median_ms"),
 ]
 
@@ -25,9 +25,9 @@ def gc_time(campaign: Campaign) -> pd.DataFrame:
     -------
     pandas.DataFrame
         `arm`, `role`, `generation` (all three for each role that recorded anything in the arm),
-        `processes` (of the role, over the arm's runs), `steps` (total over these processes),
-        `pauses`, `per_1000_steps`, `ms_per_1000_steps` (both for one process of the role),
-        `max_ms`, `median_ms` (of one pause; NaN where there was none).
+        `steps` (total over the role's processes), `pauses`, `per_1000_steps`, `ms_per_1000_steps`
+        (both for one process of the role), `max_ms`, `median_ms` (of one pause; NaN where there
+        was none).
     """
     arms = campaign.runs.set_index("run")["arm"]
     steps = _steps_taken(campaign)
@@ -47,7 +47,6 @@ def gc_time(campaign: Campaign) -> pd.DataFrame:
                     "arm": arm,
                     "role": role,
                     "generation": generation,
-                    "processes": len(group),
                     "steps": group["steps"].sum(),
                     "pauses": len(lost),
                     "per_1000_steps": len(lost) / thousands,
@@ -65,7 +64,7 @@ def full_collections(campaign: Campaign) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        `run`, `arm`, `role`, `rank`, `pid`, `start_ns`, `duration_ns`, `collected`, `step`
+        `run`, `arm`, `role`, `rank`, `pid`, `start_ns`, `duration_ns`, `step`
         (steps entered by then of the process's own rank, or of rank 0 where it took none),
         `period_steps` (since the process's previous one in the window; NaN for its first).
         Ascending in time within a process.
@@ -83,7 +82,7 @@ def full_collections(campaign: Campaign) -> pd.DataFrame:
         step[group.index] = np.searchsorted(own, group["start_ns"].to_numpy("int64"), side="right")
     full = full.assign(arm=_of_run(full, campaign.runs.set_index("run")["arm"]), step=step)
     period = full.groupby(["run", "role", "rank", "pid"], observed=True)["step"].diff()
-    columns = ["run", "arm", "role", "rank", "pid", "start_ns", "duration_ns", "collected", "step"]
+    columns = ["run", "arm", "role", "rank", "pid", "start_ns", "duration_ns", "step"]
     return full[columns].assign(period_steps=period).reset_index(drop=True)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from repro.analysis.gc_cost import gc_time
-from repro.analysis.memory import garbage_left, resident
 from repro.analysis.tails import tail_table
 from repro.dataset import Campaign
 
@@ -28,25 +27,19 @@ def collections_by_load(campaign: Campaign) -> pd.DataFrame:
 
 
 def policies_table(campaign: Campaign) -> pd.DataFrame:
-    """Pauses, lost time, tail, throughput and memory of each arm, one row per arm.
+    """Tail, throughput and lost time of each arm, one row per arm.
 
     Returns
     -------
     pandas.DataFrame
-        Index arm: `PROCESS_POLICIES`, `longest_ms` (of any process), `ms_per_1000_steps` (all
-        processes), `p99_ms`, `p999_ms` (ITL; NaN where not supported) each with `_low` and
-        `_high`, `tokens_per_s` (mean), `rss_growth_bytes` (all processes, over the window, the
-        maximum over the arm's runs), and the columns of `garbage_left`, NaN where not counted.
+        Index arm: `PROCESS_POLICIES`, `ms_per_1000_steps` (all processes), `tokens_per_s` (mean),
+        `p99_ms`, `p999_ms` (ITL; NaN where not supported) each with `_low` and `_high`.
     """
-    lost = gc_time(campaign).groupby("arm")[["max_ms", "ms_per_1000_steps"]]
     runs = campaign.runs
     table = runs.drop_duplicates("arm").set_index("arm")[PROCESS_POLICIES]
-    grown = resident(campaign).groupby("run")["growth_bytes"].sum(min_count=1)
     table = table.assign(
-        longest_ms=lost.max()["max_ms"].fillna(0),
-        ms_per_1000_steps=lost.sum()["ms_per_1000_steps"],
+        ms_per_1000_steps=gc_time(campaign).groupby("arm")["ms_per_1000_steps"].sum(),
         tokens_per_s=runs.groupby("arm")["tokens_per_s"].mean(),
-        rss_growth_bytes=grown.groupby(runs.set_index("run")["arm"]).max(),
     )
     tail = tail_table(campaign)
     tail = tail[tail["supported"]]
@@ -54,4 +47,32 @@ def policies_table(campaign: Campaign) -> pd.DataFrame:
         quantiles = tail.pivot_table(value, "arm", "quantile")
         for name, quantile in (("p99_ms", 0.99), ("p999_ms", 0.999)):
             table[name + suffix] = quantiles.get(quantile, np.nan)
-    return table.join(garbage_left(campaign).set_index("arm"))
+    return table
+
+
+def garbage_left(campaign: Campaign) -> pd.DataFrame:
+    """Objects in unreachable cycles that a worker still held at its end, by arm.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `arm`, `since` and `since_bytes` (made since the freeze, or since warm-up),
+        `kept` and `kept_bytes` (kept by the freeze): the maximum over the arm's runs.
+    """
+    census = campaign.census[campaign.census["garbage"].notna()]
+    rows = []
+    for arm, runs in campaign.runs.groupby("arm")["run"]:
+        own = census[census["run"].isin(runs)]
+        since, kept = (own[own["point"] == point] for point in ("shutdown", "thawed"))
+        if kept.empty:
+            continue
+        rows.append(
+            {
+                "arm": arm,
+                "since": since["garbage"].max(),
+                "since_bytes": since["garbage_bytes"].max(),
+                "kept": kept["garbage"].max(),
+                "kept_bytes": kept["garbage_bytes"].max(),
+            }
+        )
+    return pd.DataFrame(rows, columns=["arm", "since", "since_bytes", "kept", "kept_bytes"])

@@ -14,7 +14,7 @@ from repro.analysis.gc_cost import full_collections
 from repro.analysis.ranks import bursts, policy_of, several
 from repro.analysis.tails import step_intervals
 from repro.dataset import Campaign, in_window
-from repro.stats.bootstrap import Integers
+from repro.stats.spans import of_rows, overlap
 from repro.theory.cpython_rule import FULL
 from repro.theory.lockstep import LockstepError, Steps
 
@@ -182,7 +182,7 @@ def take_apart(campaign: Campaign, runs: Sequence[str]) -> Steps:
     common, paused = [], []
     intervals = in_window(campaign, step_intervals(campaign.steps))
     pauses = campaign.pauses[campaign.pauses["generation"] == FULL]
-    workers = pauses[pauses["role"] == "worker"].sort_values("start_ns")
+    workers = pauses[pauses["role"] == "worker"]
     for run in runs:
         own = intervals[intervals["run"] == run].sort_values("t_ns")
         own = own[own["rank"] == own["rank"].min()]
@@ -190,21 +190,10 @@ def take_apart(campaign: Campaign, runs: Sequence[str]) -> Steps:
             continue
         gap = own["interval_ns"].to_numpy("int64")
         end = own["t_ns"].to_numpy("int64")
-        full = workers[workers["run"] == run]
-        begun = full["start_ns"].to_numpy("int64")
-        over = begun + full["duration_ns"].to_numpy("int64")
-        held = _paused_until(begun, over, end) - _paused_until(begun, over, end - gap)
+        held = overlap(of_rows(workers[workers["run"] == run]), end - gap, end)
         added = np.clip(gap - int(np.median(gap)), 0, held)
         common.append(gap - added)
         paused.append(added)
     if not common:
         raise LockstepError(f"{campaign.path.name}: no steps of one rank in the measured windows")
     return Steps(common=tuple(common), paused=tuple(paused))
-
-
-def _paused_until(begun: Integers, over: Integers, time: Integers) -> Integers:
-    """Time spent in pauses before each time; simultaneous pauses count each."""
-    before = np.concatenate([[0], np.cumsum(over - begun)])
-    number = np.searchsorted(begun, time, side="right")
-    still = np.where(number > 0, over[number - 1] - time, 0) if len(over) else 0
-    return np.asarray(before[number] - np.maximum(still, 0))

@@ -62,25 +62,20 @@ def several(campaign: Campaign) -> pd.DataFrame:
     return found[found["ranks"] > 1]
 
 
-def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> pd.DataFrame:
+def independence(campaign: Campaign) -> pd.DataFrame:
     """Share of full collections of different ranks that fall into one step.
 
     The unit is the step of the group: ranks that wait for each other enter it together. Chance is
     what the same collections give if each rank's are moved on by a random number of steps.
 
-    Parameters
-    ----------
-    campaign : Campaign
-    shifts, seed : int
-
     Returns
     -------
     pandas.DataFrame
-        One row per arm of several ranks: `arm`, `ranks`, `kind`, `runs`, `steps` (with a full
-        collection of any rank), `together` (of at least two), `share` with Wilson's `low`, `high`,
-        `chance` (mean over the shifts), `apart` (median steps to another rank's collection; NaN).
+        One row per arm of several ranks: `arm`, `ranks`, `steps` (with a full collection of any
+        rank), `together` (of at least two), `share` with Wilson's `low`, `high`, `chance` (mean
+        over the shifts), `apart` (median steps to another rank's collection; NaN).
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = []
     for arm, runs in several(campaign).groupby("arm"):
         found = [_in_steps(_ranks_of(campaign, run)) for run in runs["run"]]
@@ -88,7 +83,7 @@ def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> 
         drawn = np.array(
             [
                 np.sum([_count(_moved(o, length, rng)) for o, length in found], axis=0)
-                for _ in range(shifts)
+                for _ in range(SHIFTS)
             ]
         )
         chance = drawn[:, 1] / np.maximum(drawn[:, 0], 1)
@@ -98,8 +93,6 @@ def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> 
             {
                 "arm": arm,
                 "ranks": runs["ranks"].iloc[0],
-                "kind": runs["kind"].iloc[0],
-                "runs": len(runs),
                 "steps": int(steps),
                 "together": int(together),
                 "share": together / steps if steps else np.nan,
@@ -109,11 +102,11 @@ def independence(campaign: Campaign, *, shifts: int = SHIFTS, seed: int = 0) -> 
                 "apart": np.median(distances) if len(distances) else np.nan,
             }
         )
-    columns = ["arm", "ranks", "kind", "runs", "steps", "together", "share", "low", "high"]
+    columns = ["arm", "ranks", "steps", "together", "share", "low", "high"]
     return pd.DataFrame(rows, columns=[*columns, "chance", "apart"])
 
 
-def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
+def coupling(campaign: Campaign) -> pd.DataFrame:
     """Share of one rank's full collection that shows in the step that another rank is in meanwhile.
 
     By the step that the other rank is in halfway through the pause: what it takes above that
@@ -121,20 +114,14 @@ def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -
     Only pauses longer than a median step can show, and only those that the other rank does not
     share.
 
-    Parameters
-    ----------
-    campaign : Campaign
-    resamples, seed : int
-        Of the interval, by pauses.
-
     Returns
     -------
     pandas.DataFrame
-        One row per arm of several ranks that has such pauses: `arm`, `ranks`, `kind`, `pauses`
-        (counted once for each rank that might have waited), `share` (median) with `low`, `high`,
-        and `chance` (the same at the middle of pauses moved to random times).
+        One row per arm of several ranks that has such pauses: `arm`, `ranks`, `pauses` (counted
+        once for each rank that might have waited), `share` (median) with `low`, `high`, from
+        resampled pauses, and `chance` (the same at the middle of pauses moved to random times).
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = []
     for arm, runs in several(campaign).groupby("arm"):
         shown: list[float] = []
@@ -146,13 +133,12 @@ def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -
             anywhere += _shown(ranks, functools.partial(_anywhere, rng, window))
         if not shown:
             continue
-        drawn = rng.choice(shown, size=(resamples, len(shown)))
+        drawn = rng.choice(shown, size=(RESAMPLES, len(shown)))
         low, high = interval(np.median(drawn, axis=1))
         rows.append(
             {
                 "arm": arm,
                 "ranks": runs["ranks"].iloc[0],
-                "kind": runs["kind"].iloc[0],
                 "pauses": len(shown),
                 "share": np.median(shown),
                 "low": low,
@@ -160,7 +146,7 @@ def coupling(campaign: Campaign, *, resamples: int = RESAMPLES, seed: int = 0) -
                 "chance": np.median(anywhere) if anywhere else np.nan,
             }
         )
-    columns = ["arm", "ranks", "kind", "pauses", "share", "low", "high", "chance"]
+    columns = ["arm", "ranks", "pauses", "share", "low", "high", "chance"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from repro import policy
-from repro.analysis.arms import freezes
+from repro.analysis.arms import freezes, labels
 from repro.analysis.tails import step_intervals
 from repro.analysis.trigger import kept_a_request
 from repro.dataset import Campaign, in_window, subset
 from repro.theory.advice import Setting
+
+
+def settings(campaign: Campaign) -> dict[str, Setting]:
+    """The setting of the first run of each arm that has one, by the arm's label."""
+    found = {}
+    for arm in labels(campaign):
+        run = campaign.runs.loc[campaign.runs["arm"] == arm, "run"].iloc[0]
+        try:
+            found[arm] = setting_of(campaign, str(run))
+        except ValueError:  # without load, a cross-over, or a Python without a rule
+            continue
+    return found
 
 
 def setting_of(campaign: Campaign, run: str) -> Setting:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from repro.analysis.attribution import covered
 from repro.dataset import Campaign, in_window
+from repro.stats.spans import of_rows, overlap
 
 LEAST_NS = 1_000_000_000
 
-COLUMNS = ["run", "arm", "start_ns", "end_ns", "held", "collecting", "waiting"]
+COLUMNS = ["run", "arm", "start_ns", "end_ns", "held", "collecting"]
 
 
 def silences(campaign: Campaign) -> pd.DataFrame:
@@ -25,18 +25,18 @@ def silences(campaign: Campaign) -> pd.DataFrame:
     pandas.DataFrame
         One row per silence: `run`, `arm`, `start_ns`, `end_ns` (the tokens before and after it),
         and the shares of it in which the output handler held the event loop (`held`, including
-        collections), the front end collected (`collecting`), and the engine was idle (`waiting`:
-        from the end of its last step with tokens). Empty where no run of the campaign recorded
-        holds, as in older runs.
+        collections) and the front end collected (`collecting`). Empty where no run of the campaign
+        recorded holds, as in older runs.
     """
     if campaign.holds.empty:
         return pd.DataFrame(columns=COLUMNS)
     rows = []
     itl = in_window(campaign, campaign.itl)
+    pauses = campaign.pauses[campaign.pauses["role"] == "frontend"]
     for run in campaign.runs[campaign.runs["client"] == "serve"].itertuples():
-        holds = campaign.holds[campaign.holds["run"] == run.run]
-        pauses = campaign.pauses[campaign.pauses["run"] == run.run]
-        steps = campaign.steps[campaign.steps["run"] == run.run]
+        held, collecting = (
+            of_rows(table[table["run"] == run.run]) for table in (campaign.holds, pauses)
+        )
         arrivals = np.unique(itl.loc[itl["run"] == run.run, "t_ns"])
         quiet = np.flatnonzero(np.diff(arrivals) >= LEAST_NS)
         start, end = arrivals[quiet], arrivals[quiet + 1]
@@ -48,21 +48,9 @@ def silences(campaign: Campaign) -> pd.DataFrame:
                     "arm": run.arm,
                     "start_ns": start,
                     "end_ns": end,
-                    "held": covered(holds, start, end) / length,
-                    "collecting": covered(pauses[pauses["role"] == "frontend"], start, end)
-                    / length,
-                    "waiting": 1 - covered(_busy(steps), start, end) / length,
+                    "held": overlap(held, start, end) / length,
+                    "collecting": overlap(collecting, start, end) / length,
                 }
             )
         )
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS)
-
-
-def _busy(steps: pd.DataFrame) -> pd.DataFrame:
-    """Spans from each step with tokens to the next, or of the step where none follows soon."""
-    loaded = steps[steps["tokens"] > 0].sort_values("start_ns")
-    start = loaded["start_ns"].to_numpy("int64")
-    until_next = np.append(np.diff(start), np.iinfo(np.int64).max)
-    usual = 3 * np.median(until_next) if len(start) else 0
-    length = np.where(until_next <= usual, until_next, loaded["duration_ns"].to_numpy("int64"))
-    return pd.DataFrame({"start_ns": start, "duration_ns": length})

@@ -18,7 +18,7 @@ from repro.stats.bootstrap import (
 )
 from repro.stats.estimate import Estimate, unsupported
 
-Metric = Literal["itl", "ttft", "tpot", "step_interval"]
+Metric = Literal["itl", "ttft", "step_interval"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 TAIL_QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
@@ -43,7 +43,7 @@ def sample(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
     Parameters
     ----------
     campaign : Campaign
-    metric : {"itl", "ttft", "tpot", "step_interval"}
+    metric : {"itl", "ttft", "step_interval"}
 
     Returns
     -------
@@ -59,9 +59,8 @@ def sample(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
     match metric:
         case "itl":
             rows = campaign.itl.rename(columns={"itl_ns": "value_ns"})
-        case "ttft" | "tpot":
-            rows = campaign.requests.rename(columns={f"{metric}_ns": "value_ns"}).assign(count=1)
-            rows = rows[rows["value_ns"].notna()]
+        case "ttft":
+            rows = campaign.requests.rename(columns={"ttft_ns": "value_ns"}).assign(count=1)
         case "step_interval":
             # All ranks take one engine step together: its number makes them one observation.
             rows = step_intervals(campaign.steps).rename(columns={"interval_ns": "value_ns"})
@@ -131,7 +130,7 @@ def tail_table(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
     Parameters
     ----------
     campaign : Campaign
-    metric : {"itl", "ttft", "tpot", "step_interval"}
+    metric : {"itl", "ttft", "step_interval"}
 
     Returns
     -------
@@ -177,7 +176,7 @@ def effect(
         Labels in `campaign.runs["arm"]`.
     quantile : float
         From 0 to 1; 1 is the maximum.
-    metric : {"itl", "ttft", "tpot", "step_interval"}
+    metric : {"itl", "ttft", "step_interval"}
 
     Raises
     ------

@@ -59,7 +59,7 @@ SAME_STEP = ["comparable", "model", "load", "role"]
 SEEN = ["tracked", "frozen"]
 
 COLUMNS = [
-    *("run", "arm", "role", "rank", "event", "held_from", "passes_per_step", "promoted"),
+    *("run", "arm", "role", "rank", "event", "held_from", "promoted"),
     *("predicted_steps", "observed_steps", "collections", "ratio", "verdict"),
 ]
 
@@ -137,7 +137,7 @@ def trigger_table(campaign: Campaign) -> pd.DataFrame:
             rows.append(
                 {name: row[name] for name in ("run", "arm", "role", "rank")}
                 | {"event": event, "held_from": held_from, "promoted": promoted}
-                | {"passes_per_step": row["seen"].per_step, **_outcome(row, event, promoted)}
+                | _outcome(row, event, promoted)
             )
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -7,8 +7,7 @@ import math
 import pandas as pd
 
 from repro import fmt
-from repro.analysis.mechanism import PROCESS_POLICIES
-from repro.analysis.memory import garbage_left
+from repro.analysis.mechanism import PROCESS_POLICIES, garbage_left
 from repro.analysis.release_comparison import freezes_itself
 from repro.analysis.silences import silences
 from repro.analysis.tails import effect

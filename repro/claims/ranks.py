@@ -110,8 +110,7 @@ class _Width:
     @property
     def number(self) -> str:
         tail = (f"{fmt.quantile(q)} {fmt.ratio(ratio)}" for q, ratio in self.supported.items())
-        value, low, high = self.tokens
-        tokens = f"tokens/s ×{fmt.figures(value)} ({fmt.bounds(low, high)})"
+        tokens = f"tokens/s ×{fmt.interval(*self.tokens)}"
         return f"{self.ranks} ranks: {', '.join([*tail, tokens])}"
 
 

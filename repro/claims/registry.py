@@ -6,7 +6,7 @@ To add a claim, put it into the module of its subject beside this one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 from repro.claims.verdict import Outcome
 from repro.dataset import Campaign
@@ -19,9 +19,9 @@ Test = Callable[[Campaign], list[Outcome]]
 REGISTERED: list[Claim] = []
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class Claim:
-    """One sentence of the report and the test that decides it.
+    """One sentence of the report; a decorator of the test that decides it.
 
     Attributes
     ----------
@@ -31,44 +31,27 @@ class Claim:
         When the claim counts as reproduced and when as contradicted, by the whole 95% interval.
     needs : str
         What must be measured for the test to decide.
-    test : callable
-        See `Test`.
     some : bool
         The claim says "in some cases": one case is enough. Otherwise it must hold in all.
+
+    test : callable
+        See `Test`; set where the claim decorates one.
     """
 
     id: str
     sentence: str
+    _: KW_ONLY
     criterion: str
     needs: str
-    test: Test
     source: str = REPORT
     some: bool = False
+    test: Test = field(init=False)
 
-
-def claim(
-    id: str,
-    sentence: str,
-    *,
-    criterion: str,
-    needs: str,
-    source: str = REPORT,
-    some: bool = False,
-) -> Callable[[Test], Test]:
-    """Register the decorated test as a claim; see `Claim` for the parameters."""
-
-    def register(test: Test) -> Test:
-        REGISTERED.append(
-            Claim(
-                id=id,
-                sentence=sentence,
-                criterion=criterion,
-                needs=needs,
-                test=test,
-                source=source,
-                some=some,
-            )
-        )
+    def __call__(self, test: Test) -> Test:
+        """Register the decorated test."""
+        self.test = test
+        REGISTERED.append(self)
         return test
 
-    return register
+
+claim = Claim

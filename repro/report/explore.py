@@ -16,9 +16,8 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from repro import fmt
-from repro.analysis.arms import labels
 from repro.analysis.prediction_basis import bases
-from repro.analysis.recorded_setting import setting_of
+from repro.analysis.recorded_setting import settings
 from repro.dataset import Campaign
 from repro.report.tables.wide_ep import of_one_width
 from repro.theory.advice import QUANTILES, Setting, advise
@@ -42,18 +41,6 @@ def explore(found: Sequence[Campaign]) -> Any:
             origin = f"Predicted for `{campaign.path.name}`, arm **{arm}**, by CPython's rule:"
             return Markdown(f"{origin}\n\n{fmt.markdown_table(over_loads(setting))}")
     return Markdown("No run here counted a worker's heap under load: nothing can be predicted.")
-
-
-def settings(campaign: Campaign) -> dict[str, Setting]:
-    """The setting of the first run of each arm that has one, by the arm's label."""
-    found = {}
-    for arm in labels(campaign):
-        run = campaign.runs.loc[campaign.runs["arm"] == arm, "run"].iloc[0]
-        try:
-            found[arm] = setting_of(campaign, str(run))
-        except ValueError:  # without load, a cross-over, or a Python without a rule
-            continue
-    return found
 
 
 def over_loads(setting: Setting) -> pd.DataFrame:
@@ -101,13 +88,11 @@ def _widgets(found: Sequence[Campaign]) -> Any:
         )
         for name, most in MOST.items()
     }
-    output = ipywidgets.Output()
 
     def choose_campaign(_: object) -> None:
         arm.options = list(known[campaign.value])
         arm.index = 0
         choose_arm(None)  # the two campaigns may have arms of one name
-        show(None)
 
     def choose_arm(_: object) -> None:
         if arm.value not in known[campaign.value]:
@@ -115,23 +100,15 @@ def _widgets(found: Sequence[Campaign]) -> Any:
         for name, slider in sliders.items():
             slider.value = getattr(known[campaign.value][arm.value], name)
 
-    def show(_: object) -> None:
-        if arm.value not in known[campaign.value]:
-            return
-        asked = {name: slider.value for name, slider in sliders.items()}
-        output.clear_output(wait=True)
-        with output:
-            for part in amounts_to(
-                by_name[campaign.value], known[campaign.value][arm.value], asked
-            ):
+    def show(chosen: str, label: str, **asked: int) -> None:
+        if label in known[chosen]:
+            for part in amounts_to(by_name[chosen], known[chosen][label], asked):
                 display(part)
 
     choose_campaign(None)
     campaign.observe(choose_campaign, "value")
     arm.observe(choose_arm, "value")
-    arm.observe(choose_arm, "value")
-    for widget in (arm, *sliders.values()):
-        widget.observe(show, "value")
+    output = ipywidgets.interactive_output(show, {"chosen": campaign, "label": arm, **sliders})
     return ipywidgets.VBox([campaign, arm, *sliders.values(), output])
 
 

@@ -33,7 +33,6 @@ POLICY_COLOUR = _Colours(
 )
 """In the order of a legend."""
 PROCESS_COLOUR = {"frontend": PALETTE[1], "engine": PALETTE[2], "worker": PALETTE[4]}
-RANK_COLOUR = (PALETTE[0], PALETTE[1])
 
 STYLE = {
     **sns.axes_style("ticks"),

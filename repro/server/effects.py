@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from repro.server.spans import Spans, overlap, union
 from repro.server.timeline import STALLING, Cause, Timeline
 from repro.stats.bootstrap import Integers
+from repro.stats.spans import Spans, overlap, union
 
 SURE = 3.0
 """Standard errors above chance from which a cause is booked."""

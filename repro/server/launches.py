@@ -10,12 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
+
 from repro.dataset import recording
 from repro.dataset.recording import RecordingError, Source
 from repro.dataset.schema import ROLES
 from repro.plugin.live_reader import recordings
 from repro.server.environment import nothing_recorded
-from repro.server.spans import Events
+
+Events = npt.NDArray[Any]
+"""Rows of `repro.dataset.recording.EVENT`."""
 
 HELPERS = ("launcher",)
 """Roles that start other processes and serve nobody."""

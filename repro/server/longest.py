@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from repro.plugin.recorder import HOLD
-from repro.server.launches import Member
-from repro.server.spans import Events, overlap, union
+from repro.server.launches import Events, Member
 from repro.server.timeline import Slab, Timeline
 from repro.stats.bootstrap import Integers
+from repro.stats.spans import overlap, union
 
 SHOWN = 10
 

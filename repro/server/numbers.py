@@ -16,12 +16,12 @@ from repro.dataset.schema import ROLES
 from repro.plugin.recorder import HOLD, SERVED, STEP
 from repro.server import longest
 from repro.server.effects import Effect, effects, longer_than_typical
-from repro.server.launches import Launch
+from repro.server.launches import Events, Launch
 from repro.server.longest import Long
-from repro.server.spans import Events, joined, overlap
 from repro.server.tail import Tail
 from repro.server.timeline import Cause, Slab, Timeline
 from repro.stats.bootstrap import EXPECTED_BEYOND, Integers
+from repro.stats.spans import joined, overlap
 from repro.theory.lockstep import Steps, predict
 
 QUANTILES = (0.5, 0.99, 0.999)
@@ -206,7 +206,7 @@ def _inside(events: Events, window: tuple[int, int]) -> Events:
     return inside
 
 
-def more_ranks(found: Numbers, *, seed: int = 0) -> tuple[dict[str, pd.DataFrame], bool]:
+def more_ranks(found: Numbers) -> tuple[dict[str, pd.DataFrame], bool]:
     """Quantiles of the step of `RANKS` that wait for one another, with collections and without.
 
     Returns
@@ -224,7 +224,7 @@ def more_ranks(found: Numbers, *, seed: int = 0) -> tuple[dict[str, pd.DataFrame
     steps = Steps(common=common, paused=paused)
     spared = Steps(common=common, paused=tuple(np.zeros_like(p) for p in paused))
     tables = {
-        name: predict(each, ranks=RANKS, quantiles=QUANTILES, seed=seed)
+        name: predict(each, ranks=RANKS, quantiles=QUANTILES)
         for name, each in {"all steps": steps, "without the collector": spared}.items()
     }
     few = sum(int((p > 0).sum()) for p in paused) < EXPECTED_BEYOND

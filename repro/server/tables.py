@@ -88,9 +88,7 @@ def tail_table(found: Numbers) -> pd.DataFrame:
         for quantile, each in zip(numbers.QUANTILES, estimates, strict=True):
             value, low, high = (x / NS_PER_MS for x in (each.value, each.low, each.high))
             cells[fmt.quantile(quantile)] = (
-                f"{fmt.figures(value)} ({fmt.bounds(low, high)})"
-                if each.supported
-                else f"needs {each.needs:,} steps"
+                fmt.interval(value, low, high) if each.supported else f"needs {each.needs:,} steps"
             )
         rows.append(cells)
     return pd.DataFrame(rows)

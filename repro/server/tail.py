@@ -61,7 +61,7 @@ def curve(counts: Integers) -> tuple[Floats, Floats]:
     return _value(met, FINE), beyond / max(int(counts.sum()), 1)
 
 
-def quantiles(tail: Tail, asked: tuple[float, ...], *, seed: int = 0) -> tuple[Estimate, ...]:
+def quantiles(tail: Tail, asked: tuple[float, ...]) -> tuple[Estimate, ...]:
     """Quantiles of the values counted, with 95% intervals."""
     steps = tail.number
     supported = [steps >= steps_needed(q) and steps > 0 for q in asked]
@@ -69,7 +69,7 @@ def quantiles(tail: Tail, asked: tuple[float, ...], *, seed: int = 0) -> tuple[E
     bounds = np.full((2, len(asked)), np.nan)
     if any(supported):
         values = _of_counts(tail.counts[None], asked, FINE)[0]
-        bounds = interval(_resampled(tail, asked, seed))
+        bounds = interval(_resampled(tail, asked))
     return tuple(
         Estimate(
             value=float(value) if enough else np.nan,
@@ -84,8 +84,8 @@ def quantiles(tail: Tail, asked: tuple[float, ...], *, seed: int = 0) -> tuple[E
     )
 
 
-def _resampled(tail: Tail, asked: tuple[float, ...], seed: int) -> Floats:
-    rng = np.random.default_rng(seed)
+def _resampled(tail: Tail, asked: tuple[float, ...]) -> Floats:
+    rng = np.random.default_rng(0)
     met = np.flatnonzero(tail.blocks.sum(axis=0))
     blocks, size = tail.blocks[: -(-tail.number // tail.block_steps), met], tail.block_steps
     while size < BLOCK_STEPS and len(blocks) >= 2 * MIN_BLOCKS:

@@ -10,9 +10,9 @@ import numpy as np
 
 from repro.dataset.recording import EVENT
 from repro.plugin.recorder import PAUSE, STEP
-from repro.server.launches import Launch, Member, engines
-from repro.server.spans import Events, Spans, union
+from repro.server.launches import Events, Launch, Member, engines
 from repro.stats.bootstrap import Integers
+from repro.stats.spans import Spans, union
 
 MOST_EVENTS = 1 << 20
 """Events of all processes together that are held at once."""

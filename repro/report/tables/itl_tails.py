@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pandas as pd
 
 from repro import fmt
@@ -13,10 +12,8 @@ from repro.analysis.attribution import HANDLER, UNEXPLAINED, attribute, by_arm
 from repro.analysis.crossover_cost import crossover_over_fresh
 from repro.analysis.gc_cost import gc_time
 from repro.analysis.release_comparison import release_pairs, release_ratios
-from repro.analysis.silences import silences
-from repro.analysis.tails import Metric, effect, tail_table
+from repro.analysis.tails import effect, tail_table
 from repro.dataset import Campaign
-from repro.dataset.schema import NS_PER_S
 from repro.stats.estimate import Estimate
 from repro.theory.cpython_rule import FULL
 
@@ -26,22 +23,15 @@ CLOSING = (0.5, 0.99, 0.999, 1.0)
 TOO_WIDE = 10.0
 """An interval whose bounds differ by more than this factor says nothing and is not shown."""
 
-WAYS = {
-    "held": "under a hold of the output handler",
-    "collecting": "front end collecting",
-    "waiting": "engine idle",
-}
-"""Column of `silences` -> heading."""
-
 
 def of_one_rank(campaign: Campaign) -> bool:
     """Whether a campaign recorded token times and has no runs of several ranks."""
     return len(campaign.itl) > 0 and bool(campaign.runs["data_parallel_size"].max() == 1)
 
 
-def quantiles(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
-    """Quantiles by arm in ms, each with its 95% interval or the number of steps it needs."""
-    found = tail_table(campaign, metric).set_index(["arm", "quantile"])
+def quantiles(campaign: Campaign) -> pd.DataFrame:
+    """Quantiles of ITL by arm in ms, each with its 95% interval or the number of steps it needs."""
+    found = tail_table(campaign).set_index(["arm", "quantile"])
     rows = []
     for arm in labels(campaign):
         of_arm = found.loc[arm]
@@ -51,7 +41,7 @@ def quantiles(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
         for quantile in CLOSING:
             cell = of_arm.loc[quantile]
             row[f"{fmt.quantile(quantile)} (ms)"] = (
-                f"{fmt.figures(cell['value_ms'])} ({fmt.bounds(cell['low_ms'], cell['high_ms'])})"
+                fmt.interval(cell["value_ms"], cell["low_ms"], cell["high_ms"])
                 if cell["supported"]
                 else f"needs {cell['needs']:,.0f} steps"
             )
@@ -59,14 +49,14 @@ def quantiles(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def effects(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
+def effects(campaign: Campaign) -> pd.DataFrame:
     """Ratios of the frozen arm to the other by quantile, each with its 95% interval.
 
     Pairs with one run per arm are left out.
     """
     rows = []
     for pair in pairs(campaign):
-        ratios = _ratios(campaign, pair, metric)
+        ratios = _ratios(campaign, pair)
         if repeated(campaign, pair) and any(ratio.supported for ratio in ratios.values()):
             cells = {fmt.quantile(quantile): _cell(ratio) for quantile, ratio in ratios.items()}
             rows.append({"frozen": pair.treated, "over": pair.baseline, **cells})
@@ -82,7 +72,7 @@ def answer(campaign: Campaign) -> str:
     return f"{conclusion(campaign)}\n\nMeasured on {where} (`{campaign.path.name}`)."
 
 
-def conclusion(campaign: Campaign, metric: Metric = "itl") -> str:
+def conclusion(campaign: Campaign) -> str:
     """One paragraph per pair of arms: the clearest effect of the freeze first."""
     said = []
     for pair in pairs(campaign):
@@ -91,7 +81,7 @@ def conclusion(campaign: Campaign, metric: Metric = "itl") -> str:
             what = "one run per arm cannot tell the policy's effect from the run's own"
             said.append(f"{who}: {what}.")
             continue
-        said.append(f"{who}: {clearest_first(_ratios(campaign, pair, metric))}.")
+        said.append(f"{who}: {clearest_first(_ratios(campaign, pair))}.")
     none = "The campaign has no two arms that differ in the freeze alone."
     return "\n\n".join(said) or none
 
@@ -115,8 +105,8 @@ def _name(quantile: float) -> str:
     return "the longest gap" if quantile == 1 else fmt.quantile(quantile)
 
 
-def _ratios(campaign: Campaign, pair: Pair, metric: Metric) -> dict[float, Estimate]:
-    return {q: effect(campaign, pair.baseline, pair.treated, q, metric) for q in CLOSING}
+def _ratios(campaign: Campaign, pair: Pair) -> dict[float, Estimate]:
+    return {q: effect(campaign, pair.baseline, pair.treated, q) for q in CLOSING}
 
 
 def _cell(ratio: Estimate) -> str:
@@ -172,28 +162,6 @@ def attribution(campaign: Campaign, factor: float) -> pd.DataFrame:
             "by chance": found["chance"].map(fmt.percent),
         }
     )
-
-
-def silence_causes(campaign: Campaign) -> pd.DataFrame:
-    """Silences of a second or more through HTTP by arm, and the shares of their causes."""
-    found = silences(campaign)
-    found = found.assign(length_s=(found["end_ns"] - found["start_ns"]) / NS_PER_S)
-    rows = []
-    for arm in labels(campaign):
-        own = found[found["arm"] == arm]
-        if own.empty:
-            continue
-        share = {name: np.average(own[name], weights=own["length_s"]) for name in WAYS}
-        rows.append(
-            {
-                "arm": arm,
-                "silences": fmt.amount(len(own)),
-                "longest (s)": fmt.figures(own["length_s"].max()),
-                "total (s)": fmt.figures(own["length_s"].sum()),
-                **{WAYS[name]: fmt.percent(value) for name, value in share.items()},
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def collector(campaign: Campaign) -> pd.DataFrame:

@@ -54,7 +54,7 @@ def gaps(campaign: Campaign) -> pd.DataFrame:
     """ITL quantiles in ms; what the steps measured cannot decide says how many it needs."""
     found = tail_table(campaign)
     found["said"] = [
-        _interval(row.value_ms, row.low_ms, row.high_ms)
+        fmt.interval(row.value_ms, row.low_ms, row.high_ms)
         if row.supported
         else f"needs {row.needs:,.0f} steps"
         for row in found.itertuples()
@@ -79,7 +79,7 @@ def answers(campaign: Campaign) -> pd.DataFrame:
             for quantile, found in zip(quantiles, estimates, strict=True):
                 column = columns.setdefault(f"{name} {fmt.quantile(quantile)} (s)", {})
                 bounds = (found.value / NS_PER_S, found.low / NS_PER_S, found.high / NS_PER_S)
-                column[str(arm)] = _interval(*bounds) if found.supported else "–"
+                column[str(arm)] = fmt.interval(*bounds) if found.supported else "–"
     return pd.DataFrame(columns)
 
 
@@ -103,10 +103,19 @@ def collector(campaign: Campaign) -> pd.DataFrame:
 
 
 def memory(campaign: Campaign) -> pd.DataFrame:
-    """Resident memory of each process at the window's end, the mean over runs and ranks."""
-    census = campaign.census[campaign.census["point"] == "window-end"]
-    resident = _by_arm(campaign, census).groupby(["arm", "role"], observed=True)["rss_bytes"]
-    return pd.DataFrame({"resident (MiB)": _by_process(resident.mean() / MIB)})
+    """Resident memory of each process at the window's end, and the gain since before load.
+
+    Means over runs and ranks. The gain includes the ramp, so it is not a rate of growth.
+    """
+    key = ["run", "role", "rank", "pid"]
+    start, end = (
+        campaign.census[campaign.census["point"] == point].set_index(key)["rss_bytes"]
+        for point in ("window-start", "window-end")
+    )
+    found = _by_arm(campaign, pd.DataFrame({"end": end, "gain": end - start}).reset_index())
+    mean = found.groupby(["arm", "role"], observed=True)[["end", "gain"]].mean() / MIB
+    names = {"resident (MiB)": "end", "gained under load (MiB)": "gain"}
+    return pd.DataFrame({name: _by_process(mean[column]) for name, column in names.items()})
 
 
 def garbage(campaign: Campaign) -> pd.DataFrame:
@@ -150,7 +159,3 @@ def _by_process(values: pd.Series) -> pd.Series:
         for row in table.to_numpy()
     ]
     return pd.Series(said, index=table.index)
-
-
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{fmt.figures(value)} ({fmt.bounds(low, high)})"

@@ -147,7 +147,9 @@ def requests(basis: Basis) -> pd.DataFrame:
         for column, name in names.items():
             told = "–"
             if f"{column}_predicted" in found:
-                told = _between(*(found[f"{column}_{of}"] for of in ("predicted", "low", "high")))
+                told = fmt.interval(
+                    *(found[f"{column}_{of}"] for of in ("predicted", "low", "high"))
+                )
             rows.append(
                 {
                     "ranks": f"{found['ranks']}",
@@ -199,22 +201,6 @@ def bursts(campaign: Campaign) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def bursts_in_words(campaign: Campaign) -> str:
-    """Length, period and spread of bursts."""
-    found = ranks.bursts(campaign)
-    said = []
-    for policy, own in found.groupby("policy", sort=False):
-        length, period = own["length_s"], own["period_steps"]
-        moved = own["drift_steps"].max()
-        changes = "not seen twice" if np.isnan(moved) else f"changed by {fmt.amount(moved)} steps"
-        said.append(
-            f"{policy}: {fmt.plural(len(own), 'burst')} of {fmt.figures(length.median())} s "
-            f"({fmt.bounds(length.min(), length.max())}), one per {fmt.figures(period.median())} "
-            f"steps; offsets {changes} from one burst to the next."
-        )
-    return " ".join(said) or "No burst was measured."
-
-
 def offsets(campaign: Campaign) -> pd.DataFrame:
     """Each run's offsets, from its first burst in the window to its last."""
     rows = []
@@ -235,9 +221,9 @@ def _both(found: pd.DataFrame) -> dict[str, Any]:
     rows = list(found.itertuples())
     return {
         "quantity": [f"{row.quantity} ({UNITS[row.quantity]})" for row in rows],
-        "measured": [_between(row.measured, row.low, row.high) for row in rows],
+        "measured": [fmt.interval(row.measured, row.low, row.high) for row in rows],
         "predicted": [
-            _between(row.predicted, row.predicted_low, row.predicted_high) for row in rows
+            fmt.interval(row.predicted, row.predicted_low, row.predicted_high) for row in rows
         ],
         "inside": found["inside"].map({True: "yes", False: "no"}),
     }
@@ -246,8 +232,4 @@ def _both(found: pd.DataFrame) -> dict[str, Any]:
 def _cell(row: Any, steps: Steps) -> str:
     rests_on_stalls = row.unit == "ms" and row.value * 1e6 > STALLED * steps.usual
     mark = BEYOND if rests_on_stalls and steps.stalls < EXPECTED_BEYOND else ""
-    return _between(row.value, row.low, row.high).replace(" (", f"{mark} (", 1)
-
-
-def _between(value: float, low: float, high: float) -> str:
-    return f"{fmt.figures(value)} ({fmt.bounds(low, high)})"
+    return fmt.interval(row.value, row.low, row.high).replace(" (", f"{mark} (", 1)

@@ -1,18 +1,21 @@
-"""Times that events cover: unions of them, and what they share with other times."""
+"""Times that pauses and holds cover: unions of them, and what they share with other times."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 
 from repro.stats.bootstrap import Integers
 
-Events = npt.NDArray[Any]
-
 Spans = tuple[Integers, Integers]
 """Beginnings and ends, ascending; no span overlaps another."""
+
+
+def of_rows(table: pd.DataFrame) -> Spans:
+    """The spans of `start_ns` and `duration_ns` in time order; none overlaps another."""
+    table = table.sort_values("start_ns")
+    start = table["start_ns"].to_numpy("int64")
+    return start, start + table["duration_ns"].to_numpy("int64")
 
 
 def union(begun: Integers, over: Integers) -> Spans:
