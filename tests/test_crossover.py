@@ -12,14 +12,12 @@ from builders import MS, SECOND, START, run
 
 from repro import dataset
 from repro.analysis.arms import pairs
-from repro.analysis.crossover_cost import crossover_over_fresh
 from repro.analysis.tails import effect, step_intervals, tail_table
 from repro.experiment import verify
 from repro.experiment.clients.closed_loop import ClosedLoop
 from repro.experiment.config import ConfigError, Experiment
 from repro.experiment.verify import NotAsRequested
 from repro.plugin import rpc, worker_hooks
-from repro.report.tables import itl_tails
 
 ORDER = ("freeze", "no-freeze", "no-freeze", "freeze")
 
@@ -131,34 +129,3 @@ def test_a_switch_collects_everything_and_then_freezes_or_does_not() -> None:
         assert gc.get_stats()[2]["collections"] == before + 1
     finally:
         gc.unfreeze()
-
-
-def fresh(root: Path, policy: str, gap: int, name: str, **changes: Any) -> None:
-    """One engine of its own for 10 s, every gap `gap`."""
-    time = START + np.cumsum(np.full(10 * SECOND // gap, gap))
-    itl = {"t_ns": time - 1, "itl_ns": np.full(len(time), gap), "count": 8}
-    steps = {"start_ns": time - 1, "step": np.arange(len(time))}
-    run(root, name, {"itl": itl, "steps": steps}, experiment__policy=policy, **changes)
-
-
-def test_engine_time_is_paid_once_by_all_periods(tmp_path: Path) -> None:
-    for number, gap in enumerate((40, 44, 36)):
-        fresh(tmp_path, "no-freeze", gap * MS, f"n{number}", wall_s=100.0 + number)
-        fresh(tmp_path, "freeze", gap * MS // 2, f"f{number}", wall_s=100.0)
-    campaign = crossover(tmp_path, wall_s=80.0)
-    (found,) = crossover_over_fresh(campaign, quantile=0.5).to_dict("records")
-    assert (found["engine_s_fresh"], found["engine_s_crossover"]) == (603.0, 80.0)
-    assert (found["runs_fresh"], found["runs_crossover"]) == (6, 4)
-    # Periods of this engine are all alike: nothing is left to resample.
-    assert found["price_s_crossover"] == pytest.approx(0)
-    width = np.log(found["ratio_fresh"].high / found["ratio_fresh"].low)
-    assert found["price_s_fresh"] == pytest.approx(603 * width**2)
-    assert width > 0.1
-    assert found["time"] == pytest.approx(0)
-
-
-def test_older_runs_without_their_engine_time_are_no_design(tmp_path: Path) -> None:
-    campaign = crossover(tmp_path)
-    assert campaign.runs["wall_s"].isna().all()
-    assert crossover_over_fresh(campaign, quantile=0.5).empty
-    assert itl_tails.crossover(campaign) == ""

@@ -58,12 +58,6 @@ def attribute(campaign: Campaign, factor: float = FACTOR) -> pd.DataFrame:
     A hold of the event loop counts as a pause of generation `HANDLER`, unless the front end spent
     most of it collecting.
 
-    Parameters
-    ----------
-    campaign : Campaign
-    factor : float
-        Above 1.
-
     Returns
     -------
     pandas.DataFrame
@@ -75,7 +69,7 @@ def attribute(campaign: Campaign, factor: float = FACTOR) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If `factor` is out of range.
+        If `factor` is not above 1.
     """
     if not factor > 1:
         raise ValueError(f"factor {factor} must be above 1: tail gaps are longer than the median")
@@ -94,12 +88,7 @@ def attribute(campaign: Campaign, factor: float = FACTOR) -> pd.DataFrame:
 
 
 def by_arm(attribution: pd.DataFrame) -> pd.DataFrame:
-    """The runs of `attribute` pooled within each arm.
-
-    Parameters
-    ----------
-    attribution : pandas.DataFrame
-        From `attribute`.
+    """The rows of `attribute` pooled within each arm.
 
     Returns
     -------

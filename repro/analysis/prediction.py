@@ -255,11 +255,7 @@ def requests(basis: Basis) -> pd.DataFrame:
 def width(basis: Basis, offsets: tuple[Integers, ...] = ()) -> tuple[int | None, int | None]:
     """Ranks from which P99 falls below `FALLS`, as predicted: more likely than not, and surely.
 
-    Parameters
-    ----------
-    basis : Basis
-    offsets : tuple of arrays
-        Of `Steps`; without any those of the measured groups.
+    Without `offsets`, as in `Steps`, those of the measured groups.
     """
     frozen, without = basis.steps["freeze"], basis.in_a_group("no-freeze")
     without = replace(without, offsets=offsets or without.offsets)

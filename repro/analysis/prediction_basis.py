@@ -168,11 +168,7 @@ def take_apart(campaign: Campaign, runs: Sequence[str]) -> Steps:
     lasted: on a GPU the beginning of it passes while the device is still at work. Every rank makes
     a young collection in nearly every step, so these stay in the common part.
 
-    Parameters
-    ----------
-    campaign : Campaign
-    runs : sequence of str
-        Runs of one arm; of several ranks the lowest is taken.
+    Of several ranks the lowest is taken; simultaneous pauses of several count each.
 
     Raises
     ------

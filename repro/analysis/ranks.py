@@ -211,13 +211,8 @@ def token_rates(campaign: Campaign, arm: str, seed: int = 0) -> Floats:
 def bursts(campaign: Campaign, arm: str | None = None) -> pd.DataFrame:
     """Bursts of full collections in the windows of runs of several data-parallel ranks.
 
+    Of one arm, if one is named.
     Every rank's first collection in the window is of the first burst, its second of the second.
-
-    Parameters
-    ----------
-    campaign : Campaign
-    arm : str, optional
-        Only this one.
 
     Returns
     -------

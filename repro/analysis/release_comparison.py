@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import pandas as pd
 
@@ -27,13 +28,10 @@ class ReleasePair:
     before, after : str
         Labels of arms of a vLLM without and with the pull request. In one of them the policy, not
         the release, decides the heap.
-    frozen : bool
-        Whether the workers of both are frozen.
     """
 
     before: str
     after: str
-    frozen: bool
 
 
 def release_pairs(campaign: Campaign) -> list[ReleasePair]:
@@ -46,11 +44,7 @@ def release_pairs(campaign: Campaign) -> list[ReleasePair]:
         if frozen == "unknown":
             continue
         before, after = (alike.loc[alike["after"] == side, "arm"] for side in (False, True))
-        found += [
-            ReleasePair(before=str(b), after=str(a), frozen=frozen == "yes")
-            for b in before
-            for a in after
-        ]
+        found += [ReleasePair(before=str(b), after=str(a)) for b, a in product(before, after)]
     return found
 
 
@@ -83,13 +77,7 @@ def steps_between(campaign: Campaign, full: pd.DataFrame) -> pd.Series:
 
 
 def freezes_itself(runs: pd.DataFrame) -> pd.Series:
-    """Whether each run's vLLM freezes its workers by itself: from 0.23 on, only on a GPU.
-
-    Parameters
-    ----------
-    runs : pandas.DataFrame
-        `Campaign.runs`, or rows of it.
-    """
+    """Whether each run's vLLM freezes its workers by itself: from 0.23 on, only on a GPU."""
     return runs["gpu_name"].notna() & _has_freeze(runs)
 
 

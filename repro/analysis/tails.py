@@ -18,7 +18,7 @@ from repro.stats.bootstrap import (
 )
 from repro.stats.estimate import Estimate, unsupported
 
-Metric = Literal["itl", "ttft", "step_interval"]
+Metric = Literal["itl", "ttft", "end_to_end", "step_interval"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 TAIL_QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
@@ -40,11 +40,6 @@ _TABLE_COLUMNS = [
 def sample(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
     """All values of a metric in the measured windows.
 
-    Parameters
-    ----------
-    campaign : Campaign
-    metric : {"itl", "ttft", "step_interval"}
-
     Returns
     -------
     pandas.DataFrame
@@ -61,6 +56,10 @@ def sample(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
             rows = campaign.itl.rename(columns={"itl_ns": "value_ns"})
         case "ttft":
             rows = campaign.requests.rename(columns={"ttft_ns": "value_ns"}).assign(count=1)
+        case "end_to_end":
+            rows = campaign.requests.assign(count=1)
+            decode = (rows["tpot_ns"] * (rows["output_tokens"] - 1)).fillna(0)
+            rows = rows.assign(value_ns=rows["ttft_ns"] + decode)
         case "step_interval":
             # All ranks take one engine step together: its number makes them one observation.
             rows = step_intervals(campaign.steps).rename(columns={"interval_ns": "value_ns"})
@@ -68,13 +67,9 @@ def sample(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
         case _:
             raise ValueError(f"unknown metric {metric!r}: choose one of {', '.join(METRICS)}")
     rows = in_window(campaign, rows)
-    return rows.assign(step=client_steps(campaign, rows))[_SAMPLE_COLUMNS]
-
-
-def client_steps(campaign: Campaign, rows: pd.DataFrame) -> pd.Series:
-    """The client step of each row: its `t_ns`, or the time bin it falls in (see `SCATTER_NS`)."""
     width = campaign.runs.set_index("run")["client"].map(SCATTER_NS).fillna(1).astype("int64")
-    return rows["t_ns"] // rows["run"].map(width).astype("int64")
+    step = rows["t_ns"] // rows["run"].map(width).astype("int64")
+    return rows.assign(step=step)[_SAMPLE_COLUMNS]
 
 
 def step_intervals(steps: pd.DataFrame) -> pd.DataFrame:
@@ -127,11 +122,6 @@ def step_quantiles(
 def tail_table(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
     """Quantiles of a metric by arm.
 
-    Parameters
-    ----------
-    campaign : Campaign
-    metric : {"itl", "ttft", "step_interval"}
-
     Returns
     -------
     pandas.DataFrame
@@ -167,16 +157,9 @@ def effect(
     quantile: float = 0.99,
     metric: Metric = "itl",
 ) -> Estimate:
-    """The ratio of a quantile of the treated arm to the baseline's; below 1 is an improvement.
+    """The ratio of a quantile (1: the maximum) of the treated arm to the baseline's.
 
-    Parameters
-    ----------
-    campaign : Campaign
-    baseline_arm, treated_arm : str
-        Labels in `campaign.runs["arm"]`.
-    quantile : float
-        From 0 to 1; 1 is the maximum.
-    metric : {"itl", "ttft", "step_interval"}
+    Below 1 is an improvement. Arms are given by their labels.
 
     Raises
     ------

@@ -28,17 +28,8 @@ OVERLAP, SAME = "95% intervals overlap", "same verdict"
 def most_alike(campaign: Campaign, recorded: Sequence[Path]) -> Campaign | None:
     """The recorded campaign with the runs most like these, of the same vLLM where it has some.
 
-    Parameters
-    ----------
-    campaign : Campaign
-    recorded : sequence of Path
-        Folders to choose from. The campaign itself, and those of the other kind of device (GPU
-        or CPU), do not count.
-
-    Returns
-    -------
-    Campaign or None
-        None if no folder is left.
+    The campaign's own folder, and those of the other kind of device (GPU or CPU), do not count;
+    None if no folder is left.
     """
     own = documents(campaign.path)
     best, chosen = -1.0, None
@@ -63,12 +54,7 @@ def measured(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(own: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
-    """The same claims by one's own and by the recorded data.
-
-    Parameters
-    ----------
-    own, recorded : pandas.DataFrame
-        As `claims.evaluate` returns, of the same claims.
+    """The same claims by one's own and by the recorded data, as `claims.evaluate` returns them.
 
     Returns
     -------

@@ -133,11 +133,7 @@ def more_needed(ratio: Estimate, ranges: Ranges, size: int) -> float:
 def more_for_share(share: float, seen: int, runs: int) -> float:
     """Further runs until a share's 95% interval (Wilson's) excludes one half, if the share stays.
 
-    Parameters
-    ----------
-    share : float
-    seen, runs : int
-        Observations behind the share, and the runs that gave them.
+    The share is of `seen` observations from `runs` runs.
     """
     needed = (student(math.inf) / 2 / (share - 0.5)) ** 2 if share != 0.5 else math.inf
     return math.ceil((needed - seen) * runs / seen) if math.isfinite(needed) else math.inf
@@ -169,20 +165,7 @@ def outcome(
     reasons: Mapping[Verdict, str],
     further: str = "",
 ) -> Outcome:
-    """The outcome of a supported ratio.
-
-    Parameters
-    ----------
-    ratio : Estimate
-    ranges : Ranges
-    sample : Sample
-    name : str
-        What the ratio is of.
-    runs : tuple of str
-    reasons : mapping of Verdict to str
-    further : str
-        Added to the reason.
-    """
+    """The outcome of a supported ratio of `name`; `further` is added to the verdict's reason."""
     verdict = judge(ratio, ranges)
     return Outcome(
         verdict=verdict,

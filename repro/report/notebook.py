@@ -48,17 +48,9 @@ KNOWN = parameters(Reading) | PARAMETERS
 
 
 def check(namespace: Mapping[str, Any]) -> SimpleNamespace:
-    """The notebook's parameters, read and checked as on the command line.
+    """The notebook's parameters, out of its `globals()`, read and checked as on the command line.
 
-    Parameters
-    ----------
-    namespace : mapping
-        `globals()` of the notebook.
-
-    Returns
-    -------
-    SimpleNamespace
-        One attribute per parameter; None: as recorded, or the default when measuring.
+    One attribute per parameter; None: as recorded, or the default when measuring.
 
     Raises
     ------

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from repro import fmt
 from repro.analysis.gc_cost import GENERATIONS
-from repro.dataset.schema import NS_PER_MS
+from repro.dataset.schema import NS_PER_MS, NS_PER_S
 from repro.report import style
+from repro.report.figures.shared import plain_numbers
 from repro.report.style import COLUMN, INK, PALETTE, PROCESS_COLOUR
 from repro.server.launches import Launch
 from repro.server.numbers import SLICES, Numbers
@@ -22,8 +22,6 @@ from repro.stats.bootstrap import EXPECTED_BEYOND
 KIND_COLOUR = {"all steps": PALETTE[3], "without the collector": PALETTE[0]}
 GENERATION_SIZE = {0: 3, 1: 8, 2: 26}
 QUANTILE_LINE = {0.5: ":", 0.99: "--", 0.999: "-"}
-
-NS_PER_S = 1e9
 
 
 def pauses_over_time(launch: Launch, found: Numbers) -> Figure:
@@ -79,7 +77,7 @@ def step_tail(found: Numbers) -> Figure:
             axes.plot(x[firm] / NS_PER_MS, share[firm], color=colour, label=name)
         axes.set(xscale="log", yscale="log")
         axes.set(xlabel="interval between steps (ms)", ylabel="share of steps that take longer")
-        _plain(axes.xaxis)
+        plain_numbers(axes.xaxis)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.legend(loc="upper right", handlelength=1.6)
@@ -108,13 +106,6 @@ def more_ranks(predicted: dict[str, pd.DataFrame]) -> Figure:
         axes.set_ylabel("step of the group (ms)")
         axes.set_xticks(rows["ranks"], [f"{ranks}" for ranks in rows["ranks"]])
         axes.xaxis.set_minor_locator(NullLocator())
-        _plain(axes.yaxis)
+        plain_numbers(axes.yaxis)
         drawn.legend(loc="outside lower center", ncols=2, handlelength=1.8, columnspacing=1)
     return drawn
-
-
-def _plain(axis: Axis) -> None:
-    """Numbers one would say, on an axis that is logarithmic and may span less than a decade."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())

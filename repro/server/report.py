@@ -35,12 +35,7 @@ def write(
 ) -> Path:
     """Write the page about a recorded folder, or about a server's log, to `out`.
 
-    Parameters
-    ----------
-    which, last : int, optional
-        One launch only, 1 being the newest; the newest so many.
-    bench : Path, optional
-        What `vllm bench serve --save-result --save-detailed` wrote.
+    The options are those of `repro report`: `--launch` (`which`), `--last` and `--bench`.
 
     Raises
     ------

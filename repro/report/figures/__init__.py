@@ -23,21 +23,9 @@ for _module in pkgutil.iter_modules(__path__):
 
 
 def draw_all(data_root: Path, out_dir: Path, kind: str = "png") -> list[Path]:
-    """Draw what applies to each campaign under a folder.
+    """Draw what applies to each campaign under a folder, as `<campaign>/<figure>.<kind>`.
 
-    Parameters
-    ----------
-    data_root : Path
-        Its folders that are campaigns are drawn; others are passed over.
-    out_dir : Path
-        Where `<campaign>/<figure>.<kind>` goes. If it has a README.md, only what that names.
-    kind : str
-        Name out of `repro.report.style.FORMATS`.
-
-    Returns
-    -------
-    list of Path
-        The files written.
+    If `out_dir` has a README.md, only what that names. Returns the files written.
 
     Raises
     ------

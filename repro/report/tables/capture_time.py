@@ -30,7 +30,6 @@ def captures(campaign: Campaign) -> pd.DataFrame:
     Means are geometric, so that they divide to the ratio.
     """
     times = capture_times(campaign)
-    times["share"] = times["gc_s"] / times["capture_s"]
     effects = policy_effects(times).set_index([*CAPTURE_SETTING, "again", "capture_policy"])
     rows = []
     for key, group in times.groupby([*CAPTURE_SETTING, "again", "capture_policy"]):
@@ -45,7 +44,7 @@ def captures(campaign: Campaign) -> pd.DataFrame:
                 "range (s)": fmt.bounds(seconds.min(), seconds.max()),
                 "over gc-on": _ratio_cell(effect, "ratio"),
                 "the same without GC": _ratio_cell(effect, "besides_gc"),
-                "GC share": fmt.percent(group["share"].median()),
+                "GC share": _share_cell(group),
                 "memory (GiB)": fmt.figures(group["memory_bytes"].median() / GIB),
                 "captures": f"{len(group)}",
                 "runs": f"{group['run'].nunique()}",
@@ -123,30 +122,18 @@ def repetition(campaign: Campaign) -> str:
     return "\n\n".join(said)
 
 
-def upper_bound(campaign: Campaign) -> str:
-    """One line per setting: the most that a policy can save, and what freezing itself collects."""
-    times = principal(capture_times(campaign))
-    times = times[times["kind"] == "capture"]
-    said = []
-    for _, group in times.groupby(CAPTURE_SETTING):
-        on, frozen = (group[group["capture_policy"] == name] for name in (BASELINE, "frozen"))
-        share = collector_share(on)
-        if not share.supported or frozen.empty:
-            continue
-        before, after = (fmt.figures(rows["gc_s"].mean()) for rows in (on, frozen))
-        shown = fmt.share(share.value, share.low, share.high)
-        said.append(
-            f"**{fmt.setting(*group.iloc[0][['model', 'vllm', 'runner']])}**: the collector "
-            f"takes {shown} of a capture with `{BASELINE}`, and no policy can save "
-            f"more than that. With `frozen` it takes {after} s instead of {before} s."
-        )
-    return "\n\n".join(said)
-
-
 def _setting_cells(times: pd.DataFrame) -> dict[str, str]:
     first = times.iloc[0]
     runner = fmt.RUNNER.get(first["runner"], "–")
     return {"model": first["model"], "vLLM": first["vllm"], "runner": runner}
+
+
+def _share_cell(times: pd.DataFrame) -> str:
+    """The collector's share with its interval, or the one capture's."""
+    share = collector_share(times)
+    if share.supported:
+        return fmt.share(share.value, share.low, share.high)
+    return fmt.percent((times["gc_s"] / times["capture_s"]).median())
 
 
 def _ratio_cell(effect: pd.Series | None, column: str) -> str:

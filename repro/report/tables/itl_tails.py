@@ -9,7 +9,6 @@ import pandas as pd
 from repro import fmt
 from repro.analysis.arms import Pair, in_order, labels, pairs, repeated
 from repro.analysis.attribution import HANDLER, UNEXPLAINED, attribute, by_arm
-from repro.analysis.crossover_cost import crossover_over_fresh
 from repro.analysis.gc_cost import gc_time
 from repro.analysis.release_comparison import release_pairs, release_ratios
 from repro.analysis.tails import effect, tail_table
@@ -116,19 +115,6 @@ def _cell(ratio: Estimate) -> str:
     return fmt.ratio(ratio)
 
 
-def crossover(campaign: Campaign) -> str:
-    """One line per cross-over: its engine time for an interval as wide as that of fresh engines."""
-    said = [
-        f"**{row.treated_crossover}**: P99 ITL {fmt.ratio(row.ratio_crossover)} from "
-        f"{fmt.plural(row.runs_crossover, 'period')} in {row.engine_s_crossover:,.0f} s of "
-        f"engine time; fresh engines {fmt.ratio(row.ratio_fresh)} from "
-        f"{fmt.plural(row.runs_fresh, 'run')} in {row.engine_s_fresh:,.0f} s. For the same width "
-        f"the cross-over takes ×{fmt.figures(row.time)} of their time."
-        for row in crossover_over_fresh(campaign).itertuples()
-    ]
-    return "\n\n".join(said)
-
-
 def patch_against_release(campaign: Campaign) -> pd.DataFrame:
     """Ratios of the release to the patch, frozen and not; all should include 1."""
     rows = [
@@ -142,7 +128,9 @@ def patch_against_release(campaign: Campaign) -> pd.DataFrame:
 def attribution(campaign: Campaign, factor: float) -> pd.DataFrame:
     """The pauses that explain gaps above `factor` times the median, beside chance."""
     found = in_order(by_arm(attribute(campaign, factor)), campaign)
-    found = found[(found["tail_steps"] > 0) & ((found["steps"] > 0) | _unexplained(found))]
+    found = found[
+        (found["tail_steps"] > 0) & ((found["steps"] > 0) | (found["role"] == UNEXPLAINED))
+    ]
     return pd.DataFrame(
         {
             "arm": found["arm"],
@@ -187,7 +175,3 @@ def collector(campaign: Campaign) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _unexplained(found: pd.DataFrame) -> pd.Series:
-    return found["role"] == UNEXPLAINED

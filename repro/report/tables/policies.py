@@ -7,9 +7,9 @@ import pandas as pd
 from repro import fmt
 from repro.analysis.arms import labels
 from repro.analysis.gc_cost import gc_time
-from repro.analysis.tails import client_steps, effect, step_quantiles, tail_table
-from repro.dataset import Campaign, in_window
-from repro.dataset.schema import NS_PER_MS, NS_PER_S
+from repro.analysis.tails import Metric, effect, tail_table
+from repro.dataset import Campaign
+from repro.dataset.schema import NS_PER_MS
 from repro.stats.ratios import ratio_of_runs
 from repro.theory.cpython_rule import FULL
 
@@ -19,10 +19,13 @@ MIB = 2**20
 
 def side_by_side(campaign: Campaign) -> pd.DataFrame:
     """Every measure of every arm. Latencies have 95% intervals, tokens/s one value per run."""
-    parts = [gaps(campaign), throughput(campaign), collector(campaign), memory(campaign)]
-    parts += [garbage(campaign), shutdown(campaign)]
+    parts = [latencies(campaign, "itl", {f"{name} ITL (ms)": q for q, name in GAPS.items()})]
     if (campaign.runs["client"] == "serve").any():
-        parts.insert(1, answers(campaign))
+        parts.append(latencies(campaign, "ttft", {"TTFT P50 (s)": 0.5}, ms=1e3))
+        whole = {"end to end P50 (s)": 0.5, "end to end P99 (s)": 0.99}
+        parts.append(latencies(campaign, "end_to_end", whole, ms=1e3))
+    parts += [throughput(campaign), collector(campaign), memory(campaign)]
+    parts += [garbage(campaign), shutdown(campaign)]
     table = pd.concat(parts, axis=1).reindex(labels(campaign)).fillna("–")
     return table.rename_axis("arm").reset_index()
 
@@ -50,37 +53,19 @@ def over_baseline(campaign: Campaign) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("–")
 
 
-def gaps(campaign: Campaign) -> pd.DataFrame:
-    """ITL quantiles in ms; what the steps measured cannot decide says how many it needs."""
-    found = tail_table(campaign)
+def latencies(
+    campaign: Campaign, metric: Metric, columns: dict[str, float], ms: float = 1.0
+) -> pd.DataFrame:
+    """Quantiles of a metric by column, in units of `ms`; what the steps cannot decide says so."""
+    found = tail_table(campaign, metric)
     found["said"] = [
-        fmt.interval(row.value_ms, row.low_ms, row.high_ms)
+        fmt.interval(row.value_ms / ms, row.low_ms / ms, row.high_ms / ms)
         if row.supported
         else f"needs {row.needs:,.0f} steps"
         for row in found.itertuples()
     ]
-    table = found.pivot_table("said", "arm", "quantile", aggfunc="first")[list(GAPS)]
-    return table.rename(columns={q: f"{name} ITL (ms)" for q, name in GAPS.items()})
-
-
-def answers(campaign: Campaign) -> pd.DataFrame:
-    """TTFT and time of the whole answer in s, as a client over HTTP has them."""
-    rows = in_window(campaign, campaign.requests).assign(count=1)
-    rows["step"] = client_steps(campaign, rows)
-    decode = (rows["tpot_ns"] * (rows["output_tokens"] - 1)).fillna(0)
-    values = {"TTFT": rows["ttft_ns"], "end to end": rows["ttft_ns"] + decode}
-    asked = {"TTFT": (0.5,), "end to end": (0.5, 0.99)}
-    columns: dict[str, dict[str, str]] = {}
-    for arm, runs in campaign.runs.groupby("arm")["run"]:
-        own = rows["run"].isin(runs)
-        for name, quantiles in asked.items():
-            of_arm = rows[own].assign(value_ns=values[name][own])
-            estimates = step_quantiles(of_arm, quantiles)
-            for quantile, found in zip(quantiles, estimates, strict=True):
-                column = columns.setdefault(f"{name} {fmt.quantile(quantile)} (s)", {})
-                bounds = (found.value / NS_PER_S, found.low / NS_PER_S, found.high / NS_PER_S)
-                column[str(arm)] = fmt.interval(*bounds) if found.supported else "–"
-    return pd.DataFrame(columns)
+    table = found.pivot_table("said", "arm", "quantile", aggfunc="first")[[*columns.values()]]
+    return table.set_axis(list(columns), axis=1)
 
 
 def throughput(campaign: Campaign) -> pd.DataFrame:
