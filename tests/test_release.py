@@ -32,7 +32,7 @@ def both_sides(root: Path, new_ms: dict[str, float] | None = None) -> Campaign:
 
 
 def test_twins_have_one_heap_and_two_releases(tmp_path: Path) -> None:
-    found = {(pair.before, pair.after) for pair in release_pairs(both_sides(tmp_path))}
+    found = {(pair.baseline, pair.treated) for pair in release_pairs(both_sides(tmp_path))}
     assert found == {
         (f"{OLD} freeze", f"{NEW} freeze"),
         (f"{OLD} no-freeze", f"{NEW} no-freeze"),

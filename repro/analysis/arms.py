@@ -44,19 +44,19 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two arms that differ only in whether the worker's heap is frozen.
+    """Two arms to compare, such as two that differ only in whether the worker's heap is frozen.
 
     Attributes
     ----------
     baseline, treated : str
-        Labels of the arms whose workers are not frozen, and are.
+        Labels of the arms: of `pairs`, those whose workers are not frozen, and are.
     setting : str
         Common to both arms; often empty.
     """
 
     baseline: str
     treated: str
-    setting: str
+    setting: str = ""
 
 
 def arms(campaign: Campaign) -> list[Arm]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 
 import pandas as pd
 
 from repro import releases
-from repro.analysis.arms import freezes
+from repro.analysis.arms import Pair, freezes
 from repro.analysis.gc_cost import full_collections
 from repro.analysis.tails import effect
 from repro.dataset import Campaign, in_window, under_load
@@ -19,23 +18,11 @@ SAME_LOAD = ["machine", "model", "client", "executor", "load", "capture_policy"]
 SAME_LOAD += ["tensor_parallel_size", "data_parallel_size"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReleasePair:
-    """Two arms with the same heap and the same load, one on each side of the pull request.
+def release_pairs(campaign: Campaign) -> list[Pair]:
+    """All pairs of arms with the same heap and load, from before and after the pull request.
 
-    Attributes
-    ----------
-    before, after : str
-        Labels of arms of a vLLM without and with the pull request. In one of them the policy, not
-        the release, decides the heap.
+    In one of the two arms the policy, not the release, decides the heap.
     """
-
-    before: str
-    after: str
-
-
-def release_pairs(campaign: Campaign) -> list[ReleasePair]:
-    """All pairs of arms to compare, of runs under load."""
     arms = under_load(campaign).runs.drop_duplicates("arm").copy()
     arms["frozen"] = [freezes(campaign, arm) for arm in arms["arm"]]
     arms["after"] = _has_freeze(arms)
@@ -44,11 +31,11 @@ def release_pairs(campaign: Campaign) -> list[ReleasePair]:
         if frozen == "unknown":
             continue
         before, after = (alike.loc[alike["after"] == side, "arm"] for side in (False, True))
-        found += [ReleasePair(before=str(b), after=str(a)) for b, a in product(before, after)]
+        found += [Pair(baseline=str(b), treated=str(a)) for b, a in product(before, after)]
     return found
 
 
-def release_ratios(campaign: Campaign, pair: ReleasePair) -> dict[str, Estimate]:
+def release_ratios(campaign: Campaign, pair: Pair) -> dict[str, Estimate]:
     """Ratios of the arm after the pull request to the arm before it.
 
     Returns
@@ -63,7 +50,7 @@ def release_ratios(campaign: Campaign, pair: ReleasePair) -> dict[str, Estimate]
     return {
         "full collection": _of_runs(length, pair),
         "steps between": _of_runs(steps_between(campaign, full), pair),
-        "P99 ITL": effect(campaign, pair.before, pair.after, 0.99),
+        "P99 ITL": effect(campaign, pair.baseline, pair.treated, 0.99),
         "tokens/s": _of_runs(campaign.runs.set_index(["arm", "run"])["tokens_per_s"], pair),
     }
 
@@ -86,7 +73,7 @@ def _has_freeze(runs: pd.DataFrame) -> pd.Series:
     return pd.Series(after, index=runs.index, dtype=bool)
 
 
-def _of_runs(values: pd.Series, pair: ReleasePair) -> Estimate:
-    if not {pair.before, pair.after} <= set(values.index.get_level_values("arm")):
+def _of_runs(values: pd.Series, pair: Pair) -> Estimate:
+    if not {pair.baseline, pair.treated} <= set(values.index.get_level_values("arm")):
         return unsupported(needs=NEEDS_RUNS, steps=0)
-    return ratio_of_runs(values[pair.before].tolist(), values[pair.after].tolist())
+    return ratio_of_runs(values[pair.baseline].tolist(), values[pair.treated].tolist())

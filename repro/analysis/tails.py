@@ -16,12 +16,12 @@ from repro.stats.bootstrap import (
     steps_needed,
     weighted_quantiles,
 )
-from repro.stats.estimate import Estimate, unsupported
+from repro.stats.estimate import Estimate, supported, unsupported
 
 Metric = Literal["itl", "ttft", "end_to_end", "step_interval"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
-TAIL_QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
+TAIL_QUANTILES = (0.5, 0.99, 0.999, 1.0)
 """The last is the maximum: the largest value measured, not an estimate of the largest possible. Its
 interval shows how much depends on single blocks of steps; it cannot reach above the value."""
 
@@ -112,11 +112,15 @@ def step_quantiles(
         One per quantile, in the unit of `value_ns`.
     """
     steps = _count_steps(rows)
+    needs = [steps_needed(quantile) for quantile in quantiles]
     if steps == 0:
-        return [_estimate(np.nan, np.full(2, np.nan), q, 0) for q in quantiles]
+        return [unsupported(needs=each, steps=0) for each in needs]
     found = _quantiles(rows, quantiles)
     bounds = interval(_replicates(rows, quantiles, seed))
-    return [_estimate(found[i], bounds[:, i], q, steps) for i, q in enumerate(quantiles)]
+    return [
+        supported(*numbers, needs=each, steps=steps)
+        for each, *numbers in zip(needs, found, *bounds, strict=True)
+    ]
 
 
 def tail_table(campaign: Campaign, metric: Metric = "itl") -> pd.DataFrame:
@@ -169,12 +173,13 @@ def effect(
     rows = sample(campaign, metric)
     baseline, treated = (_rows_of_arm(campaign, rows, a) for a in (baseline_arm, treated_arm))
     steps = min(_count_steps(baseline), _count_steps(treated))
+    needs = steps_needed(quantile)
     if steps == 0:
-        return _estimate(np.nan, np.full(2, np.nan), quantile, 0)
+        return unsupported(needs=needs, steps=0)
     ratio = _quantiles(treated, (quantile,))[0] / _quantiles(baseline, (quantile,))[0]
     # Different seeds make the two arms independent.
     ratios = _replicates(treated, (quantile,), 0) / _replicates(baseline, (quantile,), 1)
-    return _estimate(ratio, interval(ratios)[:, 0], quantile, steps)
+    return supported(ratio, *interval(ratios)[:, 0], needs=needs, steps=steps)
 
 
 def _rows_of_arm(campaign: Campaign, rows: pd.DataFrame, arm: str) -> pd.DataFrame:
@@ -202,19 +207,4 @@ def _replicates(rows: pd.DataFrame, quantiles: tuple[float, ...], seed: int) -> 
         rows["step"].to_numpy("int64"),
         quantiles,
         seed=seed,
-    )
-
-
-def _estimate(value: float, bounds: Floats, quantile: float, steps: int) -> Estimate:
-    needs = steps_needed(quantile)
-    if steps < needs:
-        return unsupported(needs=needs, steps=steps)
-    low, high = bounds
-    return Estimate(
-        value=float(value),
-        low=float(low),
-        high=float(high),
-        supported=True,
-        needs=needs,
-        steps=steps,
     )

@@ -28,14 +28,13 @@ def patch_is_the_release(campaign: Campaign) -> list[Outcome]:
     found = []
     for pair in release_pairs(campaign):
         ratios = release_ratios(campaign, pair)
-        chosen = campaign.runs["arm"].isin([pair.before, pair.after])
-        runs = tuple(campaign.runs.loc[chosen, "run"])
+        runs = runs_of(campaign, pair)
         ratio = ratios.pop("full collection")
         if not ratio.supported:
             what = "the length of full collections"
             found.append(too_few(ratio, what, runs, "runs per arm with a full collection"))
             continue
-        name = f"full collection, {pair.after} over {pair.before}"
+        name = f"full collection, {pair.treated} over {pair.baseline}"
         rest = ", ".join(f"{k} {fmt.ratio(r)}" for k, r in ratios.items() if r.supported)
         sample = sample_of(campaign, runs)
         found.append(sameness(ratio, AS_LONG, sample, name=name, runs=runs, further=f"; {rest}"))

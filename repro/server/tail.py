@@ -13,7 +13,7 @@ from repro.stats.bootstrap import (
     interval,
     steps_needed,
 )
-from repro.stats.estimate import Estimate
+from repro.stats.estimate import Estimate, supported, unsupported
 
 FINE, COARSE = 12, 9
 """Bits of a value's mantissa that are told apart: to 0.02%, in a resample to 0.2%."""
@@ -63,24 +63,15 @@ def curve(counts: Integers) -> tuple[Floats, Floats]:
 
 def quantiles(tail: Tail, asked: tuple[float, ...]) -> tuple[Estimate, ...]:
     """Quantiles of the values counted, with 95% intervals."""
-    steps = tail.number
-    supported = [steps >= steps_needed(q) and steps > 0 for q in asked]
-    values = np.full(len(asked), np.nan)
-    bounds = np.full((2, len(asked)), np.nan)
-    if any(supported):
-        values = _of_counts(tail.counts[None], asked, FINE)[0]
-        bounds = interval(_resampled(tail, asked))
+    if tail.number == 0:
+        return tuple(unsupported(needs=steps_needed(q), steps=0) for q in asked)
+    values = _of_counts(tail.counts[None], asked, FINE)[0]
+    low, high = interval(_resampled(tail, asked))
+    # A resample rounds more coarsely than the value.
+    bounds = zip(values, np.minimum(low, values), np.maximum(high, values), strict=True)
     return tuple(
-        Estimate(
-            value=float(value) if enough else np.nan,
-            # A resample rounds more coarsely than the value.
-            low=min(float(low), float(value)) if enough else np.nan,
-            high=max(float(high), float(value)) if enough else np.nan,
-            supported=enough,
-            needs=steps_needed(q),
-            steps=steps,
-        )
-        for q, value, low, high, enough in zip(asked, values, *bounds, supported, strict=True)
+        supported(*found, needs=steps_needed(q), steps=tail.number)
+        for q, found in zip(asked, bounds, strict=True)
     )
 
 

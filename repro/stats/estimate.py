@@ -38,3 +38,11 @@ def unsupported(*, needs: int, steps: int) -> Estimate:
     """The estimate of a sample that is too small."""
     nan = math.nan
     return Estimate(value=nan, low=nan, high=nan, supported=False, needs=needs, steps=steps)
+
+
+def supported(value: float, low: float, high: float, *, needs: int, steps: int) -> Estimate:
+    """The estimate of a sample that has what it needs; of one that has not, no number."""
+    if steps < needs:
+        return unsupported(needs=needs, steps=steps)
+    numbers = {"value": float(value), "low": float(low), "high": float(high)}
+    return Estimate(**numbers, supported=True, needs=needs, steps=steps)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repro.stats.estimate import Estimate, unsupported
+from repro.stats.estimate import Estimate, supported, unsupported
 
 NEEDS_RUNS = 2
 
@@ -71,14 +71,7 @@ def _from_logs(middle: float, error: float, freedom: float, runs: int) -> Estima
     """A ratio from the mean of logarithms, its standard error and its degrees of freedom."""
     width = student(freedom) * error
     value, low, high = np.exp([middle, middle - width, middle + width])
-    return Estimate(
-        value=float(value),
-        low=float(low),
-        high=float(high),
-        supported=True,
-        needs=NEEDS_RUNS,
-        steps=runs,
-    )
+    return supported(value, low, high, needs=NEEDS_RUNS, steps=runs)
 
 
 def student(freedom: float) -> float:

@@ -129,9 +129,9 @@ def _setting_cells(times: pd.DataFrame) -> dict[str, str]:
 
 
 def _share_cell(times: pd.DataFrame) -> str:
-    """The collector's share with its interval, or the one capture's."""
+    """The collector's share, with its interval where several captures give one."""
     share = collector_share(times)
-    if share.supported:
+    if share.supported and share.high <= TOO_WIDE * share.low:
         return fmt.share(share.value, share.low, share.high)
     return fmt.percent((times["gc_s"] / times["capture_s"]).median())
 

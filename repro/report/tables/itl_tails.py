@@ -118,7 +118,7 @@ def _cell(ratio: Estimate) -> str:
 def patch_against_release(campaign: Campaign) -> pd.DataFrame:
     """Ratios of the release to the patch, frozen and not; all should include 1."""
     rows = [
-        {"after": pair.after, "over before": pair.before}
+        {"after": pair.treated, "over before": pair.baseline}
         | {name: _cell(found) for name, found in release_ratios(campaign, pair).items()}
         for pair in release_pairs(campaign)
     ]

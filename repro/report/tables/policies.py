@@ -20,7 +20,7 @@ MIB = 2**20
 def side_by_side(campaign: Campaign) -> pd.DataFrame:
     """Every measure of every arm. Latencies have 95% intervals, tokens/s one value per run."""
     parts = [latencies(campaign, "itl", {f"{name} ITL (ms)": q for q, name in GAPS.items()})]
-    if (campaign.runs["client"] == "serve").any():
+    if (campaign.runs["client"] == "serve").any() and len(campaign.requests):
         parts.append(latencies(campaign, "ttft", {"TTFT P50 (s)": 0.5}, ms=1e3))
         whole = {"end to end P50 (s)": 0.5, "end to end P99 (s)": 0.99}
         parts.append(latencies(campaign, "end_to_end", whole, ms=1e3))
