@@ -111,7 +111,7 @@ def test_nothing_is_cut_off_and_bytes_are_the_same(
 ) -> None:
     campaign: Campaign = request.getfixturevalue(of)
     drawn = FIGURES[name](campaign)
-    assert style.png(drawn) == style.png(FIGURES[name](campaign))
+    assert style.encoded(drawn) == style.encoded(FIGURES[name](campaign))
     with style.applied():
         drawn.draw_without_rendering()
         boxes = [part.get_tightbbox() for part in (*drawn.texts, *drawn.legends, *drawn.axes)]

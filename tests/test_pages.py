@@ -41,7 +41,7 @@ def executed(path: Path) -> Path:
     figure = FIGURES["itl_tail"](dataset.load(story(path.parent / "drawn", length_s=12)))
     shown = [
         new_output("display_data", {"text/markdown": fmt.markdown_table(WIDE)}),
-        new_output("display_data", {"image/png": b64encode(style.png(figure)).decode()}),
+        new_output("display_data", {"image/png": b64encode(style.encoded(figure)).decode()}),
         new_output("stream", text="a line without an end " * 20),
     ]
     code = "a_long_name = " + " + ".join(["another_long_name"] * 20)

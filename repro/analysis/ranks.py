@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from repro import fmt
@@ -24,6 +22,7 @@ from repro.stats.bootstrap import (
     draw_blocks,
     interval,
 )
+from repro.stats.spans import overlap
 from repro.theory.cpython_rule import FULL
 from repro.theory.lockstep import QUANTILES, STALLED
 
@@ -37,9 +36,6 @@ PER_BURST = {"stalled steps per burst": "stalled_steps", "burst": "length_s"}
 
 BURST = ["run", "policy", "ranks", "start_ns", "length_s", "offsets", "spread_steps"]
 BURST += ["stalled_steps", "pause_ms", "period_steps", "drift_steps"]
-
-Moving = Callable[[int], Integers]
-"""So many times, in ns, drawn at random from a run's window."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +124,8 @@ def coupling(campaign: Campaign) -> pd.DataFrame:
         anywhere: list[float] = []
         for run in runs.itertuples():
             ranks = _ranks_of(campaign, run.run)
-            window = run.window_start_ns, run.window_end_ns
             shown += _shown(ranks)
-            anywhere += _shown(ranks, functools.partial(_anywhere, rng, window))
+            anywhere += _shown(ranks, rng, (run.window_start_ns, run.window_end_ns))
         if not shown:
             continue
         drawn = rng.choice(shown, size=(RESAMPLES, len(shown)))
@@ -346,36 +341,27 @@ def _distances(ordinals: list[Integers]) -> Integers:
     return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
 
-def _shown(ranks: list[_Rank], moved_to: Moving | None = None) -> list[float]:
-    """Part of one rank's pauses that shows in each other rank's step; at other times, if moved."""
+def _shown(
+    ranks: list[_Rank], rng: np.random.Generator | None = None, window: tuple[int, int] = (0, 0)
+) -> list[float]:
+    """Part of one rank's pauses that shows in each other rank's step.
+
+    With `rng`: in the steps at random times of the window instead.
+    """
     found: list[float] = []
-    for paused, other in _couples(ranks):
+    for paused, other in itertools.permutations(ranks, 2):
+        if len(other.entries) < 2:
+            continue
         gaps = np.diff(other.entries)
         usual = np.median(gaps)
         middle = paused.begun + paused.lasted // 2
-        if moved_to is not None:
-            middle = moved_to(len(middle))
+        if rng is not None:
+            middle = rng.integers(*window, size=len(middle))
         step = np.searchsorted(other.entries, middle, side="right") - 1
         seen = (step >= 0) & (step < len(gaps)) & (paused.lasted > usual)
         step = np.clip(step, 0, len(gaps) - 1)
-        alone = ~_touched(other, other.entries[step], other.entries[step + 1])
+        own = other.begun, other.begun + other.lasted
+        alone = overlap(own, other.entries[step], other.entries[step + 1]) == 0
         excess: Floats = (gaps[step] - usual) / np.maximum(paused.lasted, 1)
         found += excess[seen & alone].tolist()
     return found
-
-
-def _anywhere(rng: np.random.Generator, window: tuple[int, int], number: int) -> Integers:
-    return rng.integers(*window, size=number)
-
-
-def _couples(ranks: list[_Rank]) -> Iterator[tuple[_Rank, _Rank]]:
-    for paused in ranks:
-        for other in ranks:
-            if other is not paused and len(other.entries) > 1:
-                yield paused, other
-
-
-def _touched(rank: _Rank, start: Integers, end: Integers) -> npt.NDArray[np.bool_]:
-    """Whether a full collection of the rank's own overlaps each span."""
-    over = rank.begun + rank.lasted
-    return np.asarray(np.searchsorted(rank.begun, end) > np.searchsorted(over, start, side="right"))

@@ -108,7 +108,7 @@ def figure(name: str, campaign: Campaign) -> Image | Markdown:
     except figures.NotApplicable as missing:
         return Markdown(f"*No figure `{name}` of {campaign.path.name}: {missing}.*")
     width = int(SCREEN_DPI * drawn.get_figwidth())
-    return Image(data=style.png(drawn), width=width, alt=drawn.get_suptitle())
+    return Image(data=style.encoded(drawn), width=width, alt=drawn.get_suptitle())
 
 
 def finding(name: str, campaign: Campaign) -> str:

@@ -68,6 +68,9 @@ STYLE = {
     "svg.hashsalt": "repro",  # else the ids in an SVG are drawn at random
 }
 
+FORMATS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+"""Format of a figure -> the metadata left out, which would change from day to day."""
+
 
 @contextlib.contextmanager
 def applied() -> Iterator[None]:
@@ -78,17 +81,12 @@ def applied() -> Iterator[None]:
         yield
 
 
-def png(drawn: Figure) -> bytes:
-    """The figure as a PNG file, with no version in it."""
-    return _rendered(drawn, "png", {"Software": None})
-
-
-def svg(drawn: Figure) -> bytes:
-    """The figure as an SVG file, with no date and no version in it."""
-    return _rendered(drawn, "svg", {"Date": None, "Creator": None})
-
-
-FORMATS = {"png": png, "svg": svg}
+def encoded(drawn: Figure, kind: str = "png") -> bytes:
+    """The figure as a file of one of `FORMATS`, with no date and no version in it."""
+    file = io.BytesIO()
+    with applied():
+        drawn.savefig(file, format=kind, metadata=FORMATS[kind])
+    return file.getvalue()
 
 
 def save(drawn: Figure, stem: Path, kind: str = "png") -> Path:
@@ -101,12 +99,5 @@ def save(drawn: Figure, stem: Path, kind: str = "png") -> Path:
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     path = stem.with_name(f"{stem.name}.{kind}")
-    path.write_bytes(FORMATS[kind](drawn))
+    path.write_bytes(encoded(drawn, kind))
     return path
-
-
-def _rendered(drawn: Figure, kind: str, metadata: dict[str, None]) -> bytes:
-    file = io.BytesIO()
-    with applied():
-        drawn.savefig(file, format=kind, metadata=metadata)
-    return file.getvalue()

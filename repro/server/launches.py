@@ -216,14 +216,13 @@ def launch(group: list[Source]) -> Launch:
     members = [Member(s, offsets.get(s.about.get("host"), first) - first) for s in group]
     order = {role: place for place, role in enumerate(ROLES)}
     members.sort(key=lambda m: (order.get(m.role, len(ROLES)), m.rank, m.opened_ns))
-    several = len({s.about.get("host") for s in group}) > 1
+    hosts = len({s.about.get("host") for s in group})
+    apart = [max(each) - min(each) for each in ahead.values() if hosts > 1]
     return Launch(
         began=datetime.fromtimestamp(min(s.process.launch_ns for s in group) / 1e9, UTC),
         members=tuple(members),
-        hosts=len({s.about.get("host") for s in group}),
-        clock_ns=max((max(each) - min(each) for each in ahead.values()), default=0)
-        if several
-        else 0,
+        hosts=hosts,
+        clock_ns=max(apart, default=0),
     )
 
 

@@ -197,7 +197,7 @@ def paragraph(text: str) -> str:
 
 def figure(drawn: Figure, caption: str) -> str:
     """A figure inside the page itself, with its caption."""
-    data = base64.b64encode(style.png(drawn)).decode()
+    data = base64.b64encode(style.encoded(drawn)).decode()
     said = escape(caption)
     image = f'<img alt="{said}" src="data:image/png;base64,{data}">'
     return f"<figure>{image}<figcaption>{said}</figcaption></figure>"
