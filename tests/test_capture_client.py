@@ -15,7 +15,7 @@ import pytest
 
 from repro import dataset
 from repro.analysis.captures import capture_times
-from repro.experiment import collect, provenance
+from repro.experiment import collect, provenance, verify
 from repro.experiment.clients import capture
 from repro.experiment.clients.engine import engine_arguments
 from repro.experiment.clients.server import server_arguments
@@ -33,9 +33,6 @@ class Engine:
     """Stands in for an engine with one worker: records what a capture leaves in the raw files."""
 
     def __init__(self, raw: Path, experiment: Experiment) -> None:
-        self.vllm_config = SimpleNamespace(
-            parallel_config=SimpleNamespace(distributed_executor_backend="mp")
-        )
         self.engine_core = SimpleNamespace(shutdown=lambda: None)
         self.asked: list[str] = []
         self.now = 1
@@ -69,11 +66,13 @@ class Engine:
         self.capture(args[0])
         return [{"rank": 0, "capture_policy": args[0], "freeze_count": 0, "free_bytes": 1}]
 
-    def census(self, _: object, point: str) -> list[dict[str, Any]]:
+    def census(self, _: object, experiment: Experiment, point: str) -> list[dict[str, Any]]:
         counts = self.recorders["worker"].census(point)
         about = {"policy": "no-freeze", "freeze_count_before": 375, "freeze_count": self.frozen}
         about |= {"runner": "vllm.v1.worker.gpu.model_runner", "capture_sizes": 4}
-        return [{**counts, **about, "frozen": self.frozen}]
+        workers = [{**counts, **about, "frozen": self.frozen}]
+        verify.policy_took_effect(experiment, workers)
+        return workers
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.calls: list[bool] = []
+        self.model_config = SimpleNamespace(get_vocab_size=lambda: 512)
 
     def collective_rpc(self, method: str, args: tuple[bool]) -> list[tuple[int, int]]:
         assert method == rpc.SWITCH_RPC
@@ -95,7 +97,7 @@ class Engine:
 def test_both_policies_come_equally_often_and_the_heap_is_left_thawed() -> None:
     engine = Engine()
     experiment = Experiment(policy="alternate", duration_s=1.5, switch_s=0.125)
-    loop = ClosedLoop(engine, experiment, 512, lambda phase, seconds: None)
+    loop = ClosedLoop(engine, experiment, lambda phase, seconds: None)
     loop._alternate()
     assert engine.calls[-1] is False
     pairs_of_periods = [set(engine.calls[i : i + 2]) for i in range(0, 12, 2)]

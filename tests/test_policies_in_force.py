@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import sys
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import pytest
 from repro import policy
 from repro.plugin import apply_policy, engine_frontend_hooks, worker_hooks
 from repro.plugin.apply_policy import Moments
+from repro.plugin.census import answered
 from repro.plugin.rpc import CENSUS_RPC, END_RPC
 from repro.policy import RAISED, SERVING
 
@@ -106,11 +106,12 @@ def test_engine_core_and_front_end_count_their_garbage_with_the_workers(
             assert not counted
             return method
 
-    count = functools.partial(engine_frontend_hooks.count_garbage_here, recorder)
+    def count(_: object) -> None:
+        engine_frontend_hooks.count_garbage_here(recorder)
+
     for name in ("collective_rpc", "collective_rpc_async"):
         original = getattr(Client, name)
-        hooked = engine_frontend_hooks.followed_at_the_end(original, count)
-        monkeypatch.setattr(Client, name, hooked)
+        monkeypatch.setattr(Client, name, answered(original, END_RPC, count))
     assert Client().collective_rpc(CENSUS_RPC) == CENSUS_RPC
     assert asyncio.run(Client().collective_rpc_async(CENSUS_RPC)) == CENSUS_RPC
     assert not counted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 import types
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks.observers import OBSERVERS, observe
 from repro import policy
 from repro.plugin import apply_policy, engine_frontend_hooks, step_hooks
 from repro.plugin.apply_policy import Moments
@@ -216,34 +214,3 @@ def test_a_periodic_policy_acts_between_the_steps_of_every_process(
         clock.s = began + after
         step()
     assert acted == [began + period + 1, began + 2 * period + 2]
-
-
-def test_observers_are_exchanged_in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each watches alone, and only the recorder's turn has its step around the worker's."""
-    seen: list[str] = []
-
-    class GCDebugger:
-        def __init__(self, config: str) -> None:
-            assert config == "1"
-
-        def handle(self, phase: str, info: dict[str, int]) -> None:
-            seen.append(phase)
-
-    for name in ("vllm", "vllm.utils"):
-        module(monkeypatch, name)
-    content = {"GCDebugConfig": str, "GCDebugger": GCDebugger}
-    module(monkeypatch, "vllm.utils.gc_utils", **content)
-    written: list[int] = []
-    recorder: Any = SimpleNamespace(write=lambda *event: written.append(event[0]))
-    worker = SimpleNamespace()
-    others = gc.callbacks[:]
-    try:
-        for what in OBSERVERS:
-            took = observe(recorder, worker, "bare", "recorded", what, 2)  # type: ignore[arg-type]
-            assert len(took) == 2
-            assert min(took) > 0
-            assert worker.execute_model == ("recorded" if what == "recorder" else "bare")
-            assert bool(seen) == (what == "VLLM_GC_DEBUG")
-            assert len(written) >= 2 * (what != "nothing")
-    finally:
-        gc.callbacks[:] = others

@@ -66,20 +66,10 @@ class Recording(Process):
 
 
 def read(path: Path) -> Recording:
-    """Read one `events-*.bin`.
-
-    Raises
-    ------
-    RecordingError
-        If it does not begin with a recorder's header.
-    """
-    content = path.read_bytes()
-    process = process_of(content)
-    if process is None:
-        raise RecordingError(f"{path}: no recording of this package's version; delete the file")
-    body = content[recorder.HEADER_BYTES :]
-    events = np.frombuffer(body, EVENT, count=len(body) // EVENT.itemsize)
-    return Recording(**vars(process), events=events[events["kind"] != 0])
+    """Read one `events-*.bin`, as `source` finds it."""
+    found = source(path)
+    events = np.concatenate([np.empty(0, EVENT), *found.chunks()])
+    return Recording(**vars(found.process), events=events)
 
 
 @dataclass(frozen=True, kw_only=True)

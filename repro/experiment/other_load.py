@@ -19,6 +19,7 @@ MEASURED = ("measure", "capture")
 """Phases of the child in which it measures."""
 
 Report = Callable[[str, float], None]
+"""Called about once a second with the phase a run is in and the seconds it has taken."""
 
 
 class OtherLoad:

@@ -8,6 +8,7 @@ output; everything vLLM prints goes to standard error, which is the run's log.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from repro.experiment.pipes import take_over_stdout
 
 def main() -> None:
     """Run the experiment read from standard input; exit status 1 if it failed."""
-    send = events_to(take_over_stdout())
+    send = functools.partial(write_event, take_over_stdout())
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=die_with_parent, daemon=True).start()
     try:
@@ -37,13 +38,9 @@ def main() -> None:
         sys.exit(1)
 
 
-def events_to(stream: TextIO) -> Callable[..., None]:
-    """A function that writes its keyword arguments as one JSON line."""
-
-    def send(**fields: Any) -> None:
-        stream.write(json.dumps(fields) + "\n")
-
-    return send
+def write_event(stream: TextIO, **fields: Any) -> None:
+    """Write the keyword arguments as one JSON line."""
+    stream.write(json.dumps(fields) + "\n")
 
 
 def die_with_parent() -> None:
@@ -68,7 +65,3 @@ def measure(experiment: Experiment, folder: Path, send: Callable[..., None]) -> 
     report("start", 0)
     clients.named(experiment.client).measure(experiment, folder, report).write(folder, experiment)
     send(event="done")
-
-
-if __name__ == "__main__":
-    main()

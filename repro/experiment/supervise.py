@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,7 @@ from repro import plugin
 from repro.experiment import provenance
 from repro.experiment.collect import LOG, RAW, first_error, log_lines
 from repro.experiment.config import Experiment
+from repro.experiment.other_load import Report
 
 # By name, not as a script: vLLM's spawned processes would import a main module again, and the
 # worker's heap would hold what only this client needs.
@@ -39,7 +39,8 @@ GOODBYE_S = 10.0
 """Seconds for an engine's processes to go by themselves after a run that went well."""
 
 KILL_S = 30.0
-"""Seconds to keep killing: a process deep in the kernel or a driver may take a while to die."""
+"""Seconds to keep killing, and then to wait for GPU memory: a process deep in the kernel or a
+driver may take a while to die."""
 
 GPU_SLACK_MIB = 200
 """GPU memory that may differ after a run: other users of the host, the driver's own."""
@@ -55,8 +56,6 @@ MEDDLING = (
 )
 """Variables that change the collector, its cost, whether the plugin is loaded, or what a parameter
 of the experiment sets: not passed on."""
-
-Report = Callable[[str, float], None]
 
 
 class RunFailed(RuntimeError):
@@ -249,15 +248,15 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def check_gpu_memory(used_before: list[int], patience_s: float = 30.0) -> None:
+def check_gpu_memory(used_before: list[int]) -> None:
     """Wait until the GPUs hold no more than before the run.
 
     Raises
     ------
     RunFailed
-        If they still do after `patience_s` seconds.
+        If they still do after `KILL_S` seconds.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + KILL_S
     while True:
         used = provenance.gpu_memory_used()
         extra = [now - before for before, now in zip(used_before, used, strict=False)]

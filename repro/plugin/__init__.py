@@ -92,7 +92,7 @@ def _observe_an_experiment(recorder: Recorder, role: str) -> None:
     """Hooks of engine core and front end that only an experiment asks for."""
     from repro.plugin import engine_frontend_hooks
 
-    engine_frontend_hooks.count_garbage_at_the_end(recorder)
+    engine_frontend_hooks.count_garbage_at_the_end(recorder, role)
     bound_ms = os.environ.get(OUTPUT_YIELD)
     if bound_ms and role == "frontend":
         engine_frontend_hooks.bound_output_handler(float(bound_ms), recorder)

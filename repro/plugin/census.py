@@ -48,7 +48,17 @@ def census(recorder: Recorder, worker: Any, point: str) -> dict[str, Any]:
 
 
 def count_with_the_workers(recorder: Recorder) -> None:
-    """When the workers have been asked for a census, count this process's heap too.
+    """When the workers have been asked for a census, count this process's heap too."""
+
+    def count_beside(answers: Any) -> None:
+        if answers[0]["pid"] != os.getpid():  # else a worker is this very process and has counted
+            recorder.census(answers[0]["point"])
+
+    after_the_workers(CENSUS_RPC, count_beside, role=recorder.role)
+
+
+def after_the_workers(rpc: str, act: Callable[[Any], object], *, role: str) -> None:
+    """Call `act` with the workers' answers each time this process has asked them for `rpc`.
 
     `LLMEngine` asks through the synchronous client, `AsyncLLM` and so the API server through the
     other, both through the engine core. Afterwards, since the engine goes on stepping while a front
@@ -56,35 +66,30 @@ def count_with_the_workers(recorder: Recorder) -> None:
     """
     clients = "vllm.v1.engine.core_client"
     callers = [("vllm.v1.engine.core", "EngineCore.collective_rpc")]
-    if recorder.role == "frontend":
+    if role == "frontend":
         callers.append((clients, "SyncMPClient.collective_rpc"))
         callers.append((clients, "AsyncMPClient.collective_rpc_async"))
     for module, name in callers:
         owner, method = holder(module, name), name.partition(".")[2]
-        setattr(owner, method, _counting(recorder, getattr(owner, method)))
+        setattr(owner, method, answered(getattr(owner, method), rpc, act))
 
 
-def _counting(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
+def answered(original: Callable[..., Any], rpc: str, act: Callable[[Any], object]) -> Any:
+    """A `collective_rpc`, and `act` with what the workers answer to this one method."""
+
+    async def act_after(answers: Awaitable[Any]) -> Any:
+        result = await answers
+        act(result)
+        return result
+
     @functools.wraps(original)
     def collective_rpc(owner: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
         answers = original(owner, method, *args, **kwargs)
-        if method != CENSUS_RPC:
+        if method != rpc:
             return answers
         if inspect.isawaitable(answers):
-            return _counted_after(answers, recorder)
-        _count_beside(answers, recorder)
+            return act_after(answers)
+        act(answers)
         return answers
 
     return collective_rpc
-
-
-async def _counted_after(answers: Awaitable[Any], recorder: Recorder) -> Any:
-    result = await answers
-    _count_beside(result, recorder)
-    return result
-
-
-def _count_beside(answers: Any, recorder: Recorder) -> None:
-    """Count at the workers' point, unless a worker is this very process and has done so."""
-    if answers[0]["pid"] != os.getpid():
-        recorder.census(answers[0]["point"])

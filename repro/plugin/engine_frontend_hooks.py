@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import inspect
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from repro.plugin import apply_policy
 from repro.plugin.apply_policy import Moments
-from repro.plugin.census import followed_by
+from repro.plugin.census import after_the_workers, followed_by
 from repro.plugin.fault_handling import step_aside, stepping_aside
 from repro.plugin.hook_points import holder
 from repro.plugin.recorder import Recorder, count_garbage
@@ -203,38 +201,9 @@ class Turn:
 # --- end of an experiment -----------------------------------------------------------------
 
 
-def count_garbage_at_the_end(recorder: Recorder) -> None:
+def count_garbage_at_the_end(recorder: Recorder, role: str) -> None:
     """Count what engine core and front end never reclaimed, when the workers count theirs."""
-    core, clients = "vllm.v1.engine.core", "vllm.v1.engine.core_client"
-    for module, owner, name in (
-        (core, "EngineCore", "collective_rpc"),
-        (clients, "SyncMPClient", "collective_rpc"),
-        (clients, "AsyncMPClient", "collective_rpc_async"),
-    ):
-        held = holder(module, f"{owner}.{name}")
-        count = functools.partial(count_garbage_here, recorder)
-        setattr(held, name, followed_at_the_end(getattr(held, name), count))
-
-
-def followed_at_the_end(original: Callable[..., Any], count: Callable[[], object]) -> Any:
-    """A method that passes calls on to the workers, and `count` after the call that ends them."""
-
-    async def counted(answers: Awaitable[Any]) -> Any:
-        result = await answers
-        count()
-        return result
-
-    @functools.wraps(original)
-    def collective_rpc(owner: Any, method: Any, *args: Any, **kwargs: Any) -> Any:
-        answers = original(owner, method, *args, **kwargs)
-        if method != END_RPC:
-            return answers
-        if inspect.isawaitable(answers):
-            return counted(answers)
-        count()
-        return answers
-
-    return collective_rpc
+    after_the_workers(END_RPC, lambda _: count_garbage_here(recorder), role=role)
 
 
 def count_garbage_here(recorder: Recorder) -> None:

@@ -119,27 +119,37 @@ class Advice:
     Attributes
     ----------
     setting : Setting
-    fires : bool
-        Whether workers make full collections by themselves while they decode.
     period_steps : float
         Steps from one of a worker's full collections to its next; infinite: never.
     pause_ms : float
         How long one takes.
-    stalled_share : float
-        Share of steps that a full collection lengthens, if ranks collect in bursts.
-    to_set : str
-        What to set in the workers, in one sentence.
-    lines : tuple of str
-        All of it in words.
     """
 
     setting: Setting
-    fires: bool
     period_steps: float
     pause_ms: float
-    stalled_share: float
-    to_set: str
-    lines: tuple[str, ...]
+
+    @property
+    def fires(self) -> bool:
+        """Whether workers make full collections by themselves while they decode."""
+        return math.isfinite(self.period_steps)
+
+    @property
+    def stalled_share(self) -> float:
+        """Share of steps that a full collection lengthens, if ranks collect in bursts."""
+        return min(1.0, stalled_steps(self.setting.ranks) / self.period_steps)
+
+    @property
+    def to_set(self) -> str:
+        """What to set in the workers, in one sentence."""
+        return _what_to_set(self)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """All of it in words."""
+        others = "" if self.setting.others_set else OTHERS
+        said = (_whether(self), _how_long(self), _tail(self), self.to_set, others)
+        return tuple(line for line in (*said, _outside(self.setting)) if line)
 
     def reaches(self, quantile: float) -> bool:
         """Whether full collections are frequent enough to lie in this quantile of the gaps."""
@@ -162,22 +172,8 @@ def advise(setting: Setting) -> Advice:
             rule=rule,
             thresholds=asked.thresholds_over(rule.thresholds),
         )
-    advice = Advice(
-        setting=setting,
-        fires=math.isfinite(period),
-        period_steps=period,
-        pause_ms=LEAST_MS + seen * NS_AN_OBJECT / 1e6,
-        stalled_share=min(1.0, stalled_steps(setting.ranks) / period),
-        to_set="",
-        lines=(),
-    )
-    to_set = _what_to_set(advice)
-    said = (
-        *(_whether(advice), _how_long(advice), _tail(advice), to_set),
-        *("" if setting.others_set else OTHERS, _outside(setting)),
-    )
-    lines = tuple(line for line in said if line)
-    return Advice(**{**vars(advice), "to_set": to_set, "lines": lines})
+    pause_ms = LEAST_MS + seen * NS_AN_OBJECT / 1e6
+    return Advice(setting=setting, period_steps=period, pause_ms=pause_ms)
 
 
 def _survivors(setting: Setting) -> int:

@@ -158,36 +158,21 @@ def simulate(
     *,
     quantiles: tuple[float, ...] = QUANTILES,
     length: int = LENGTH,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Replicates:
-    """Measure a group of ranks as often as `resamples` says, on resampled runs of one rank.
-
-    Parameters
-    ----------
-    steps : Steps
-        Of one rank.
-    ranks : int
-    quantiles : tuple of float
-        Between 0 and 1, both excluded.
-    length : int
-        Steps of one simulated measurement.
-    resamples, seed : int
+    """`RESAMPLES` measurements of `length` steps of a group, on resampled runs of one rank.
 
     Raises
     ------
     LockstepError
-        If a parameter is out of range.
+        If there are no ranks.
     """
-    _check("ranks", ranks, 1)
-    _check("length", length, 1)
-    for quantile in quantiles:
-        if not 0 < quantile < 1:
-            raise LockstepError(f"quantile={quantile} must lie between 0 and 1: 0.99 for P99")
-    group = _common_parts(steps, length, resamples, seed)
+    if not ranks >= 1:
+        raise LockstepError(f"ranks={ranks} must be 1 or more")
+    group = _common_parts(steps, length, seed)
     rng = np.random.default_rng([seed, 1])  # apart from the common parts, which all widths share
     if len(steps.pauses):
-        group = group + np.stack([_bursts(steps, ranks, length, rng) for _ in range(resamples)])
+        group = group + np.stack([_bursts(steps, ranks, length, rng) for _ in range(RESAMPLES)])
     found = np.quantile(group, [0.5, *quantiles], axis=1)
     return Replicates(
         quantiles=found[1:].T,
@@ -212,11 +197,6 @@ def predict(
         One row per number of ranks and quantile: `ranks`, `quantile`, `value_ms` (median of the
         simulated measurements), `low_ms`, `high_ms` (95% of them), `supported` (bool: as many
         steps, or pauses, as the value rests on were measured).
-
-    Raises
-    ------
-    LockstepError
-        If a parameter is out of range.
     """
     rows = []
     for number in ranks:
@@ -232,19 +212,8 @@ def predict(
     return pd.DataFrame(rows, columns=columns)
 
 
-def burst(
-    steps: Steps, ranks: int, tokens: int, *, resamples: int = RESAMPLES, seed: int = 0
-) -> pd.DataFrame:
-    """One burst of a group of ranks, simulated many times, and the requests alive during it.
-
-    Parameters
-    ----------
-    steps : Steps
-        Of one rank.
-    ranks : int
-    tokens : int
-        Of each request's answer.
-    resamples, seed : int
+def burst(steps: Steps, ranks: int, tokens: int) -> pd.DataFrame:
+    """One burst of a group of ranks, simulated many times, and requests of `tokens` tokens in it.
 
     Returns
     -------
@@ -256,15 +225,13 @@ def burst(
     Raises
     ------
     LockstepError
-        If a parameter is out of range, or one rank made no full collection.
+        If one rank made no full collection.
     """
-    _check("ranks", ranks, 1)
-    _check("tokens", tokens, 1)
     if len(steps.pauses) == 0:
         raise LockstepError("one rank made no full collection: there is no burst to predict")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     span = max(int(group.max()) for group in steps.offsets) + 1
-    added = np.stack([_added(steps, ranks, np.zeros(1), span, rng) for _ in range(resamples)])
+    added = np.stack([_added(steps, ranks, np.zeros(1), span, rng) for _ in range(RESAMPLES)])
     stalled = added > 0
     first, last = stalled.argmax(axis=1), span - stalled[:, ::-1].argmax(axis=1)
     stall_s = added.sum(axis=1) / 1e9
@@ -304,13 +271,13 @@ def lifetimes(
 
 
 @functools.lru_cache(maxsize=4)
-def _common_parts(steps: Steps, length: int, resamples: int, seed: int) -> Floats:
+def _common_parts(steps: Steps, length: int, seed: int) -> Floats:
     """The common part of each simulated measurement: runs drawn again, then blocks of steps."""
     rng = np.random.default_rng(seed)
     size = max(1, min(BLOCK_STEPS, *(len(part) // MIN_BLOCKS for part in steps.common)))
     blocks = [part[: len(part) // size * size].reshape(-1, size) for part in steps.common]
-    found = np.empty((resamples, length))
-    for row in range(resamples):
+    found = np.empty((RESAMPLES, length))
+    for row in range(RESAMPLES):
         runs = rng.integers(len(blocks), size=len(blocks))
         drawn = [blocks[run][rng.integers(len(blocks[run]), size=len(blocks[run]))] for run in runs]
         played = rng.integers(sum(map(len, drawn)), size=math.ceil(length / size))
@@ -338,8 +305,3 @@ def _added(
     added = np.zeros(length)
     np.maximum.at(added, at[inside], pauses[inside])
     return added
-
-
-def _check(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise LockstepError(f"{name}={value} must be {least} or more")

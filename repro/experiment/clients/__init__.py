@@ -6,15 +6,14 @@ A client's name in `repro.experiment.config.CLIENTS` is its module's name here.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, cast
 
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured
+from repro.experiment.other_load import Report
 
-Report = Callable[[str, float], None]
-"""Called about once a second with the phase a run is in and the seconds it has taken."""
+__all__ = ["Client", "Report", "named"]
 
 
 class Client(Protocol):

@@ -40,11 +40,10 @@ def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
 
 async def drive(engine: Any, experiment: Experiment, report: Report) -> Measured:
     """Check the policy, drive ramp and window, check the policy again, shut vLLM down."""
-    evidence = await heap_census(engine, "window-start")
-    verify.policy_took_effect(experiment, evidence)
+    evidence = await heap_census(engine, experiment, "window-start")
     leave_cores_to(evidence)
     arrivals = await SeveralRanks(engine, experiment, report).run()
-    verify.policy_took_effect(experiment, await heap_census(engine, "window-end"))
+    await heap_census(engine, experiment, "window-end")
     report("stop", 0)
     await ask_all(engine, END_RPC)
     assert plugin.own_recorder is not None
@@ -96,12 +95,14 @@ def leave_cores_to(workers: list[dict[str, Any]]) -> None:
                 os.sched_setaffinity(thread.id, others)
 
 
-async def heap_census(engine: Any, point: str) -> list[dict[str, Any]]:
-    """Count the heap of every process; returns what each worker says of itself, by rank."""
+async def heap_census(engine: Any, experiment: Experiment, point: str) -> list[dict[str, Any]]:
+    """As that of client `engine`; the workers by rank."""
     if plugin.own_recorder is None:
         raise verify.NotAsRequested("vLLM did not load the plugin: pip install this package")
     plugin.own_recorder.census(point)
-    return await ask_all(engine, CENSUS_RPC, point)
+    workers = await ask_all(engine, CENSUS_RPC, point)
+    verify.policy_took_effect(experiment, workers)
+    return workers
 
 
 async def ask_all(engine: Any, method: str, *args: str) -> list[Any]:

@@ -192,25 +192,13 @@ def sampling(length: int, logprobs: int = 0, *, structured: bool = False) -> Any
 
 
 class ClosedLoop:
-    """Keep `concurrency` requests in flight and note every arrival.
+    """Keep `concurrency` requests in flight and note every arrival."""
 
-    Parameters
-    ----------
-    vocabulary : int
-        Token ids of prompts are drawn below it.
-    """
-
-    def __init__(
-        self,
-        engine: Any,
-        experiment: Experiment,
-        vocabulary: int,
-        report: Report,
-    ) -> None:
+    def __init__(self, engine: Any, experiment: Experiment, report: Report) -> None:
         self.engine = engine
         self.experiment = experiment
         self.report = report
-        self.requests = Requests(experiment, vocabulary)
+        self.requests = Requests(experiment, engine.model_config.get_vocab_size())
         self.ledger = Ledger()
 
     def run(self) -> Arrivals:
@@ -219,8 +207,8 @@ class ClosedLoop:
         began = time.monotonic_ns()
         for length in self.requests.first_lengths():
             self._submit(length)
-        self._first_alive = experiment.concurrency
-        for _ in self._steps("ramp", self._first_generation_alive):
+        self._first_alive = experiment.concurrency  # of the simultaneous start, still in flight
+        for _ in self._steps("ramp", lambda: self._first_alive > 0):
             pass
         arrivals.window_start, cpu = time.monotonic_ns(), time.process_time_ns()
         arrivals.ramp_ns = arrivals.window_start - began
@@ -254,10 +242,6 @@ class ClosedLoop:
         verify.switched(freeze, self.engine.collective_rpc(SWITCH_RPC, args=(freeze,)))
         for _ in range(SETTLING_STEPS):
             self._note(self.engine.step(), time.monotonic_ns())
-
-    def _first_generation_alive(self) -> bool:
-        """The ramp: as long as any request of the simultaneous start is still in flight."""
-        return self._first_alive > 0
 
     def _steps(self, phase: str, go_on: Callable[[], bool]) -> Iterator[int]:
         """Step the engine while `go_on`; yields the tokens of each step."""

@@ -25,13 +25,9 @@ def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
         more = {"skip_tokenizer_init": False, "tokenizer": tokenizer}
     engine = start_engine(experiment, **more)
     report("ready", 0)
-    parallel = engine.vllm_config.parallel_config
-    verify.executor_is(experiment.executor, parallel.distributed_executor_backend)
-    evidence = heap_census(engine, "window-start")
-    verify.policy_took_effect(experiment, evidence)
-    vocabulary = engine.model_config.get_vocab_size()
-    arrivals = ClosedLoop(engine, experiment, vocabulary, report).run()
-    verify.policy_took_effect(experiment, heap_census(engine, "window-end"))
+    evidence = heap_census(engine, experiment, "window-start")
+    arrivals = ClosedLoop(engine, experiment, report).run()
+    heap_census(engine, experiment, "window-end")
     report("stop", 0)
     engine.collective_rpc(END_RPC)
     engine.engine_core.shutdown()
@@ -45,10 +41,18 @@ def start_engine(experiment: Experiment, **more: Any) -> Any:
     ----------
     **more
         Engine arguments besides, or in place of, those of the experiment.
+
+    Raises
+    ------
+    repro.experiment.verify.NotAsRequested
+        If vLLM took another executor.
     """
     from vllm import EngineArgs, LLMEngine
 
-    return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(experiment) | more))
+    engine = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(experiment) | more))
+    parallel = engine.vllm_config.parallel_config
+    verify.executor_is(experiment.executor, parallel.distributed_executor_backend)
+    return engine
 
 
 def engine_arguments(experiment: Experiment) -> dict[str, Any]:
@@ -83,9 +87,16 @@ def engine_arguments(experiment: Experiment) -> dict[str, Any]:
     return arguments | further
 
 
-def heap_census(engine: Any, point: str) -> list[dict[str, Any]]:
-    """Count the heap of every process; returns what each worker says of itself."""
+def heap_census(engine: Any, experiment: Experiment, point: str) -> list[dict[str, Any]]:
+    """Count the heap of every process, check the policy; returns what each worker says of itself.
+
+    Raises
+    ------
+    repro.experiment.verify.NotAsRequested
+        If there is no plugin, or the policy did not take effect.
+    """
     if plugin.own_recorder is None:
         raise verify.NotAsRequested("vLLM did not load the plugin: pip install this package")
     workers: list[dict[str, Any]] = engine.collective_rpc(CENSUS_RPC, args=(point,))
+    verify.policy_took_effect(experiment, workers)
     return workers
