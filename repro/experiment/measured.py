@@ -14,8 +14,10 @@ from repro.dataset.recording import Columns
 from repro.experiment.collect import MEASURED, RAW, write_table
 from repro.experiment.config import Experiment
 
-RESOLUTION_NS = {"ttft_ns": 1_000_000, "tpot_ns": 100_000}
-"""To which a request's times are kept."""
+Integers = npt.NDArray[np.int64]
+
+TTFT_TICK_NS, TPOT_TICK_NS = 1_000_000, 100_000
+"""To which a request's times are kept: half the size, and nothing is read off the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class Measured:
     def write(self, folder: Path, experiment: Experiment) -> None:
         """Write the client's tables and the window into the run's folder."""
         write_table(folder, "itl", self.itl)
-        write_table(folder, "requests", rounded(self.requests))
+        write_table(folder, "requests", self.requests)
         if self.periods is not None:
             write_table(folder, "periods", self.periods)
         measured = {
@@ -81,28 +83,22 @@ class Measured:
         return int(np.count_nonzero((time >= self.start_ns) & (time < self.end_ns)))
 
 
-def rounded(requests: Columns) -> Columns:
-    """The table `requests` to its `RESOLUTION_NS`: half the size, and nothing is read off the rest.
-
-    A table without columns is left as it is.
-    """
-    return requests | {
-        name: np.rint(requests[name] / unit) * unit
-        for name, unit in RESOLUTION_NS.items()
-        if name in requests
-    }
-
-
-def time_per_output_token(
-    decode_ns: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """TPOT of each request in whole ns, NaN for an answer of one token.
+def requests_table(
+    *, t_ns: Integers, ttft_ns: Integers, decode_ns: Integers, tokens: Integers
+) -> Columns:
+    """The table `requests`; TPOT is NaN for an answer of one token.
 
     Parameters
     ----------
-    decode_ns : ndarray, shape (n,)
-        From each one's first token to its last.
-    tokens : ndarray, shape (n,)
+    t_ns, ttft_ns, decode_ns : (n,) arrays
+        Arrival of each one's last token, time to its first, and from its first to its last.
+    tokens : (n,) array
         Tokens of its answer.
     """
-    return np.where(tokens > 1, np.rint(decode_ns / np.maximum(tokens - 1, 1)), np.nan)
+    tpot_ns = np.where(tokens > 1, decode_ns / np.maximum(tokens - 1, 1), np.nan)
+    return {
+        "t_ns": t_ns,
+        "ttft_ns": np.rint(ttft_ns / TTFT_TICK_NS) * TTFT_TICK_NS,
+        "tpot_ns": np.rint(tpot_ns / TPOT_TICK_NS) * TPOT_TICK_NS,
+        "output_tokens": tokens,
+    }

@@ -19,14 +19,12 @@ from repro.dataset.recording import Columns
 from repro.experiment.clients.bench_process import BACKEND
 from repro.experiment.clients.prompts import write_prompts
 from repro.experiment.config import Experiment
-from repro.experiment.measured import Measured, time_per_output_token
+from repro.experiment.measured import Integers, Measured, requests_table
 
 COMMAND = (sys.executable, "-c", "from repro.experiment.clients.bench_process import main; main()")
 
 TOKENS_PER_S = 20_000
 """More than one client process can take in: it sets how many prompts are prepared."""
-
-Integers = npt.NDArray[np.int64]
 
 START_S = 60.0
 """Ramp and slack that prompts are prepared for, besides the measured window."""
@@ -221,9 +219,9 @@ def measured_by(
             _ns(np.concatenate([gaps for _, _, gaps, _ in rows])),
         ),
         requests=requests_table(
-            first=np.array([t_ns[0] for t_ns in arrivals])[whole],
-            last=np.array([t_ns[-1] for t_ns in arrivals])[whole],
-            ttft=_ns(np.array([ttft for _, ttft, _, _ in rows]))[whole],
+            t_ns=np.array([t_ns[-1] for t_ns in arrivals])[whole],
+            ttft_ns=_ns([ttft for _, ttft, _, _ in rows])[whole],
+            decode_ns=np.array([t_ns[-1] - t_ns[0] for t_ns in arrivals])[whole],
             tokens=tokens[whole],
         ),
         start_ns=start_ns,
@@ -232,16 +230,6 @@ def measured_by(
         output_tokens=round(inside * tokens[whole].sum() / chunks[whole].sum()),
         **about,
     )
-
-
-def requests_table(first: Integers, last: Integers, ttft: Integers, tokens: Integers) -> Columns:
-    """The table `requests`: arrival of each one's first and last token, in ns, and its tokens."""
-    return {
-        "t_ns": last,
-        "ttft_ns": ttft,
-        "tpot_ns": time_per_output_token(last - first, tokens),
-        "output_tokens": tokens,
-    }
 
 
 def pooled(t_ns: Integers, itl_ns: Integers) -> Columns:

@@ -16,7 +16,7 @@ from repro.dataset.recording import Columns
 from repro.experiment import verify
 from repro.experiment.clients import Report
 from repro.experiment.config import Experiment
-from repro.experiment.measured import Measured, time_per_output_token
+from repro.experiment.measured import Measured, requests_table
 from repro.plugin.rpc import SWITCH_RPC
 
 SETTLING_STEPS = 3
@@ -56,19 +56,18 @@ class Arrivals:
 
     def measured(self, evidence: list[dict[str, Any]]) -> Measured:
         """The arrivals as the tables of a run, with what the workers said of their policy."""
-        tokens, decode = np.asarray(self.request_tokens), np.asarray(self.request_decode)
         return Measured(
             itl={
                 "t_ns": np.asarray(self.itl_t),
                 "itl_ns": np.asarray(self.itl_gap),
                 "count": np.asarray(self.itl_count),
             },
-            requests={
-                "t_ns": np.asarray(self.request_t),
-                "ttft_ns": np.asarray(self.request_ttft),
-                "tpot_ns": time_per_output_token(decode, tokens),
-                "output_tokens": tokens,
-            },
+            requests=requests_table(
+                t_ns=np.asarray(self.request_t),
+                ttft_ns=np.asarray(self.request_ttft),
+                decode_ns=np.asarray(self.request_decode),
+                tokens=np.asarray(self.request_tokens),
+            ),
             start_ns=self.window_start,
             end_ns=self.window_end,
             ramp_ns=self.ramp_ns,
