@@ -94,13 +94,9 @@ def installed_vllm() -> Path:
 
 
 def missing_hooks(root: Path, version: str) -> list[HookPoint]:
-    """Hook points that vLLM's sources lack, of those that this version had or newer ones should.
+    """Hook points that this version's sources lack, of those it had or newer ones should have.
 
-    Parameters
-    ----------
-    root : Path
-        vLLM's package folder, installed or unpacked.
-    version : str
+    `root` is vLLM's package folder, installed or unpacked.
     """
     return [
         point

@@ -34,7 +34,7 @@ class Child:
         if experiment.policy in self.fails:
             raise RunFailed("worker died")
 
-    def finish(self, folder: Path, experiment: Experiment, started_at: object) -> None:
+    def finish(self, folder: Path, experiment: Experiment, *_: object) -> None:
         found = document(folder.name)
         (folder / "run.json").write_text(json.dumps(found))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import sys
@@ -95,7 +96,7 @@ def engine(tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPat
 def measure(tmp_path: Path, experiment: Experiment) -> Path:
     folder = tmp_path / "campaign" / "run"
     capture.measure(experiment, folder, lambda phase, seconds: None).write(folder, experiment)
-    collect.finish(folder, experiment, datetime.now(UTC) - timedelta(minutes=5))
+    collect.finish(folder, experiment, datetime.now(UTC) - timedelta(minutes=5), {})
     return folder
 
 
@@ -123,7 +124,7 @@ def test_each_block_holds_every_policy_once_in_an_order_of_its_own(experiment: E
     assert all(sorted(block) == sorted(NAMES) for block in blocks)
     assert len(set(blocks)) > 1
     assert order == capture.order(experiment), "seeded"
-    other = Experiment.from_dict({**experiment.to_dict(), "replicate": 3})
+    other = Experiment.from_dict({**dataclasses.asdict(experiment), "replicate": 3})
     assert order != capture.order(other)
 
 

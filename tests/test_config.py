@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def test_shipped_models_run_with_dummy_weights() -> None:
 
 def test_an_experiment_survives_json() -> None:
     made = Experiment(policy="freeze", output_tokens=(3, 9), concurrency=7)
-    assert Experiment.from_dict(made.to_dict()) == made
+    assert Experiment.from_dict(dataclasses.asdict(made)) == made
 
 
 def test_any_other_parameter_gives_another_run() -> None:
@@ -193,7 +194,7 @@ def test_an_unknown_policy_to_capture_under_is_refused() -> None:
 
 def test_a_run_that_captures_survives_json_and_drives_no_load() -> None:
     made = Experiment(**AGAIN, capture_policy="gc-on")
-    assert Experiment.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    assert Experiment.from_dict(json.loads(json.dumps(dataclasses.asdict(made)))) == made
     assert (made.load_s, made.needs_graphs) == (0, True)
     assert made.run_id.startswith("no-freeze-gc-on-capture-r0-")
     assert (Experiment(duration_s=9).load_s, Experiment().needs_graphs) == (9, False)

@@ -116,7 +116,7 @@ def record(folder: Path, experiment: Experiment, report: Any) -> None:
     (folder / collect.RAW).mkdir(parents=True)
     started_at = datetime.now(UTC)
     run_child(experiment, folder, report)
-    collect.finish(folder, experiment, started_at)
+    collect.finish(folder, experiment, started_at, {})
 
 
 @pytest.mark.engine

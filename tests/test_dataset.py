@@ -94,7 +94,6 @@ def test_failed_and_unfinished_runs_give_no_rows(campaign: Path) -> None:
     assert list(loaded.runs["run"]) == ["good"]
     assert set(loaded.itl["run"]) == {"good"}
     assert loaded.failed.to_dict("records") == [{"run_id": "bad", "reason": "worker died"}]
-    assert loaded.unfinished == ("cut",)
 
 
 def test_a_failed_run_needs_no_measured_keys(campaign: Path) -> None:

@@ -9,10 +9,10 @@ import types
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from repro.dataset import recording
+from repro.dataset.schema import TABLES
 from repro.plugin import engine_frontend_hooks, fault_handling, hook_points, output_handler
 from repro.plugin.hook_points import UnknownLayout
 from repro.plugin.recorder import SERVED, Recorder
@@ -131,7 +131,7 @@ def test_holds_are_the_front_ends_alone(tmp_path: Path) -> None:
         made.declare(role, 0)
         made.write(output_handler.HOLD, 1, 2, 3, 4)
     found = holds(tmp_path)
-    assert {name: np.asarray(column).tolist() for name, column in found.items()} == {
+    assert {name: found[name].tolist() for name in TABLES["holds"].names} == {
         "start_ns": [1],
         "duration_ns": [2],
         "outputs": [3],

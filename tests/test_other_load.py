@@ -10,7 +10,7 @@ from campaigns import story
 
 from repro import dataset
 from repro.experiment import other_load
-from repro.experiment.other_load import OtherLoad, share
+from repro.experiment.other_load import share, watching
 from repro.report import notebook
 from repro.report.tables import itl_tails, runs
 
@@ -21,20 +21,19 @@ def test_a_share_is_of_the_cores_that_the_run_may_use(monkeypatch: pytest.Monkey
     assert share((10.0, 100.0), (20.0, 90.0)) == 0.0
 
 
-def test_the_window_alone_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_window_alone_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([(0.0, 0.0), (1.0, 0.0), (10.0, 5.0), (20.0, 9.0)])
     monkeypatch.setattr(other_load, "cpu_seconds", lambda: next(looks))
     monkeypatch.setattr(other_load, "BEFORE_S", 0)
     monkeypatch.setattr(other_load.os, "sched_getaffinity", lambda _: {0, 1})
     seen: list[str] = []
-    others = OtherLoad()
-    report = others.watching(lambda phase, _: seen.append(phase))
+    found: dict[str, float] = {}
+    report = watching(lambda phase, _: seen.append(phase), found)
     phases = ["start", "ramp", "measure", "measure", "stop"]
     for phase in phases:
         report(phase, 0.0)
-    others.write(tmp_path)
     assert seen == phases
-    assert other_load.read(tmp_path) == {"before": 0.0, "during": 0.2}
+    assert found == {"before": 0.0, "during": 0.2}
 
 
 def test_noisy_runs_are_marked_in_every_table(tmp_path: Path) -> None:

@@ -98,8 +98,6 @@ class Campaign:
         `unusual` (how requests or compilation differ from those of most runs).
     failed : pandas.DataFrame
         One row per failed run: `run_id`, `reason`.
-    unfinished : tuple of str
-        Directories without `run.json`.
     pauses, steps, holds, itl, requests, captures, census, periods : pandas.DataFrame
         The tables of `schema.TABLES` over all ok runs, preceded by `run` (categorical).
     """
@@ -107,7 +105,6 @@ class Campaign:
     path: Path
     runs: pd.DataFrame
     failed: pd.DataFrame
-    unfinished: tuple[str, ...]
     pauses: pd.DataFrame
     steps: pd.DataFrame
     holds: pd.DataFrame
@@ -119,12 +116,7 @@ class Campaign:
 
 
 def load(path: str | Path) -> Campaign:
-    """Read and check a campaign.
-
-    Parameters
-    ----------
-    path : str or Path
-        A directory of run directories.
+    """Read and check a campaign: a directory of run directories.
 
     Raises
     ------
@@ -148,7 +140,6 @@ def load(path: str | Path) -> Campaign:
         path=directory,
         runs=runs,
         failed=_frame(failed, {"run_id": "run_id", "reason": "reason"}),
-        unfinished=tuple(run.name for run in children if not _finished(run)),
         **{name: _frames(name, tables, runs["run"]) for name in TABLES},
     )
 
@@ -160,14 +151,9 @@ def is_campaign(path: str | Path) -> bool:
 
 
 def in_window(campaign: Campaign, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a table that belong to the measured window of their run.
+    """The rows of a campaign's table, whole or filtered, in the measured window of their run.
 
-    Parameters
-    ----------
-    campaign : Campaign
-    table : pandas.DataFrame
-        Rows with `run` and with `t_ns` or, without it, `start_ns`: the time that decides.
-        Any of the campaign's tables, whole or filtered.
+    Their `t_ns` or, without it, `start_ns` decides.
     """
     time = table["t_ns" if "t_ns" in table else "start_ns"].to_numpy()
     row = pd.Index(campaign.runs["run"]).get_indexer(pd.Index(table["run"].cat.categories))
@@ -179,13 +165,7 @@ def in_window(campaign: Campaign, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def subset(campaign: Campaign, **equal: object) -> Campaign:
-    """The campaign with only the runs whose columns equal the given values.
-
-    Parameters
-    ----------
-    campaign : Campaign
-    **equal
-        Column of `runs` = value, or a tuple of values, as `policy="freeze"`.
+    """The runs with these values in columns of `runs`, or one of a tuple: `policy="freeze"`.
 
     Raises
     ------

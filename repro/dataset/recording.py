@@ -74,15 +74,7 @@ def read(path: Path) -> Recording:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One process's recording, to be read piece by piece.
-
-    Attributes
-    ----------
-    path : Path
-    process : Process
-    about : mapping
-        As `ABOUT` lists it.
-    """
+    """One process's recording, to be read piece by piece; `about` is as `ABOUT` lists it."""
 
     path: Path
     process: Process
@@ -147,71 +139,41 @@ def read_all(folder: Path) -> list[Recording]:
 def tables(folder: Path, recorded: Sequence[Recording]) -> dict[str, Columns]:
     """The tables `pauses`, `steps`, `holds`, `captures` and `census` of a recorded folder.
 
-    Helper processes, which no token waits for, are left out.
-
-    Parameters
-    ----------
-    folder : Path
-    recorded : sequence of Recording
-        As `read_all` gives them for that folder.
-
-    Returns
-    -------
-    dict
-        Table name to columns, each of shape (n,), named and typed as in `schema.TABLES`.
+    Helper processes, which no token waits for, are left out. Columns, each of shape (n,), are
+    named as in `schema.TABLES`; some are there that a table lacks.
     """
     chosen = [r for r in recorded if r.role in ROLES]
+    frontends = [r for r in chosen if r.role == "frontend"]
+    pauses = _events(chosen, recorder.PAUSE, a="collected", b="b")
+    if pauses:
+        pauses["generation"] = recorder.generation_of(pauses["b"])
+        pauses["allocations"] = pauses["b"] >> 2
     return {
-        "pauses": _pauses(chosen),
-        "steps": _steps(chosen),
-        "holds": _holds(chosen),
+        "pauses": pauses,
+        "steps": _events(chosen, recorder.STEP, a="tokens", b="step"),
+        "holds": _events(frontends, recorder.HOLD, a="outputs", b="calls"),
         "captures": _lines(folder, "captures", chosen),
         "census": _lines(folder, "census", chosen),
     }
 
 
-def _pauses(recorded: list[Recording]) -> Columns:
-    parts = [(r, r.of_kind(recorder.PAUSE)) for r in recorded]
-    return _stack(
+def _events(recorded: list[Recording], kind: int, *, a: str, b: str) -> Columns:
+    """Events of one kind, whose they are, and the names of what they hold in `a` and `b`."""
+    parts = [
         {
             "role": np.full(len(events), r.role, dtype=object),
             "rank": np.full(len(events), r.rank),
             "pid": np.full(len(events), r.pid),
-            "generation": events["b"] & 3,  # as `recorder.generation_of`
             "start_ns": events["start_ns"],
             "duration_ns": events["duration_ns"],
-            "collected": events["a"],
-            "allocations": events["b"] >> 2,
+            a: events["a"],
+            b: events["b"],
         }
-        for r, events in parts
-    )
-
-
-def _steps(recorded: list[Recording]) -> Columns:
-    parts = [(r, r.of_kind(recorder.STEP)) for r in recorded]
-    return _stack(
-        {
-            "rank": np.full(len(events), r.rank),
-            "step": events["b"],
-            "start_ns": events["start_ns"],
-            "duration_ns": events["duration_ns"],
-            "tokens": events["a"],
-        }
-        for r, events in parts
-    )
-
-
-def _holds(recorded: list[Recording]) -> Columns:
-    parts = [r.of_kind(recorder.HOLD) for r in recorded if r.role == "frontend"]
-    return _stack(
-        {
-            "start_ns": events["start_ns"],
-            "duration_ns": events["duration_ns"],
-            "outputs": events["a"],
-            "calls": events["b"],
-        }
-        for events in parts
-    )
+        for r in recorded
+        for events in [r.of_kind(kind)]
+    ]
+    names = parts[0] if parts else {}
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def _lines(folder: Path, table: str, recorded: list[Recording]) -> Columns:
@@ -227,10 +189,3 @@ def _lines_of(folder: Path, table: str, process: Process) -> list[dict[str, Any]
         return []
     # A line that a kill cut short is left out.
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-
-
-def _stack(parts: Iterator[Columns]) -> Columns:
-    """The parts below one another."""
-    found = list(parts)
-    names = found[0] if found else {}
-    return {name: np.concatenate([part[name] for part in found]) for name in names}

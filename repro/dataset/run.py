@@ -75,12 +75,7 @@ def pick(document: dict[str, Any], key: str) -> Any:
 
 
 def read_document(run: Path) -> dict[str, Any]:
-    """The checked content of `run.json`.
-
-    Parameters
-    ----------
-    run : Path
-        A run directory that holds `run.json`.
+    """The checked content of a run directory's `run.json`.
 
     Raises
     ------
@@ -117,14 +112,7 @@ def documents(campaign: Path) -> list[dict[str, Any]]:
 
 
 def read_table(run: Path, name: str) -> pa.Table:
-    """One table of a run; a file that is not there is an empty table.
-
-    Parameters
-    ----------
-    run : Path
-        A run directory.
-    name : str
-        A key of `schema.TABLES`.
+    """One of `schema.TABLES` of a run directory; a file that is not there is an empty table.
 
     Raises
     ------

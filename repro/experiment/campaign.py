@@ -19,9 +19,8 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
-from repro.experiment import collect, provenance
+from repro.experiment import collect, other_load, provenance
 from repro.experiment.config import Experiment
-from repro.experiment.other_load import OtherLoad
 from repro.experiment.supervise import RunFailed, run_child
 from repro.experiment.verify import NotAsRequested
 
@@ -143,16 +142,15 @@ def measure(experiment: Experiment, folder: Path, shown: Bar) -> None:
         shutil.rmtree(folder)  # unfinished or failed: nothing measured is in it
     (folder / collect.RAW).mkdir(parents=True)
     started_at = datetime.now(UTC)
+    others: dict[str, float] = {}
     shown.begin(experiment, folder.name)
     try:
-        others = OtherLoad()
-        run_child(experiment, folder, others.watching(shown.report))
-        others.write(folder / collect.RAW)
-        collect.finish(folder, experiment, started_at)
+        run_child(experiment, folder, other_load.watching(shown.report, others))
+        collect.finish(folder, experiment, started_at, others)
     except Exception as error:
         expected = isinstance(error, RunFailed | NotAsRequested)
         reason = str(error) if expected else f"{type(error).__name__}: {error}"
-        collect.fail(folder, experiment, started_at, textwrap.shorten(reason, width=400))
+        collect.fail(folder, experiment, started_at, others, textwrap.shorten(reason, width=400))
         raise RunFailed(reason) from error
     finally:
         shown.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from repro.dataset import recording
 from repro.dataset.schema import SCHEMA_VERSION, TABLES
-from repro.experiment import other_load, provenance, verify
+from repro.experiment import provenance, verify
 from repro.experiment.config import Experiment
 from repro.experiment.grid import options
 
@@ -56,16 +57,10 @@ WRITING |= {"store_schema": False, "write_statistics": False}
 
 
 def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
-    """Write one table of a run directory.
+    """Write one of `repro.dataset.schema.TABLES` of a run directory.
 
-    Parameters
-    ----------
-    folder : Path
-        The run directory.
-    name : str
-        A key of `repro.dataset.schema.TABLES`.
-    columns : mapping of str to array, each of shape (n,)
-        Every column of the table; no columns at all is an empty table. Others are ignored.
+    It takes every column of the table, of shape (n,), and ignores others; no columns at all is an
+    empty table.
     """
     schema = TABLES[name]
     arrays = {
@@ -100,8 +95,10 @@ def to_the_tick(arrays: Mapping[str, pa.Array], tick_ns: int) -> dict[str, pa.Ar
     return made
 
 
-def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
-    """Make a measured run a run directory, `status: "ok"`.
+def finish(
+    folder: Path, experiment: Experiment, started_at: datetime, others: Mapping[str, float]
+) -> None:
+    """Make a measured run a run directory, `status: "ok"`; `others` is the load of other programs.
 
     Raises
     ------
@@ -125,18 +122,28 @@ def finish(folder: Path, experiment: Experiment, started_at: datetime) -> None:
         verify.engine_was_loaded(experiment, tables["steps"], window["start_ns"], window["end_ns"])
     for name, columns in tables.items():
         write_table(folder, name, in_order(columns))
-    write_run(folder, describe(folder, experiment, started_at) | measured | {"status": "ok"})
+    write_run(
+        folder, describe(folder, experiment, started_at, others) | measured | {"status": "ok"}
+    )
     shutil.rmtree(folder / RAW)
 
 
-def fail(folder: Path, experiment: Experiment, started_at: datetime, reason: str) -> None:
+def fail(
+    folder: Path,
+    experiment: Experiment,
+    started_at: datetime,
+    others: Mapping[str, float],
+    reason: str,
+) -> None:
     """Mark the run failed, with its reason and the end of its log; what it recorded stays."""
-    document = describe(folder, experiment, started_at)
+    document = describe(folder, experiment, started_at, others)
     document |= {"status": "failed", "reason": reason, "log_tail": log_excerpt(log_lines(folder))}
     write_run(folder, document)
 
 
-def describe(folder: Path, experiment: Experiment, started_at: datetime) -> dict[str, Any]:
+def describe(
+    folder: Path, experiment: Experiment, started_at: datetime, others: Mapping[str, float]
+) -> dict[str, Any]:
     """The part of `run.json` that every run has, failed ones too."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -144,9 +151,9 @@ def describe(folder: Path, experiment: Experiment, started_at: datetime) -> dict
         "started_at": started_at.astimezone(UTC).isoformat(timespec="seconds"),
         "wall_s": (datetime.now(UTC) - started_at).total_seconds(),
         "command": shlex.join(["repro", "run", "DIR", *options(experiment)]),
-        "experiment": experiment.to_dict(),
+        "experiment": dataclasses.asdict(experiment),
         "machine": provenance.machine(),
-        "other_load": other_load.read(folder / RAW),
+        "other_load": dict(others),
         "versions": provenance.versions(),
         "policy": {"requested": experiment.policy, "verified": False, "evidence": []},
     }

@@ -327,14 +327,9 @@ class Experiment:
         parts[-3:-3] = [f"{name}{size}" for name, size in sizes.items() if size > 1]
         return "-".join(parts)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All parameters, as `run.json` holds them."""
-        values = dataclasses.asdict(self).items()
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Experiment:
-        """The experiment of `to_dict`.
+        """The experiment with these parameters, as `run.json` holds them.
 
         Raises
         ------

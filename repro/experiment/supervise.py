@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import selectors
@@ -65,13 +66,7 @@ class RunFailed(RuntimeError):
 def run_child(experiment: Experiment, folder: Path, report: Report) -> None:
     """Run one experiment in a child process of its own and wait for it.
 
-    Parameters
-    ----------
-    experiment : Experiment
-    folder : Path
-        The run directory; gets the child's log, its tables and the raw recording.
-    report : callable
-        Called with `(phase, seconds)` for each progress event.
+    The run directory gets the child's log, its tables and the raw recording.
 
     Raises
     ------
@@ -91,7 +86,7 @@ def run_child(experiment: Experiment, folder: Path, report: Report) -> None:
     patience_s = 0.0  # for a run that failed or was interrupted
     try:
         assert child.stdin is not None
-        request = {"experiment": experiment.to_dict(), "folder": str(folder)}
+        request = {"experiment": dataclasses.asdict(experiment), "folder": str(folder)}
         with contextlib.suppress(BrokenPipeError):  # died already: its log says why
             child.stdin.write(json.dumps(request).encode() + b"\n")
             child.stdin.flush()
@@ -200,14 +195,7 @@ def explain(reason: str, folder: Path) -> str:
 
 
 def end_session(child: subprocess.Popen[bytes], patience_s: float) -> list[str]:
-    """End whatever of the child's session still lives; returns the names of stragglers.
-
-    Parameters
-    ----------
-    child : subprocess.Popen
-    patience_s : float
-        How long the child and its engine's processes may take to go by themselves.
-    """
+    """End what of the child's session has not gone by itself in time; returns its names."""
     deadline = time.monotonic() + patience_s
     while (left := session_members(child.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)

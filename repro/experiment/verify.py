@@ -79,13 +79,8 @@ def policy_took_effect(experiment: Experiment, workers: Sequence[dict[str, Any]]
 def switched(freeze: bool, heaps: Sequence[tuple[int, int]]) -> None:
     """Check that a switch of a cross-over reached every worker.
 
-    Parameters
-    ----------
-    freeze : bool
-        What was asked for.
-    heaps : sequence of tuple of int
-        One per worker, after it: objects frozen, objects tracked and not frozen. CPython 3.12 has
-        a few hundred frozen on a thawed heap too.
+    `heaps` has for each, after it, objects frozen, and objects tracked and not frozen. CPython 3.12
+    has a few hundred frozen on a thawed heap too.
     """
     if not heaps or any((frozen > tracked) != freeze for frozen, tracked in heaps):
         counts = ", ".join(f"{frozen} of {frozen + tracked}" for frozen, tracked in heaps)
@@ -115,13 +110,7 @@ def _check_heap(
 
 
 def processes_follow(experiment: Experiment, census: Columns) -> None:
-    """Check the policies of all processes against the census of their heaps.
-
-    Parameters
-    ----------
-    census : dict of arrays, each of shape (n_rows,)
-        The table `census`.
-    """
+    """Check the policies of all processes against the table `census` of their heaps."""
     for role in ("frontend", "engine"):
         serving = policy.serving(experiment.policies[role])
         inside = np.isin(census["point"], ("window-start", "window-end"))
@@ -220,12 +209,8 @@ def client_kept_up(busy: float) -> None:
     """Refuse an HTTP run whose client had no time to spare: its tail would be the client's own.
 
     Through HTTP the engine may well idle while the API server works, so that `engine_was_loaded`
-    is no test there.
-
-    Parameters
-    ----------
-    busy : float
-        CPU time that the busiest client's thread had or waited for, over the window's length.
+    is no test there. `busy` is the CPU time that the busiest client's thread had or waited for,
+    over the window's length.
     """
     if busy > CLIENT_BUSY:
         raise NotAsRequested(
@@ -237,10 +222,7 @@ def client_kept_up(busy: float) -> None:
 def load_lasted(start_times: Sequence[Sequence[float]]) -> None:
     """Refuse an HTTP run in which a client ran out of requests before it was told to stop.
 
-    Parameters
-    ----------
-    start_times : sequence of sequence of float
-        One per client: when each request was sent, 0 for those held back at the end.
+    Each client says when it sent each request, 0 for those held back at the end.
     """
     if any(min(times) > 0 for times in start_times):
         raise NotAsRequested(
@@ -288,12 +270,8 @@ def recording_is_whole(experiment: Experiment, recordings: Sequence[Recording]) 
 def heap_is_thawed(workers: Sequence[dict[str, Any]], captures: Sequence[dict[str, Any]]) -> None:
     """Check that every capture found the heap as little frozen as the start-up capture did.
 
-    Parameters
-    ----------
-    workers : sequence of dict
-        The workers' answers to a census, see `policy_took_effect`.
-    captures : sequence of dict
-        Their answers to each order to capture again: `rank`, `capture_policy`, `freeze_count`.
+    `workers` are their answers to a census (see `policy_took_effect`), `captures` those to each
+    order to capture again: `rank`, `capture_policy`, `freeze_count`.
     """
     initial = {worker["rank"]: worker["freeze_count_before"] for worker in workers}
     for found in captures:
@@ -339,13 +317,7 @@ def capture_policies_took_effect(
 
     vLLM lets `torch.cuda.graph` collect for the first piece of a batch size alone, so
     `collect-per-graph` is one collection per size, or two where full graphs are captured beside.
-
-    Parameters
-    ----------
-    captures, pauses : dict of arrays
-        The tables of these names.
-    workers : sequence of dict
-        What the workers said of themselves; of it `capture_sizes`.
+    Workers say the number of their `capture_sizes`.
     """
     sizes = max((worker.get("capture_sizes", 0) for worker in workers), default=0)
     role = "engine" if experiment.executor == "uni" else "worker"  # whose collector it is

@@ -27,19 +27,7 @@ WHAT = "collecting between steps"
 
 
 def apply(engine: ServingPolicy, frontend: ServingPolicy, *, role: str) -> None:
-    """Hook the engine core and the front end, in this process and the processes it forks.
-
-    Parameters
-    ----------
-    engine, frontend : ServingPolicy
-    role : str
-        What this process is, as `repro.plugin.recorder.identity_from_name` tells.
-
-    Raises
-    ------
-    repro.plugin.hook_points.UnknownLayout
-        If the installed vLLM has no such hooks.
-    """
+    """Hook the engine core and the front end, in this process and the processes it forks."""
     if role in ("frontend", "engine") and not engine.leaves_alone:
         hook_engine_core(engine)
     if role == "frontend" and not frontend.leaves_alone:
@@ -146,14 +134,8 @@ def bound_output_handler(bound_ms: float, recorder: Recorder) -> None:
     """Make the output handler let other tasks run once it has kept them waiting for so long.
 
     vLLM's handler lets them run between two chunks of a message and where its queue is empty, but
-    not between two messages that are there already. For experiments alone.
-
-    Parameters
-    ----------
-    bound_ms : float
-        0: after every message.
-    recorder : Recorder
-        Gets the bound, and how often the handler yielded.
+    not between two messages that are there already. For experiments alone. A bound of 0 is after
+    every message. The recording's header gets the bound, and how often the handler yielded.
     """
     AsyncMPClient = holder("vllm.v1.engine.core_client", "AsyncMPClient.get_output_async")
     original, turn = AsyncMPClient.get_output_async, Turn(bound_ms)

@@ -282,8 +282,8 @@ def pause_callback(
     return on_collection
 
 
-def generation_of(b: int) -> int:
-    """The generation out of a pause's `b`."""
+def generation_of(b: Any) -> Any:
+    """The generation out of a pause's `b`, or an array of these."""
     return b & 3
 
 

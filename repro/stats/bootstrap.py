@@ -42,20 +42,10 @@ def steps_needed(quantile: float) -> int:
 
 
 def weighted_quantiles(values: Floats, counts: Floats, quantiles: tuple[float, ...]) -> Floats:
-    """Quantiles of each value repeated `count` times, as `numpy.quantile` has them.
+    """Quantiles of each of (n,) values repeated `count` times, as `numpy.quantile` has them.
 
-    Parameters
-    ----------
-    values : (n,) array
-    counts : (n,) array
-        Whole numbers, not all 0.
-    quantiles : tuple of float
-        Each from 0 to 1.
-
-    Returns
-    -------
-    (len(quantiles),) array
-        Interpolated linearly between neighbouring values of the expanded sample.
+    Counts are whole numbers, not all 0. Interpolates linearly between neighbouring values of the
+    expanded sample; returns a (len(quantiles),) array.
     """
     order = np.argsort(values)
     found: Floats = _sorted_quantiles(values[order], counts[order][None, :], quantiles)[0]

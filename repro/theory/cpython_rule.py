@@ -166,18 +166,8 @@ def passes_between_full(
 ) -> float:
     """Passes of all generations from one full collection to the next.
 
-    Parameters
-    ----------
-    promoted : float
-        Objects that a generation-1 pass moves into generation 2.
-    long_lived_total : float
-        Objects the last full collection left alive.
-    thresholds : tuple of int
-
-    Returns
-    -------
-    float
-        `math.inf` if nothing is promoted, so that the quarter is never reached.
+    A generation-1 pass moves so many objects into generation 2. `math.inf` if it promotes nothing,
+    so that the quarter is never reached.
     """
     needed = math.ceil(long_lived_total // 4 / promoted) if promoted else math.inf
     return max(thresholds[FULL] + 1, needed) * (thresholds[1] + 2) + 1

@@ -79,10 +79,7 @@ def start_engine(experiment: Experiment) -> Any:
 def leave_cores_to(workers: list[dict[str, Any]]) -> None:
     """Move front end and engine cores off the cores that the workers are bound to, if any are left.
 
-    Parameters
-    ----------
-    workers : list of dict
-        Their evidence: `pid`, and `cpus` on the CPU backend with ranks in lock-step.
+    Workers on the CPU backend with ranks in lock-step say their `cpus`.
     """
     bound = {cpu for worker in workers for cpu in worker.get("cpus", ())}
     others = os.sched_getaffinity(0) - bound

@@ -37,10 +37,6 @@ POOL_SHARE = 0.05
 with the latest time and the mean gap: few rows, and no gap moved by more than that."""
 
 
-class BenchDied(RuntimeError):
-    """`vllm bench serve` ended before it was told to; the run's log says why."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Share:
     """One client process's part of the load: which it is, and its requests in flight."""
@@ -50,17 +46,7 @@ class Share:
 
 
 class Bench:
-    """A context: one client process, which waits for `go`.
-
-    Parameters
-    ----------
-    tokenizer : str
-        Folder or name of the tokenizer.
-    url : str
-        The server's address.
-    work : Path
-        A folder for the prompts and the result.
-    """
+    """A context: one client process, which waits for `go`; `work` gets its prompts and result."""
 
     def __init__(
         self, share: Share, experiment: Experiment, tokenizer: str, url: str, work: Path
@@ -120,22 +106,16 @@ class Bench:
         self.process.stdin.flush()
 
     def ramp_is_over(self) -> bool:
-        """Whether every request of the simultaneous start has its answer.
-
-        Raises
-        ------
-        BenchDied
-            If the process has ended.
-        """
+        """Whether each request of the simultaneous start has its answer, as long as it runs."""
         self.check_alive()
         assert self.process.stdout is not None
         self._ramp_over = self._ramp_over or bool(self.process.stdout.read())
         return self._ramp_over
 
     def check_alive(self) -> None:
-        """Raise `BenchDied` if the process has ended."""
+        """Raise RuntimeError if the process has ended; the run's log says why."""
         if (status := self.process.poll()) is not None:
-            raise BenchDied(f"vllm bench serve ended before it was told to, status {status}")
+            raise RuntimeError(f"vllm bench serve ended before it was told to, status {status}")
 
     def demand_ns(self) -> int:
         """CPU time that the client's one busy thread has had or waited for, so far."""
@@ -151,16 +131,10 @@ class Bench:
         self.process.stdin.close()
 
     def result(self) -> dict[str, Any]:
-        """The detailed result, once the process has ended.
-
-        Raises
-        ------
-        BenchDied
-            If it wrote none.
-        """
+        """The detailed result, once the process has ended; RuntimeError if it wrote none."""
         status = self.process.wait()
         if not self.path.exists():
-            raise BenchDied(f"vllm bench serve wrote no result, status {status}")
+            raise RuntimeError(f"vllm bench serve wrote no result, status {status}")
         found: dict[str, Any] = json.loads(self.path.read_text())
         return found
 

@@ -36,14 +36,8 @@ def main() -> None:
 class Gate:
     """Hold every request until told to go; let none pass once told to stop.
 
-    Parameters
-    ----------
-    send : coroutine function
-        vLLM's own request function.
-    first : int
-        Requests of the simultaneous start.
-    events : text stream
-        Where it is said that all of these have their answers.
+    `send` is vLLM's own request function. Once the `first` requests have their answers, `events`
+    gets a line.
     """
 
     def __init__(self, send: Any, first: int, events: Any) -> None:

@@ -143,15 +143,7 @@ class Ledger:
 
 
 class Requests:
-    """The endless stream of requests of one rank, seeded.
-
-    Parameters
-    ----------
-    vocabulary : int
-        Token ids of prompts are drawn below it.
-    name : str
-        Part of the seed: streams of the same name are the same.
-    """
+    """The endless stream of requests of one rank, seeded: streams of one name are the same."""
 
     def __init__(self, experiment: Experiment, vocabulary: int, name: str = "") -> None:
         self.experiment = experiment
@@ -278,13 +270,6 @@ def first_lengths(rng: random.Random, number: int, output_tokens: tuple[int, int
 
     A request met at a random moment is a long one more often than not (its chance grows with its
     length), and any share of it may be left.
-
-    Parameters
-    ----------
-    number : int
-        Requests of the start.
-    output_tokens : tuple of int
-        Shortest and longest answer.
     """
     shortest, longest = output_tokens
     lengths: list[int] = []

@@ -14,13 +14,7 @@ TOKENIZER = "tokenizer"
 
 
 def tokenizer_for(experiment: Experiment, work: Path) -> str:
-    """The tokenizer's folder or name: the model's own, or, for a config alone, one made here.
-
-    Parameters
-    ----------
-    work : Path
-        A folder for the files of this run; a tokenizer made here lies in it.
-    """
+    """The tokenizer's folder or name: the model's own; for a config alone, one made in `work`."""
     if not experiment.dummy_weights:
         return experiment.model_path
     config = json.loads((Path(experiment.model_path) / "config.json").read_text())
@@ -46,16 +40,8 @@ def write_prompts(
 ) -> None:
     """Write a dataset for `vllm bench serve --dataset-name custom`: seeded prompts and lengths.
 
-    Parameters
-    ----------
-    path : Path
-        The `.jsonl` file.
-    stream : int
-        Which of several clients: each gets prompts of its own.
-    first : int
-        How many are sent at once at the start; their lengths are of a loop long under way.
-    number : int
-        How many prompts in all.
+    Each of several clients has a `stream` of its own. The `first` prompts are sent at once; their
+    lengths are those of a loop long under way.
     """
     rng = random.Random(f"{experiment.seed}/{experiment.replicate}/{stream}")
     lengths = first_lengths(rng, first, experiment.output_tokens)

@@ -34,18 +34,8 @@ CENSUS_S = 120.0
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this host
 
 
-class ServerDied(RuntimeError):
-    """The API server ended by itself; the run's log says why."""
-
-
 class Server:
-    """A context: the server's process, started at once, gone at its end.
-
-    Parameters
-    ----------
-    tokenizer : str
-        Folder or name of the tokenizer.
-    """
+    """A context: the server's process, started at once, gone at its end."""
 
     def __init__(self, experiment: Experiment, tokenizer: str) -> None:
         self.port = free_port()
@@ -66,14 +56,14 @@ class Server:
 
         Raises
         ------
-        ServerDied
-            If the server ends instead.
+        RuntimeError
+            If the server ends instead; the run's log says why.
         """
         began = time.monotonic()
         while not self._healthy():
             if (status := self.process.poll()) is not None:
                 taken = "" if is_free(self.port) else f": port {self.port} is taken, run again"
-                raise ServerDied(f"the API server ended at its start, status {status}{taken}")
+                raise RuntimeError(f"the API server ended at its start, status {status}{taken}")
             report(time.monotonic() - began)
             time.sleep(0.5)
 
