@@ -171,7 +171,7 @@ def experiment(run: Document) -> Experiment:
     """The parameters of a recorded run, without those that no longer exist."""
     known = parameters(Experiment)
     given = {name: value for name, value in run["experiment"].items() if name in known}
-    return Experiment(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    return Experiment.from_dict(given)
 
 
 def commands(experiments: Iterable[Experiment]) -> list[str]:

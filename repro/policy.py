@@ -220,24 +220,12 @@ CAPTURE = _by_name(
 
 
 def serving(name: str) -> ServingPolicy:
-    """The serving policy of this name.
-
-    Raises
-    ------
-    UnknownPolicy
-        If there is none.
-    """
+    """The serving policy of this name; raises `UnknownPolicy` if there is none."""
     return _look_up(SERVING, name, "policy")
 
 
 def capture(name: str) -> CapturePolicy:
-    """The capture policy of this name.
-
-    Raises
-    ------
-    UnknownPolicy
-        If there is none.
-    """
+    """The capture policy of this name; raises `UnknownPolicy` if there is none."""
     return _look_up(CAPTURE, name, "capture policy")
 
 

@@ -143,15 +143,13 @@ def read_table(run: Path, name: str) -> pa.Table:
 
 def _check_version(path: Path, document: dict[str, Any]) -> None:
     version = document.get("schema_version")
-    if type(version) is int and version > SCHEMA_VERSION:
-        reads = f"this package reads {SCHEMA_VERSION}"
-        raise DatasetError(f"{path}: has schema_version {version}, {reads}; update the package")
     if type(version) is not int or version < 1:
         allowed = f"must be the integer {SCHEMA_VERSION}"
         raise DatasetError(f"{path}: schema_version is {version!r}, {allowed}; {REMEDY}")
-    if version < SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         reads = f"this package reads {SCHEMA_VERSION}"
-        raise DatasetError(f"{path}: has schema_version {version}, {reads}; measure the run again")
+        remedy = "update the package" if version > SCHEMA_VERSION else "measure the run again"
+        raise DatasetError(f"{path}: has schema_version {version}, {reads}; {remedy}")
 
 
 def _check_keys(path: Path, document: dict[str, Any], keys: dict[str, Types]) -> None:

@@ -329,13 +329,7 @@ class Experiment:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Experiment:
-        """The experiment with these parameters, as `run.json` holds them.
-
-        Raises
-        ------
-        ConfigError
-            If a parameter is unknown or a value is not allowed.
-        """
+        """The experiment with these parameters, as `run.json` holds them, read by `read_all`."""
         return cls(**read_all(parameters(cls), values))
 
 

@@ -94,10 +94,7 @@ def grid(**asked: Any) -> list[Experiment]:
 def by_process(arm: str) -> dict[str, str]:
     """The policy fields of an experiment from text like `freeze` or `freeze/stock/freeze-again`.
 
-    Raises
-    ------
-    ConfigError
-        If it names more than three.
+    Raises `ConfigError` if it names more than three.
     """
     names = arm.split("/")
     if len(names) > len(OF_PROCESS):

@@ -22,13 +22,7 @@ class NoVllm(RuntimeError):
 
 
 def vllm_version() -> str:
-    """Version of the installed vLLM.
-
-    Raises
-    ------
-    NoVllm
-        If none is installed.
-    """
+    """Version of the installed vLLM; raises `NoVllm` if there is none."""
     for name in VLLM_DISTRIBUTIONS:
         if version := installed(name):
             return version

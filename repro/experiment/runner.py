@@ -8,15 +8,13 @@ output; everything vLLM prints goes to standard error, which is the run's log.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from repro.experiment import clients
 from repro.experiment.config import Experiment
@@ -25,11 +23,22 @@ from repro.experiment.pipes import take_over_stdout
 
 def main() -> None:
     """Run the experiment read from standard input; exit status 1 if it failed."""
-    send = functools.partial(write_event, take_over_stdout())
+    events = take_over_stdout()
+
+    def send(**fields: Any) -> None:
+        events.write(json.dumps(fields) + "\n")
+
+    def report(phase: str, seconds: float) -> None:
+        send(event="phase", phase=phase, seconds=seconds)
+
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=die_with_parent, daemon=True).start()
     try:
-        measure(Experiment.from_dict(request["experiment"]), Path(request["folder"]), send)
+        experiment = Experiment.from_dict(request["experiment"])
+        folder, client = Path(request["folder"]), clients.named(experiment.client)
+        report("start", 0)
+        client.measure(experiment, folder, report).write(folder, experiment)
+        send(event="done")
     except Exception as error:
         import traceback
 
@@ -38,30 +47,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def write_event(stream: TextIO, **fields: Any) -> None:
-    """Write the keyword arguments as one JSON line."""
-    stream.write(json.dumps(fields) + "\n")
-
-
 def die_with_parent() -> None:
     """Block until the parent's end of standard input closes, then end the process group."""
     while os.read(0, 4096):
         pass
     os.killpg(0, signal.SIGKILL)
-
-
-def measure(experiment: Experiment, folder: Path, send: Callable[..., None]) -> None:
-    """Have the experiment's client measure, and write what it saw.
-
-    Raises
-    ------
-    repro.experiment.verify.NotAsRequested
-        If the policy did not take effect, or the run was not what was asked for.
-    """
-
-    def report(phase: str, seconds: float) -> None:
-        send(event="phase", phase=phase, seconds=seconds)
-
-    report("start", 0)
-    clients.named(experiment.client).measure(experiment, folder, report).write(folder, experiment)
-    send(event="done")

@@ -237,13 +237,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def check_gpu_memory(used_before: list[int]) -> None:
-    """Wait until the GPUs hold no more than before the run.
-
-    Raises
-    ------
-    RunFailed
-        If they still do after `KILL_S` seconds.
-    """
+    """Wait until the GPUs hold no more than before; raises `RunFailed` after `KILL_S` seconds."""
     deadline = time.monotonic() + KILL_S
     while True:
         used = provenance.gpu_memory_used()

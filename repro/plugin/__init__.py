@@ -84,18 +84,11 @@ def _install() -> None:
         engine_frontend_hooks.apply(serving["engine"], serving["frontend"], role=role)
         if own_recorder is not None:
             process_hooks.apply(own_recorder)
-            if role in ("frontend", "engine") and fault_handling.strict():
-                _observe_an_experiment(own_recorder, role)
-
-
-def _observe_an_experiment(recorder: Recorder, role: str) -> None:
-    """Hooks of engine core and front end that only an experiment asks for."""
-    from repro.plugin import engine_frontend_hooks
-
-    engine_frontend_hooks.count_garbage_at_the_end(recorder, role)
-    bound_ms = os.environ.get(OUTPUT_YIELD)
-    if bound_ms and role == "frontend":
-        engine_frontend_hooks.bound_output_handler(float(bound_ms), recorder)
+            if role in ("frontend", "engine") and fault_handling.strict():  # an experiment
+                engine_frontend_hooks.count_garbage_at_the_end(own_recorder, role)
+                bound_ms = os.environ.get(OUTPUT_YIELD)
+                if bound_ms and role == "frontend":
+                    engine_frontend_hooks.bound_output_handler(float(bound_ms), own_recorder)
 
 
 def _record(directory: Path, serving: dict[str, policy.ServingPolicy]) -> None:

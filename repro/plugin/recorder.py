@@ -138,12 +138,9 @@ class Recorder:
         self.about |= facts
         self._write_header()
 
-    def note_heap(self) -> None:
-        """Note the state of the heap, once this process is warm. Walks it, as `census` does."""
-        self._note_heap(count_heap())
-
-    def _note_heap(self, counts: dict[str, Any]) -> None:
-        state = process_facts.heap_state(counts)
+    def note_heap(self, counts: dict[str, Any] | None = None) -> None:
+        """Note the state of the heap, once this process is warm. Walks it, if not counted yet."""
+        state = process_facts.heap_state(counts or count_heap())
         self.note(**state, not_in_force=process_facts.not_in_force(self.policy, state))
 
     def _identity(self) -> tuple[str, int]:
@@ -237,7 +234,7 @@ class Recorder:
         counts = {"role": self.role, "rank": self.rank, "pid": os.getpid(), "point": point}
         counts |= {"t_ns": time.monotonic_ns(), **count_heap(), **more}
         if point == "ready":
-            self._note_heap(counts)
+            self.note_heap(counts)
         self._append("census", counts)
         return counts
 

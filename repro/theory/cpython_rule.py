@@ -34,6 +34,8 @@ import re
 from dataclasses import dataclass
 from statistics import mean
 
+from repro.releases import has_incremental_collector
+
 FULL = 2
 
 FREE_LISTS = 80
@@ -69,7 +71,6 @@ _RULES = {
     (3, 13): Rule(thresholds=(2000, 10, 10), inside_allocation=False),
     (3, 14): Rule(thresholds=(2000, 10, 10), inside_allocation=False),  # 3.13's, ported forward
 }
-_INCREMENTAL = range(5)  # micro versions of 3.14
 
 
 def rule_for(version: str) -> Rule:
@@ -89,7 +90,7 @@ def rule_for(version: str) -> Rule:
     if match is None:
         raise UnknownCollector(f"Python version {version!r} is not of the form 3.12.3 or 3.12")
     major, minor = int(match[1]), int(match[2])
-    if (major, minor) == (3, 14) and match[3] and int(match[3]) in _INCREMENTAL:
+    if match[3] and has_incremental_collector(version):
         raise UnknownCollector(
             f"Python {version} has the incremental collector of 3.14.0 to 3.14.4, which makes no "
             "full collections of its own and has no model here; use 3.11 to 3.13, or 3.14.5 and up"

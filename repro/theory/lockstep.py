@@ -162,10 +162,7 @@ def simulate(
 ) -> Replicates:
     """`RESAMPLES` measurements of `length` steps of a group, on resampled runs of one rank.
 
-    Raises
-    ------
-    LockstepError
-        If there are no ranks.
+    Raises `LockstepError` if there are no ranks.
     """
     if not ranks >= 1:
         raise LockstepError(f"ranks={ranks} must be 1 or more")

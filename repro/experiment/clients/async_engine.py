@@ -55,10 +55,7 @@ async def drive(engine: Any, experiment: Experiment, report: Report) -> Measured
 def start_engine(experiment: Experiment) -> Any:
     """vLLM's async engine: an engine core for each data-parallel rank, each with its workers.
 
-    Raises
-    ------
-    repro.experiment.verify.NotAsRequested
-        If vLLM's CPU backend cannot run the experts of this model as asked.
+    Raises `NotAsRequested` if vLLM's CPU backend cannot run the experts of this model as asked.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform

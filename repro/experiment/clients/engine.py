@@ -37,15 +37,8 @@ def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
 def start_engine(experiment: Experiment, **more: Any) -> Any:
     """A real vLLM engine with its core, and for `mp` its worker, in processes of their own.
 
-    Parameters
-    ----------
-    **more
-        Engine arguments besides, or in place of, those of the experiment.
-
-    Raises
-    ------
-    repro.experiment.verify.NotAsRequested
-        If vLLM took another executor.
+    It gets `more` engine arguments besides, or in place of, those of the experiment. Raises
+    `NotAsRequested` if vLLM took another executor.
     """
     from vllm import EngineArgs, LLMEngine
 
@@ -90,10 +83,7 @@ def engine_arguments(experiment: Experiment) -> dict[str, Any]:
 def heap_census(engine: Any, experiment: Experiment, point: str) -> list[dict[str, Any]]:
     """Count the heap of every process, check the policy; returns what each worker says of itself.
 
-    Raises
-    ------
-    repro.experiment.verify.NotAsRequested
-        If there is no plugin, or the policy did not take effect.
+    Raises `NotAsRequested` if there is no plugin, or the policy did not take effect.
     """
     if plugin.own_recorder is None:
         raise verify.NotAsRequested("vLLM did not load the plugin: pip install this package")

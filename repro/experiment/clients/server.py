@@ -54,10 +54,7 @@ class Server:
     def wait_until_ready(self, report: Callable[[float], None]) -> None:
         """Waits until `/health` answers; `report` gets the seconds waited.
 
-        Raises
-        ------
-        RuntimeError
-            If the server ends instead; the run's log says why.
+        Raises RuntimeError if the server ends instead; the run's log says why.
         """
         began = time.monotonic()
         while not self._healthy():
@@ -86,10 +83,7 @@ class Server:
     def census(self, point: str) -> list[dict[str, Any]]:
         """Count the heap of every process; returns what each worker says of itself.
 
-        Raises
-        ------
-        repro.experiment.verify.NotAsRequested
-            If the workers know of no census.
+        Raises `NotAsRequested` if the workers know of no census.
         """
         try:
             workers: list[dict[str, Any]] = self._ask(CENSUS_RPC, point)["results"]
