@@ -15,14 +15,14 @@ import pandas as pd
 from repro import __version__, dataset, fmt
 from repro.analysis.arms import Pair, pairs
 from repro.analysis.gc_cost import gc_time
-from repro.analysis.tails import effect
+from repro.analysis.tails import TAIL_QUANTILES, effect
 from repro.claims import Verdict, evaluate
 from repro.claims.comparison import compare, measured, most_alike
 from repro.claims.registry import REPORT
 from repro.dataset import Campaign
 from repro.dataset.run import documents
 from repro.report.notebook import project
-from repro.report.tables.itl_tails import CLOSING, clearest_first
+from repro.report.tables.itl_tails import clearest_first
 from repro.theory.cpython_rule import FULL
 
 PULL_REQUEST = "https://github.com/vllm-project/vllm/pull/44363"
@@ -75,7 +75,7 @@ def answer(campaign: Campaign) -> str:
     if not compared:
         return "These data have no two arms that differ in the freeze alone, so they give no ratio."
     pair = compared[0]
-    ratios = {q: effect(campaign, pair.baseline, pair.treated, q) for q in CLOSING}
+    ratios = {q: effect(campaign, pair.baseline, pair.treated, q) for q in TAIL_QUANTILES}
     where = f" ({pair.setting})" if pair.setting else ""
     return f"{_stops(campaign, pair)}. ITL, frozen over not{where}: {clearest_first(ratios)}."
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,9 +17,7 @@ from repro.dataset.schema import NS_PER_MS
 from repro.report.figures.registry import NotApplicable, figure
 from repro.report.figures.shared import colour_of, message, pair_to_compare, plain_numbers
 from repro.report.style import COLUMN, INK
-from repro.stats.bootstrap import EXPECTED_BEYOND
-
-Floats = npt.NDArray[np.float64]
+from repro.stats.bootstrap import EXPECTED_BEYOND, Floats
 
 THIN, FIRM = 0.7, 1.6
 """Line widths: below and above the number of steps that a quantile needs."""

@@ -10,12 +10,12 @@ from repro import fmt
 from repro.analysis.ranks import bursts
 from repro.analysis.tails import step_intervals
 from repro.dataset import Campaign
+from repro.dataset.schema import NS_PER_S
 from repro.report.figures.registry import NotApplicable, figure
 from repro.report.figures.shared import message
 from repro.report.style import COLUMN, INK, POLICY_COLOUR
 
 STEP_COLOUR = "#9db7d5"
-NS_PER_S = 1e9
 MARGIN_S = 0.6
 
 

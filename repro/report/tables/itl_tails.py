@@ -11,13 +11,10 @@ from repro.analysis.arms import Pair, in_order, labels, pairs, repeated
 from repro.analysis.attribution import HANDLER, UNEXPLAINED, attribute, by_arm
 from repro.analysis.gc_cost import gc_time
 from repro.analysis.release_comparison import release_pairs, release_ratios
-from repro.analysis.tails import effect, tail_table
+from repro.analysis.tails import TAIL_QUANTILES, effect, tail_table
 from repro.dataset import Campaign
 from repro.stats.estimate import Estimate
 from repro.theory.cpython_rule import FULL
-
-CLOSING = (0.5, 0.99, 0.999, 1.0)
-"""The quantiles of the closing table and sentence."""
 
 TOO_WIDE = 10.0
 """An interval whose bounds differ by more than this factor says nothing and is not shown."""
@@ -37,7 +34,7 @@ def quantiles(campaign: Campaign) -> pd.DataFrame:
         if not of_arm["steps"].iloc[0]:
             continue
         row = {"arm": arm}
-        for quantile in CLOSING:
+        for quantile in TAIL_QUANTILES:
             cell = of_arm.loc[quantile]
             row[f"{fmt.quantile(quantile)} (ms)"] = (
                 fmt.interval(cell["value_ms"], cell["low_ms"], cell["high_ms"])
@@ -105,7 +102,7 @@ def _name(quantile: float) -> str:
 
 
 def _ratios(campaign: Campaign, pair: Pair) -> dict[float, Estimate]:
-    return {q: effect(campaign, pair.baseline, pair.treated, q) for q in CLOSING}
+    return {q: effect(campaign, pair.baseline, pair.treated, q) for q in TAIL_QUANTILES}
 
 
 def _cell(ratio: Estimate) -> str:

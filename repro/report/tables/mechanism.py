@@ -1,4 +1,4 @@
-"""Tables of the notebook `mechanism`: CPython's rule, loads, advice."""
+"""Tables of the notebook `mechanism`: CPython's rule and loads."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import pandas as pd
 from repro import fmt
 from repro.analysis.arms import in_order, labels
 from repro.analysis.mechanism import collections_by_load
-from repro.analysis.recorded_setting import settings
 from repro.analysis.trigger import NONE_DUE, OFF, TOLERANCE, WITHIN, trigger_table
 from repro.dataset import Campaign
-from repro.theory.advice import QUANTILES, advise
 
 
 def rule(campaign: Campaign) -> pd.DataFrame:
@@ -61,27 +59,6 @@ def loads(campaign: Campaign) -> pd.DataFrame:
     table = table.reindex([arm for arm in labels(campaign) if arm in table.index])
     table.columns = pd.Index([f"generation {generation}" for generation in table])
     return table.map(fmt.figures).reset_index()
-
-
-def advice(campaign: Campaign) -> pd.DataFrame:
-    """Advice of `repro advise` for the first run of each arm; arms without advice are left out."""
-    rows = []
-    for arm, setting in settings(campaign).items():
-        found = advise(setting)
-        reached = fmt.listed(fmt.quantile(q) for q in QUANTILES if found.reaches(q))
-        rows.append(
-            {
-                "arm": arm,
-                "a full collection every (steps)": (
-                    fmt.count(found.period_steps) if found.fires else "never"
-                ),
-                "takes (ms)": fmt.figures(found.pause_ms) if found.fires else "–",
-                "lengthens": fmt.percent(found.stalled_share) if found.fires else "–",
-                "can reach": reached,
-                "to set": found.to_set,
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def _steps(values: pd.Series) -> str:
