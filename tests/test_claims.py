@@ -91,6 +91,17 @@ def test_some_cases_are_enough_for_the_tail_but_not_for_memory(tmp_path: Path) -
     assert verdict("engine-frozen", unfrozen, good) == "contradicted"
 
 
+def test_the_mean_over_cases_decides_what_each_leaves_open(tmp_path: Path) -> None:
+    one, *others = [
+        captures(tmp_path / str(case), {"gc-on": 57.0, "frozen": 54.32}) for case in range(8)
+    ]
+    assert verdict("capture-time", one) == verdict("capture-time", one, one) == "undecided"
+    row = decided("capture-time", *map(dataset.load, (one, *others)))
+    assert row["verdict"] == "reproduced"
+    assert "mean of 8 cases" in row["number"]
+    assert len(row["runs"].split(", ")) == 8 * len(dataset.load(one).runs)
+
+
 @pytest.mark.parametrize(
     ("frozen", "expected"),
     [(56.0, "reproduced"), (28.0, "contradicted"), (54.2, "undecided")],

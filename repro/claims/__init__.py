@@ -9,14 +9,16 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from repro import fmt
 from repro.claims.registry import REGISTERED, Claim
-from repro.claims.verdict import Outcome, Verdict
+from repro.claims.verdict import Outcome, Ranges, Verdict, detail, judge
 from repro.dataset import Campaign
+from repro.stats.mean_ratio import NEEDS_SETTINGS, mean_ratio
 
 __all__ = ["CLAIMS", "Claim", "Outcome", "Verdict", "decide", "evaluate", "to_markdown"]
 
@@ -92,17 +94,44 @@ def decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, Any]:
     }
     if not found:
         return row
-    campaign, decisive = min(found, key=lambda pair: order.index(pair[1].verdict))
-    others = [outcome.verdict for _, outcome in found if outcome is not decisive]
+    named = [_with_campaign(outcome, campaign) for campaign, outcome in found]
+    decisive = min(named, key=lambda outcome: order.index(outcome.verdict))
+    others = [outcome.verdict for outcome in named if outcome is not decisive]
     counted = [f"{others.count(verdict)} {verdict}" for verdict in order if verdict in others]
+    if decisive.verdict is Verdict.UNDECIDED and claim.over_all:
+        decisive = _over_all(named, decisive, claim.over_all)
     return row | {
         "verdict": str(decisive.verdict),
         "detail": decisive.detail,
         "number": decisive.number,
         "ratio": decisive.ratio,
-        "runs": ", ".join(f"{campaign.path.name}/{run}" for run in decisive.runs),
+        "runs": ", ".join(decisive.runs),
         "reason": decisive.reason + (f" (other cases: {', '.join(counted)})" if counted else ""),
     }
+
+
+def _with_campaign(outcome: Outcome, campaign: Campaign) -> Outcome:
+    return replace(outcome, runs=tuple(f"{campaign.path.name}/{run}" for run in outcome.runs))
+
+
+def _over_all(outcomes: Sequence[Outcome], open_case: Outcome, ranges: Ranges) -> Outcome:
+    """The mean over all cases if it decides; else the open case, with the mean in its reason."""
+    cases = [outcome for outcome in outcomes if outcome.ratio is not None]
+    if len(cases) < NEEDS_SETTINGS:
+        return open_case
+    mean = mean_ratio([case.ratio for case in cases if case.ratio is not None])
+    number = f"mean of {len(cases)} cases {fmt.ratio(mean)}"
+    verdict = judge(mean, ranges)
+    if verdict is Verdict.UNDECIDED:
+        return replace(open_case, reason=f"{open_case.reason}; {number}")
+    return Outcome(
+        verdict=verdict,
+        number=number,
+        reason=f"the mean over all cases decides; alone this one is open: {open_case.number}",
+        runs=tuple(dict.fromkeys(run for case in cases for run in case.runs)),
+        detail=detail(verdict, ranges),
+        ratio=mean,
+    )
 
 
 def _short_list(runs: str) -> str:

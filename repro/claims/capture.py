@@ -20,6 +20,7 @@ from repro.claims.verdict import (
     Sample,
     decided,
     not_measured,
+    same,
     sameness,
     too_few,
 )
@@ -35,6 +36,7 @@ SAME_MEMORY = (0.99, 1.01)
     "Freezing during the CUDA graph capture changes nothing: 56 s against 57 s.",
     criterion=f"reproduced: the ratio lies within {fmt.bounds(*SAME)}; contradicted: outside",
     needs="captures on a GPU with capture policies `gc-on` and `frozen`, two of each",
+    over_all=same(SAME),
 )
 def capture_takes_as_long(campaign: Campaign) -> list[Outcome]:
     """The ratio of capture times, frozen heap over collector on, with the collector's share.

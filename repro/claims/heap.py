@@ -176,6 +176,7 @@ def unfreeze_restores(campaign: Campaign) -> list[Outcome]:
     "The impact on memory is minimal.",
     criterion="reproduced: the worker's resident memory grows under 5%; contradicted: more",
     needs="a census at the window's end in runs with and without the freeze, two each",
+    over_all=MEMORY_GROWS,
 )
 def memory_impact_minimal(campaign: Campaign) -> list[Outcome]:
     """The ratio of the worker's resident memory, with and without the freeze."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 
-from repro.claims.verdict import Outcome
+from repro.claims.verdict import Outcome, Ranges
 from repro.dataset import Campaign
 
 REPORT = "the report on vLLM #44363"
@@ -33,6 +33,8 @@ class Claim:
         What must be measured for the test to decide.
     some : bool
         The claim says "in some cases": one case is enough. Otherwise it must hold in all.
+    over_all : Ranges, optional
+        Ranges for the mean over all cases, which decides where single cases leave it open.
 
     test : callable
         See `Test`; set where the claim decorates one.
@@ -45,6 +47,7 @@ class Claim:
     needs: str
     source: str = REPORT
     some: bool = False
+    over_all: Ranges | None = None
     test: Test = field(init=False)
 
     def __call__(self, test: Test) -> Test:

@@ -35,6 +35,7 @@ CRITERION = (
     criterion=CRITERION,
     needs="runs with and without the freeze, the worker in a process of its own (`mp`)",
     some=True,
+    over_all=FALLS,
 )
 def p99_falls(campaign: Campaign) -> list[Outcome]:
     """The ratio of P99 ITL with and without the freeze, the worker in a process of its own."""

@@ -139,12 +139,12 @@ def more_for_share(share: float, seen: int, runs: int) -> float:
     return math.ceil((needed - seen) * runs / seen) if math.isfinite(needed) else math.inf
 
 
-def detail(verdict: Verdict, ranges: Ranges, sample: Sample, *more: float) -> str:
+def detail(verdict: Verdict, ranges: Ranges, sample: Sample | None = None, *more: float) -> str:
     """The words in brackets after a verdict; `more` as `more_needed` returns."""
     if verdict is Verdict.NO_EFFECT:
         ((low, high),) = ranges[Verdict.NO_EFFECT]
         return f"within ±{100 * max(1 - low, high - 1):.0f}%"
-    if verdict is not Verdict.UNDECIDED or not more:
+    if verdict is not Verdict.UNDECIDED or not more or sample is None:
         return ""
     most = max(more)
     if most > TOO_MANY:
