@@ -6,6 +6,7 @@ commands that measured it.
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -192,8 +193,9 @@ def _shared(experiment: Experiment) -> str:
     return "".join(f" {word}" for word in sorted(words))
 
 
-def _text(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else as_text(value)
+def _text(value: object) -> str:
+    whole = isinstance(value, float) and value.is_integer()
+    return shlex.quote(f"{value:.0f}" if whole else str(as_text(value)))
 
 
 def _varied(experiment: Experiment) -> Varied:
