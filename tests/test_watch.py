@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -82,15 +83,23 @@ def test_watch_counts_what_comes_and_ends_with_ctrl_c(tmp_path: Path) -> None:
         env={**os.environ, "COLUMNS": "120", "TERM": "xterm", "FORCE_COLOR": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    time.sleep(3)
+    read_until(shown, "worker 0")
     made.write(PAUSE, begun + 1000 * MS, 777 * MS, 0, 2)
     made.write(STEP, begun + 2000 * MS, 9 * MS, 8, 100)
-    time.sleep(6)
+    read_until(shown, "777")
     shown.send_signal(signal.SIGINT)
-    said, wrong = shown.communicate(timeout=20)
+    _, wrong = shown.communicate(timeout=60)
     assert shown.returncode == 0
     assert wrong == ""
-    assert "777" in said
+
+
+def read_until(shown: subprocess.Popen[str], text: str) -> None:
+    """Read what a process prints until a line holds the text."""
+    assert shown.stdout is not None
+    ending = threading.Timer(120, shown.kill)
+    ending.start()
+    assert any(text in line for line in shown.stdout), f"{text!r} was never shown"
+    ending.cancel()
 
 
 def test_watch_turns_to_a_newer_launch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
