@@ -146,6 +146,9 @@ def test_two_ranks_wait_for_each_other(tmp_path: Path) -> None:
     own, other = (set(each["cpus"]) for each in document["policy"]["evidence"])
     assert own and other and not own & other
     campaign = dataset.load(tmp_path / "campaign")
+    census = campaign.census[campaign.census["point"] == "window-end"]
+    roles = {"worker": 2, "engine": 2, "frontend": 1}
+    assert census["role"].value_counts().to_dict() == roles
     steps = dataset.in_window(campaign, campaign.steps)
     # A step holds one token of each request in flight, and the prompts of those just let in.
     assert steps.groupby("rank")["tokens"].median().ge(experiment.concurrency).to_dict() == {

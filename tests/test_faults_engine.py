@@ -17,9 +17,9 @@ from test_faults import small_disk
 from repro import cli, dataset, plugin
 from repro.dataset import recording
 from repro.dataset.run import read_document
+from repro.experiment import campaign
 from repro.experiment.campaign import CampaignError, run_campaign
 from repro.experiment.grid import grid
-from repro.experiment.supervise import alive
 from repro.plugin.recorder import PAUSE
 from repro.server import launches, numbers
 
@@ -133,41 +133,38 @@ def test_a_full_disk_stops_a_server_neither_at_its_start_nor_at_its_end(tmp_path
         assert pauses(disk)["frontend"] > 0
 
 
-# --- a campaign whose engine core, then whose client dies ---------------------------------------
+# --- a campaign whose engines die ----------------------------------------------------------------
 
 
-def test_a_killed_engine_core_and_a_killed_client_fail_their_runs_alone(tmp_path: Path) -> None:
+def test_a_killed_worker_and_a_killed_engine_core_fail_their_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path, "measured", steady(SECOND))
-    victims = iter(["EngineCore", "experiment.runner"])
+    victims = ["VLLM::Worker", "VLLM::EngineCore"]
     killed: list[psutil.Process] = []
+    loaded: list[str] = []
+    report = campaign.Bar.report
 
-    def kill_one_after_the_other() -> None:
-        for victim in victims:
-            log = None
-            while log is None or "throughput" not in log.read_text(errors="replace"):
-                time.sleep(0.2)
-                open_runs = [p for p in tmp_path.glob("*/engine.log") if not _over(p.parent)]
-                log = next(iter(open_runs), None)
+    def kill_when_loaded(shown: campaign.Bar, phase: str, seconds: float) -> None:
+        report(shown, phase, seconds)
+        if phase == "ramp" and shown.name not in loaded:
+            loaded.append(shown.name)
             below = psutil.Process().children(recursive=True)
             killed.extend(below)
-            next(p for p in below if alive(p) and victim in " ".join(p.cmdline())).kill()
-            while not _over(log.parent):
-                time.sleep(0.2)
+            victim = victims.pop(0)
+            next(process for process in below if victim in " ".join(process.cmdline())).kill()
 
-    threading.Thread(target=kill_one_after_the_other, daemon=True).start()
+    monkeypatch.setattr(campaign.Bar, "report", kill_when_loaded)
     experiments = grid(replicates=1, concurrency=64, duration_s=300.0, enforce_eager=True)
     with pytest.raises(CampaignError, match="2 of 2 runs failed, the others are in"):
         run_campaign(experiments, tmp_path, progress=False)
-    assert next(victims, None) is None
+    assert not victims
     assert not psutil.wait_procs(killed, timeout=30)[1]
-    loaded = dataset.load(tmp_path)
-    assert list(loaded.runs["run"]) == ["measured"]
-    reasons = sorted(loaded.failed["reason"])
-    assert "ended without a result" in reasons[1]
-    assert any(word in reasons[0] for word in ("EngineDead", "EngineCore", "engine core"))
-    assert all("\n" not in reason for reason in reasons)
-    assert all(read_document(p.parent)["log_tail"] for p in tmp_path.glob("*/engine.log"))
-
-
-def _over(folder: Path) -> bool:
-    return (folder / "run.json").exists()
+    after = dataset.load(tmp_path)
+    assert list(after.runs["run"]) == ["measured"]
+    of_worker, of_core = (read_document(tmp_path / name) for name in loaded)
+    assert "Worker proc VllmWorker-0 died unexpectedly" in of_worker["reason"]
+    assert any(word in of_core["reason"] for word in ("EngineDead", "EngineCore", "engine core"))
+    for failed in (of_worker, of_core):
+        assert "\n" not in failed["reason"]
+        assert failed["log_tail"]
