@@ -14,16 +14,28 @@ from builders import MS, SECOND, START, run
 from repro import dataset
 from repro.analysis.arms import pairs
 from repro.analysis.tails import effect, step_intervals, tail_table
+from repro.analysis.trigger import FIRST, _left, trigger_table
 from repro.experiment import verify
 from repro.experiment.clients.closed_loop import ClosedLoop
 from repro.experiment.config import ConfigError, Experiment
 from repro.experiment.verify import NotAsRequested
-from repro.plugin import rpc, worker_hooks
+from repro.plugin import apply_policy, rpc, worker_hooks
+from repro.policy import ALTERNATE, serving
 
 ORDER = ("freeze", "no-freeze", "no-freeze", "freeze")
+BEFORE = (START - SECOND, "window-start", 0, 900)
+"""Before load: of no period."""
+
+AFTERWARDS = [(START + 44 * SECOND, point, 0, 900) for point in ("shutdown", "thawed")]
 
 
-def crossover(root: Path, **changes: Any) -> dataset.Campaign:
+def heaps(counts: list[tuple[int, str, int, int]]) -> dict[str, Any]:
+    """A census of the worker: time in ns, point, frozen and tracked objects."""
+    time, point, frozen, tracked = (list(column) for column in zip(*counts, strict=True))
+    return {"t_ns": time, "point": point, "frozen": frozen, "tracked": tracked}
+
+
+def crossover(root: Path, census: dict[str, Any] | None = None, **changes: Any) -> dataset.Campaign:
     """Four periods of 10 s, 1 s apart, with gaps of 20 ms frozen and 40 ms not."""
     starts = START + 11 * SECOND * np.arange(4)
     gaps = [np.full(10 * SECOND // g, g) for g in (20 * MS, 40 * MS, 40 * MS, 20 * MS)]
@@ -37,10 +49,12 @@ def crossover(root: Path, **changes: Any) -> dataset.Campaign:
             "steps": {"start_ns": time - 1, "step": np.arange(len(time))},
             "pauses": {"start_ns": starts + 10 * SECOND + 500 * MS, "generation": [2] * 4},
             "periods": {"policy": list(ORDER), "start_ns": starts, "end_ns": starts + 10 * SECOND},
+            "census": census or heaps([BEFORE, *AFTERWARDS]),
         },
         experiment__policy="alternate",
         experiment__switch_s=10.0,
-        window__end_ns=int(starts[-1]) + 10 * SECOND,
+        window__start_ns=START - 5 * MS,
+        window__end_ns=int(starts[-1]) + 10 * SECOND + 5 * MS,
         **changes,
     )
     return dataset.load(root)
@@ -53,6 +67,44 @@ def test_each_period_is_a_run_of_its_policy(tmp_path: Path) -> None:
     assert campaign.runs["tokens_per_s"].round().tolist() == [400, 200, 200, 400]
     assert campaign.pauses.empty, "a switch's own collections belong to no period"
     assert step_intervals(campaign.steps)["interval_ns"].max() == 40 * MS, "none over a switch"
+
+
+def test_a_period_has_the_counts_around_it_and_the_last_those_of_the_shutdown(
+    tmp_path: Path,
+) -> None:
+    counts = [BEFORE]
+    for number, policy in enumerate(ORDER):
+        start, heap = START + 11 * SECOND * number, (900, 1) if policy == "freeze" else (0, 901)
+        counts += [(start - 3 * MS, "window-start", *heap)]
+        counts += [(start + 10 * SECOND + 3 * MS, "window-end", *heap)]
+    census = crossover(tmp_path, heaps([*counts, *AFTERWARDS])).census
+    of_period = {str(run): rows for run, rows in census.groupby("run", observed=True)}
+    both = ["window-start", "window-end"]
+    assert [rows["point"].tolist() for rows in of_period.values()] == [
+        *([both] * 3),
+        [*both, "shutdown", "thawed"],
+    ]
+    frozen = [bool((rows["frozen"].iloc[:2] == 900).all()) for rows in of_period.values()]
+    assert frozen == [policy == "freeze" for policy in ORDER]
+
+
+def test_the_rule_is_judged_only_where_the_counts_tell_what_requests_keep(tmp_path: Path) -> None:
+    counts = [BEFORE]
+    for number, policy in enumerate(ORDER):
+        start, heap = START + 11 * SECOND * number, (900, 1) if policy == "freeze" else (0, 901)
+        counts += [(start - 3 * MS, "window-start", *heap)]
+    judged = trigger_table(crossover(tmp_path, heaps(counts)))
+    assert judged["run"].unique().tolist() == ["a/0", "a/3"], "the frozen periods"
+
+
+def test_a_freeze_under_load_has_no_requests_that_start_at_once() -> None:
+    row = {"old": 1000, "kept_in_all": 100, "tracked_end": 100.0}
+    assert _left({**row, "switch_s": 0.0}, FIRST) == 800
+    assert _left({**row, "switch_s": 48.0}, FIRST) == 1000
+
+
+def test_an_older_cross_over_without_counts_between_periods_has_none(tmp_path: Path) -> None:
+    assert crossover(tmp_path).census.empty
 
 
 def test_its_arms_compare_like_any_two(tmp_path: Path) -> None:
@@ -78,36 +130,56 @@ def test_what_cannot_alternate_is_refused(fields: dict[str, Any], message: str) 
     assert Experiment(policy="alternate", duration_s=60.0, switch_s=15.0).switch_s == 15
 
 
+FROZEN, THAWED = (900_000, 0), (375, 899_625)
+"""Objects frozen, and tracked."""
+
+
 class Engine:
     """Stands for vLLM in a test of the order of calls alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, thaws_by_itself: bool = False) -> None:
         self.calls: list[bool] = []
         self.model_config = SimpleNamespace(get_vocab_size=lambda: 512)
+        self.counted: list[str] = []
+        self.thaws_by_itself = thaws_by_itself
 
-    def collective_rpc(self, method: str, args: tuple[bool]) -> list[tuple[int, int]]:
-        assert method == rpc.SWITCH_RPC
-        self.calls.append(*args)
-        return [(900_000, 0) if args[0] else (375, 899_625)]
+    def collective_rpc(self, method: str, args: tuple[Any]) -> list[Any]:
+        if method == rpc.SWITCH_RPC:
+            self.calls.append(*args)
+            return [FROZEN if args[0] else THAWED]
+        assert method == rpc.CENSUS_RPC
+        self.counted += args
+        thawed = not self.calls[-1] or (self.thaws_by_itself and args[0] == "window-end")
+        return [dict(zip(("frozen", "tracked"), THAWED if thawed else FROZEN, strict=True))]
 
     def step(self) -> list[Any]:
         return []
 
 
-def test_both_policies_come_equally_often_and_the_heap_is_left_thawed() -> None:
-    engine = Engine()
+def alternating(engine: Engine) -> ClosedLoop:
     experiment = Experiment(policy="alternate", duration_s=1.5, switch_s=0.125)
     loop = ClosedLoop(engine, experiment, lambda phase, seconds: None)
     loop._alternate()
-    assert engine.calls[-1] is False
-    pairs_of_periods = [set(engine.calls[i : i + 2]) for i in range(0, 12, 2)]
-    assert pairs_of_periods == [{True, False}] * 6
-    assert len(set(map(tuple, np.reshape(engine.calls[:12], (6, 2))))) == 2, "in random order"
+    return loop
+
+
+def test_both_policies_come_equally_often_and_as_early_and_the_heap_is_left_frozen() -> None:
+    engine = Engine()
+    loop = alternating(engine)
+    assert engine.calls[-1] is True
+    mirrored = [True, False, False, True]
+    assert engine.calls == mirrored * 3
     names = [name for name, *_ in loop.ledger.arrivals.periods]
-    assert [name == "freeze" for name in names] == engine.calls[:-1]
+    assert [name == "freeze" for name in names] == engine.calls
+    assert engine.counted == ["window-start", "window-end"] * 12
     starts = [start for _, start, _ in loop.ledger.arrivals.periods]
     ends = [end for *_, end in loop.ledger.arrivals.periods]
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+
+
+def test_a_heap_that_another_thaws_within_a_period_is_no_data() -> None:
+    with pytest.raises(NotAsRequested, match="objects frozen"):
+        alternating(Engine(thaws_by_itself=True))
 
 
 def test_a_switch_that_did_not_reach_the_heap_is_no_data() -> None:
@@ -125,6 +197,8 @@ def test_a_switch_collects_everything_and_then_freezes_or_does_not() -> None:
         for _ in range(2):
             frozen, tracked = worker_hooks.switch(True)
             assert frozen > 10_000 > tracked
+        apply_policy.undo(serving(ALTERNATE))
+        assert gc.get_freeze_count() == 0, "a shutdown thaws the last period's freeze"
         before = gc.get_stats()[2]["collections"]
         frozen, tracked = worker_hooks.switch(False)
         assert frozen < 1_000 and tracked > 10_000

@@ -14,6 +14,7 @@ import pytest
 
 from repro import dataset, plugin
 from repro.analysis.tails import step_intervals
+from repro.claims import evaluate
 from repro.dataset import Campaign
 from repro.dataset.run import read_document
 from repro.experiment import campaign, provenance, supervise
@@ -137,6 +138,10 @@ def test_a_cross_over_switches_the_worker_and_reads_back_as_periods(tmp_path: Pa
     drawn = dataset.in_window(periods, periods.requests)["output_tokens"]
     assert drawn.mean() == pytest.approx(40, rel=0.1)
     assert drawn.max() == 64
+    # `make reproduce` judges these by one such engine.
+    judged = ["engine-frozen", "worker-not-frozen", "not-scanned", "unfreeze-restores"]
+    verdicts = evaluate([periods], [*judged, "little-is-left"])
+    assert verdicts["verdict"].tolist() == ["reproduced"] * 5, verdicts[["id", "reason"]]
 
 
 @pytest.mark.slow

@@ -152,6 +152,7 @@ def _heaps(campaign: Campaign) -> pd.DataFrame:
     """
     census = campaign.census[campaign.census["point"] == "window-start"]
     about = ["run", "arm", "python", "comparable", "model", "load", "concurrency", "gpu_name"]
+    about += ["switch_s"]
     census = census.assign(old=census["tracked"] + census["frozen"], is_frozen=is_frozen(census))
     heap = census.merge(campaign.runs[about], on="run")
     key = ["run", "role", "rank", "pid"]
@@ -164,7 +165,10 @@ def _heaps(campaign: Campaign) -> pd.DataFrame:
     shutdown = heap["tracked_idle"] + heap["frozen_idle"] - heap["frozen"]
     idle = heap["tracked"].where(heap["is_frozen"] | shutdown.isna(), shutdown)
     heap["kept_in_all"] = (heap["tracked_end"] - idle).clip(lower=0).fillna(0)
-    return heap
+    # A period of a cross-over begins under load: only of a worker frozen there is it known what
+    # the requests keep, all that is tracked.
+    told = heap["is_frozen"] & (heap["role"] == "worker")
+    return heap[told | (heap["switch_s"] == 0)].copy()
 
 
 def _passes(campaign: Campaign, row: dict[str, Any]) -> Passes | None:
@@ -341,9 +345,11 @@ def _left(row: dict[str, Any], event: str) -> float:
     A freeze makes one over the whole heap before load. Requests then start all at once. From there
     on as many have started as at the steady rate, and half of those in flight besides (renewal
     theory). What these keep need not be promoted any more: as if four times as much were missing.
+    A cross-over freezes under load, so nothing starts at once.
     After the first collection, of a frozen heap only what was made since the freeze is left.
     """
-    before: float = row["old"] - 4 * row["kept_in_all"] / 2
+    at_once = 0.0 if row["switch_s"] else row["kept_in_all"] / 2
+    before: float = row["old"] - 4 * at_once
     return before if event == FIRST or math.isnan(row["tracked_end"]) else row["tracked_end"]
 
 

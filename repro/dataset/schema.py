@@ -34,10 +34,11 @@ CENSUS_POINTS = (
 )
 """Moments of the heap census. During a worker's start-up: device ready, model loaded, after the
 profiling run (on a GPU it compiles), before and after each capture of CUDA graphs, end of warm-up.
-In every process: before load and after the measured window. At a worker's shutdown (through HTTP
-just before it, with no request left): after `gc.unfreeze()` where the policy calls it, with the
-`garbage` made since the freeze; then with nothing frozen, with the `garbage` kept by the freeze.
-Both again in engine core and front end, as `ended` and `ended-thawed`."""
+In every process: before load and after the measured window; in a cross-over before load, and before
+and after each period. At a worker's shutdown (through HTTP just before it, with no request left):
+after `gc.unfreeze()` where the policy calls it, with the `garbage` made since the freeze; then with
+nothing frozen, with the `garbage` kept by the freeze. Both again in engine core and front end, as
+`ended` and `ended-thawed`."""
 
 _PROCESS = [("role", pa.string()), ("rank", pa.int32()), ("pid", pa.int32())]
 

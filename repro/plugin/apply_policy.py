@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 
-from repro.policy import ServingPolicy
+from repro.policy import ALTERNATE, ServingPolicy
 
 FULL = 2
 
@@ -29,7 +29,7 @@ def undo(serving: ServingPolicy) -> None:
     """First thing at shutdown: thaw what the policy froze, and freeze no more."""
     if serving.freeze_again and freeze_survivors in gc.callbacks:
         gc.callbacks.remove(freeze_survivors)
-    if serving.freeze:
+    if serving.freeze or serving.name == ALTERNATE:  # its last period is frozen
         gc.unfreeze()
 
 

@@ -17,10 +17,10 @@ from repro.experiment import verify
 from repro.experiment.clients import Report
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured, requests_table
-from repro.plugin.rpc import SWITCH_RPC
+from repro.plugin.rpc import CENSUS_RPC, SWITCH_RPC
 
 SETTLING_STEPS = 3
-"""After a switch: the step in flight, the one delayed by it, and one to spare."""
+"""After a switch and a count: the step in flight, the one they delayed, and one to spare."""
 
 STRUCTURE = "(w[1-4][0-9]*)*\ue000"
 """Structured output: most of the words that `repro.experiment.clients.prompts` makes, not all. An
@@ -218,21 +218,31 @@ class ClosedLoop:
             self.ledger.arrivals.tokens += received
 
     def _alternate(self) -> None:
-        """Both policies in turn, in pairs of random order: drift then hits both alike."""
-        for _ in range(round(self.experiment.duration_s / (2 * self.experiment.switch_s))):
-            for serving in self.requests.random.sample(["no-freeze", "freeze"], 2):
-                self._switch(serving)
-                began = time.monotonic_ns()
-                self._measure_for(self.experiment.switch_s)
-                self.ledger.arrivals.periods.append((serving, began, time.monotonic_ns()))
-        self._switch("no-freeze")
+        """Both policies in turn, in mirrored pairs: a drift then hits both alike.
 
-    def _switch(self, serving: str) -> None:
-        """Switch every worker, and let the gap that this makes pass."""
-        freeze = serving == "freeze"
+        The last period is frozen and left so: the shutdown is that of a frozen worker.
+        """
+        pairs = round(self.experiment.duration_s / (2 * self.experiment.switch_s))
+        for left in range(pairs, 0, -1):
+            for freeze in (False, True) if left % 2 else (True, False):
+                self._period(freeze)
+
+    def _period(self, freeze: bool) -> None:
+        """Measure under one policy, with the heaps counted before and after."""
         verify.switched(freeze, self.engine.collective_rpc(SWITCH_RPC, args=(freeze,)))
+        self._count("window-start", freeze)
         for _ in range(SETTLING_STEPS):
             self._note(self.engine.step(), time.monotonic_ns())
+        began = time.monotonic_ns()
+        self._measure_for(self.experiment.switch_s)
+        name = "freeze" if freeze else "no-freeze"
+        self.ledger.arrivals.periods.append((name, began, time.monotonic_ns()))
+        self._count("window-end", freeze)
+
+    def _count(self, point: str, freeze: bool) -> None:
+        """Count the heap of every process, and check that the switch still holds."""
+        workers = self.engine.collective_rpc(CENSUS_RPC, args=(point,))
+        verify.switched(freeze, [(worker["frozen"], worker["tracked"]) for worker in workers])
 
     def _steps(self, phase: str, go_on: Callable[[], bool]) -> Iterator[int]:
         """Step the engine while `go_on`; yields the tokens of each step."""
