@@ -229,11 +229,9 @@ def recorded() -> list[Path]:
 def page(parsed: argparse.Namespace) -> int:
     """Execute the notebooks on a campaign and join them; prints what was found last."""
     from repro import dataset
-    from repro.report.closing_lines import closing_lines
     from repro.report.page import build
 
-    campaign = dataset.load(parsed.source)  # what is no campaign is said before a notebook runs
-    print("\n".join(closing_lines(campaign, build(parsed.source, parsed.out))))
+    print("\n".join(build(dataset.load(parsed.source), parsed.out)))
     return 0
 
 

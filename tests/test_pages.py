@@ -64,7 +64,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(summary, "project", lambda: root)
         page = root / "out" / "index.html"
-        html_page(summary.head(mine, page), [executed(root / "stub.ipynb")], page)
+        campaign = dataset.load(mine)
+        opening = summary.head(campaign, evaluate([campaign]), page)
+        html_page(opening, [executed(root / "stub.ipynb")], page)
     recording = serving(root / "recording", stalls=range(50, 2000, 50))
     assert cli.main(["report", str(recording)]) == 0
     return {"page": page, "report": recording / "report.html"}

@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from string import Template
@@ -14,6 +15,9 @@ import nbformat
 import papermill
 from nbconvert import HTMLExporter
 
+from repro.claims import evaluate
+from repro.dataset import Campaign
+from repro.report.closing_lines import closing_lines
 from repro.report.kernels import Kernels
 from repro.report.notebook import project
 from repro.report.style import PAGE_STYLE
@@ -40,12 +44,21 @@ class ReportError(ValueError):
     """A notebook that cannot go into the report; the message names it and the remedy."""
 
 
-def build(source: Path, out: Path) -> Path:
-    """Write the page of a campaign into a folder, with its executed notebooks; returns its path."""
-    source, page = source.resolve(), out.resolve() / "index.html"
-    with executing(source, out) as executed:
-        opening = head(source, page)  # beside them
-        return html_page(opening, list(executed), page)
+def build(campaign: Campaign, out: Path) -> list[str]:
+    """Write the page of a campaign into a folder, with its executed notebooks.
+
+    Returns
+    -------
+    list of str
+        What the page says, for the terminal.
+    """
+    page = out.resolve() / "index.html"
+    absolute = replace(campaign, path=campaign.path.resolve())  # `executing` changes the folder
+    with executing(absolute.path, out) as executed:
+        verdicts = evaluate([absolute])  # beside them
+        opening = head(absolute, verdicts, page)
+        html_page(opening, list(executed), page)
+    return closing_lines(campaign, verdicts, page)
 
 
 @contextlib.contextmanager

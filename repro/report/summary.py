@@ -45,19 +45,18 @@ QUESTION = (
 )
 
 
-def head(source: Path, out: Path) -> tuple[str, str]:
+def head(campaign: Campaign, verdicts: pd.DataFrame, out: Path) -> tuple[str, str]:
     """The head of the page as HTML: what its first screen shows, and the tables of claims.
 
     Parameters
     ----------
-    source : Path
-        The campaign's folder.
+    campaign : Campaign
+    verdicts : pandas.DataFrame
+        Its claims, as `claims.evaluate` returns them.
     out : Path
         The page, from which links to runs start.
     """
-    campaign = dataset.load(source)
     recorded = [path for path in (project() / "data").glob("*") if dataset.is_campaign(path)]
-    verdicts = evaluate([campaign])
     twin = most_alike(campaign, sorted(recorded))
     first = (
         f"<p>{QUESTION}</p>",
@@ -66,7 +65,7 @@ def head(source: Path, out: Path) -> tuple[str, str]:
         '<h2 id="beside">Your run beside ours</h2>',
         beside(verdicts, twin, out) if twin else "<p>Nothing comparable is recorded.</p>",
     )
-    return "\n".join(first), claims_tables(verdicts, source, out)
+    return "\n".join(first), claims_tables(verdicts, campaign.path, out)
 
 
 def answer(campaign: Campaign) -> str:
