@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,17 +12,20 @@ import numpy as np
 import pytest
 from builders import MS, SECOND, START, run
 
-from repro import dataset
+from repro import cli, dataset
 from repro.analysis.arms import pairs
+from repro.analysis.gc_cost import full_collections
 from repro.analysis.tails import effect, step_intervals, tail_table
 from repro.analysis.trigger import FIRST, _left, trigger_table
 from repro.experiment import verify
 from repro.experiment.clients.closed_loop import ClosedLoop
 from repro.experiment.config import ConfigError, Experiment
+from repro.experiment.grid import PARAMETERS, grid
 from repro.experiment.verify import NotAsRequested
 from repro.plugin import apply_policy, rpc, worker_hooks
 from repro.policy import ALTERNATE, serving
 
+ROOT = Path(__file__).parent.parent
 ORDER = ("freeze", "no-freeze", "no-freeze", "freeze")
 BEFORE = (START - SECOND, "window-start", 0, 900)
 """Before load: of no period."""
@@ -205,3 +209,19 @@ def test_a_switch_collects_everything_and_then_freezes_or_does_not() -> None:
         assert gc.get_stats()[2]["collections"] == before + 1
     finally:
         gc.unfreeze()
+
+
+def test_make_reproduce_is_long_enough_for_a_full_collection_per_unfrozen_period() -> None:
+    """Judged by the recorded cross-overs of a slow machine of two cores."""
+    (recipe,) = re.findall(r"repro (run .*)", (ROOT / "Makefile").read_text())
+    asked = vars(cli.parser().parse_args(recipe.replace("$(QUICK)", "runs/quick").split()))
+    (experiment,) = grid(**{name: asked[name] for name in PARAMETERS if asked[name] is not None})
+    assert experiment.policy == ALTERNATE
+    assert experiment.duration_s / experiment.switch_s == 4, "two periods per arm"
+    recorded = dataset.load(ROOT / "data" / "cpu-crossover")
+    unfrozen = dataset.subset(recorded, switch_s=60.0, policy="no-freeze")
+    full = full_collections(unfrozen)
+    first = full[full["role"] == "worker"].groupby("run", observed=True)["start_ns"].min()
+    after_s = (first - unfrozen.runs.set_index("run")["window_start_ns"]) / SECOND
+    assert len(after_s) == 8
+    assert after_s.max() < experiment.switch_s

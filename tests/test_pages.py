@@ -21,6 +21,7 @@ from repro.claims.comparison import compare, measured, most_alike
 from repro.report import style, summary
 from repro.report.page import html_page
 
+DATA = Path(__file__).parent.parent / "data"
 PAGES = ("page", "report")
 WIDE = pd.DataFrame([{f"column {number}": "some words in a cell" for number in range(12)}])
 
@@ -129,6 +130,12 @@ def test_the_answer_has_the_numbers(tmp_path: Path) -> None:
     assert "the longest gap is ×0.0" in said
     alone = summary.answer(dataset.load(story(tmp_path / "d", policies=("freeze",), length_s=12)))
     assert "no two arms" in alone
+    assert summary.ONE_ENGINE not in said
+
+
+def test_the_answer_of_a_cross_over_says_whom_it_holds_for() -> None:
+    campaign = dataset.load(DATA / "cpu-crossover")
+    assert summary.ONE_ENGINE in summary.answer(dataset.subset(campaign, switch_s=60.0))
 
 
 def test_agreement_of_a_ratio_is_overlap_and_of_the_rest_the_verdict(tmp_path: Path) -> None:

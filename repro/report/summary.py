@@ -36,6 +36,8 @@ HEAD_CONTENTS = [
 ]
 """The first lines of the table of contents."""
 
+ONE_ENGINE = "One engine switched between the two: the intervals hold for it, not for every engine."
+
 LONGEST_LIST = 4  # runs named by a link each; more are folded
 
 QUESTION = (
@@ -69,14 +71,16 @@ def head(campaign: Campaign, verdicts: pd.DataFrame, out: Path) -> tuple[str, st
 
 
 def answer(campaign: Campaign) -> str:
-    """Two sentences: what the worker's full collections cost, and what the freeze changes."""
+    """What full collections cost, what the freeze changes, and the scope of the intervals."""
     compared = pairs(campaign)
     if not compared:
         return "These data have no two arms that differ in the freeze alone, so they give no ratio."
     pair = compared[0]
     ratios = {q: effect(campaign, pair.baseline, pair.treated, q) for q in TAIL_QUANTILES}
     where = f" ({pair.setting})" if pair.setting else ""
-    return f"{_stops(campaign, pair)}. ITL, frozen over not{where}: {clearest_first(ratios)}."
+    said = f"{_stops(campaign, pair)}. ITL, frozen over not{where}: {clearest_first(ratios)}."
+    own = campaign.runs[campaign.runs["arm"].isin([pair.baseline, pair.treated])]
+    return f"{said} {ONE_ENGINE}" if own["switch_s"].all() else said
 
 
 def _stops(campaign: Campaign, pair: Pair) -> str:
