@@ -23,7 +23,7 @@ test: env lint  ## lint, types, unit tests, notebooks, the shared real engines
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not engine"
 	$(BIN)/python -m pytest -m "engine and not slow"
 
-test-all: test  ## that, then faults, soak and workflow
+test-all: test  ## that, then faults, soak, workflow and deployments with real engines
 	$(BIN)/python -m pytest -m slow
 
 lint: env
