@@ -39,6 +39,7 @@ LONGEST = 80  # characters of a text there
 EVENT = struct.Struct("<q q q i i")  # start_ns, duration_ns, a, b, kind; an empty slot is kind 0
 SEGMENT_EVENTS = 1 << 15
 SEGMENT_BYTES = SEGMENT_EVENTS * EVENT.size
+pack_event = EVENT.pack_into
 
 PAUSE = 1  # a = objects collected, b = generation + 4 * containers allocated before it
 STEP = 2  # a = tokens scheduled, b = step
@@ -152,12 +153,13 @@ class Recorder:
         The slot number is drawn atomically, so a nested or concurrent event takes another slot.
         """
         slot = next(self._slots)
-        segment = self._segments.get(slot >> 15)
-        if segment is None:
+        try:
+            segment = self._segments[slot >> 15]
+        except KeyError:
             segment = self._map_segment(slot >> 15)
             if segment is None:
                 return
-        EVENT.pack_into(segment, (slot & 0x7FFF) << 5, start_ns, duration_ns, a, b, kind)
+        pack_event(segment, (slot & 0x7FFF) << 5, start_ns, duration_ns, a, b, kind)
 
     def _map_segment(self, number: int) -> mmap.mmap | None:
         if self._stopped:
