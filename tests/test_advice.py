@@ -21,7 +21,11 @@ from repro.theory.advice import HELD_A_REQUEST, Advice, Setting, advise
 from repro.theory.cpython_rule import UnknownCollector
 
 DATA = Path(__file__).parent.parent / "data"
-CAMPAIGNS = [path for path in sorted(DATA.iterdir()) if dataset.is_campaign(path)]
+PRODUCTION = DATA / "h200-production"
+"""Multi-token prediction and expert load balancing: not the plain decoding that advice is for."""
+CAMPAIGNS = [
+    path for path in sorted(DATA.iterdir()) if dataset.is_campaign(path) and path != PRODUCTION
+]
 
 
 @pytest.fixture(scope="module", params=CAMPAIGNS, ids=lambda path: path.name)
@@ -69,6 +73,18 @@ def test_advice_on_every_recorded_run_came_true(
             )
         for observed in row["observed_steps"].dropna():
             assert given.period_steps == pytest.approx(observed, rel=0.25), run
+
+
+def test_the_advice_names_what_it_leaves_out_and_was_measured() -> None:
+    campaign = dataset.load(PRODUCTION)
+    (run,) = workers_of(campaign)
+    given = advise(setting_of(campaign, run))
+    full = full_collections(campaign)
+    assert not given.fires
+    assert set(full.loc[full["role"] == "worker", "rank"]) == {0, 1}
+    assert "multi-token prediction and expert load balancing, 512 requests were enough" in " ".join(
+        given.lines
+    )
 
 
 def test_a_pause_reaches_a_quantile_where_the_advice_says(

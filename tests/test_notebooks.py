@@ -96,7 +96,7 @@ def test_runs_on_recorded_data_and_joins_the_report(path: Path, tmp_path: Path) 
         expected = ["Predicted, not measured", "everything here is a prediction"]
     elif path.stem == "mechanism":
         folder = story(tmp_path / "c", length_s=12)
-        expected = ["from one to the next", "Set nothing for the workers"]
+        expected = ["from one to the next", "CPython's rule"]
     else:
         folder = story(tmp_path / "c", length_s=12)
         expected = ["P99 (ms)", "against **no-freeze**: "]

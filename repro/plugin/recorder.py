@@ -156,9 +156,10 @@ class Recorder:
         try:
             segment = self._segments[slot >> 15]
         except KeyError:
-            segment = self._map_segment(slot >> 15)
-            if segment is None:
+            mapped = self._map_segment(slot >> 15)
+            if mapped is None:
                 return
+            segment = mapped
         pack_event(segment, (slot & 0x7FFF) << 5, start_ns, duration_ns, a, b, kind)
 
     def _map_segment(self, number: int) -> mmap.mmap | None:
