@@ -45,6 +45,6 @@ def test_periods_of_one_engine_are_called_so_and_those_without_a_full_collection
 def test_a_recorder_over_its_target_is_a_failure(
     us: float, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = iter([1.0, 1.0 + us, 1.0, 1.0])
+    times = iter([1.0, 1.0, 1.0 + us, 1.0, 1.0])  # bare, empty, recorded; a step
     monkeypatch.setattr(bench_recorder, "per_call_us", lambda call: next(times))
     assert bench_recorder.main() == status
