@@ -38,7 +38,7 @@ if sys.argv[1:2] == ["run"] or "run" in sys.orig_argv:
             order.write(f"{{{{experiment.policy}}}} {{{{experiment.replicate}}}}\\n")
         if (place / "broken").exists() and experiment.policy == "freeze":
             raise RunFailed("worker died")
-    def finish(folder, experiment, started_at):
+    def finish(folder, experiment, started_at, others):
         made = campaigns.story(folder / "made", policies=(experiment.policy,), replicates=1)
         (run,) = made.iterdir()
         document = json.loads((run / "run.json").read_text()) | {{{{"run_id": folder.name}}}}
