@@ -53,7 +53,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def interrupted(project: Path, *command: str) -> tuple[str, str]:
-    """What a command prints that is interrupted when its notebook is in the last cell."""
+    """Output of a command that is interrupted while its notebook is in the last cell."""
     running = subprocess.Popen(
         [sys.executable, *command],
         cwd=project,

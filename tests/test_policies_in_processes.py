@@ -103,7 +103,7 @@ def test_the_engine_core_collects_while_workers_compute_and_when_idle(
 
 
 def front_end(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> SimpleNamespace:
-    """What vLLM's front ends are made of, reduced to what is hooked."""
+    """Parts of vLLM's front ends, reduced to those that are hooked."""
 
     class OutputProcessor:
         unfinished = True

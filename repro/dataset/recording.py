@@ -103,7 +103,7 @@ class Source:
         return low
 
     def ended_ns(self) -> int:
-        """When its newest event ended; when it began to record, if it has none."""
+        """End of its newest event, or its first moment if it has none."""
         size = self.path.stat().st_size - recorder.HEADER_BYTES
         last = max(size // EVENT.itemsize - 2 * recorder.SEGMENT_EVENTS, 0)
         with self.path.open("rb") as file:

@@ -36,7 +36,7 @@ LOG_PREFIX = re.compile(r"^(\([^)]*pid=\d+\) )?(ERROR \S+ \S+ \[[^]]*\] ?)?")
 
 EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(: |$)")
 WORKER_DIED = re.compile(r"Worker proc \S+ died unexpectedly")
-"""How the engine core logs a worker that was killed, which leaves no traceback of its own."""
+"""The engine core's log line for a killed worker, which leaves no traceback of its own."""
 
 EVENTS = ("pauses", "steps", "holds", "itl", "requests", "captures")
 """Tables whose times are stored to the tick: those with many rows, and what holds their events."""

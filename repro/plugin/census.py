@@ -48,7 +48,7 @@ def census(recorder: Recorder, worker: Any, point: str) -> dict[str, Any]:
 
 
 def count_with_the_workers(recorder: Recorder) -> None:
-    """When the workers have been asked for a census, count this process's heap too."""
+    """Count this process's heap too, once the workers have been asked for a census."""
 
     def count_beside(answers: Any) -> None:
         if answers[0]["pid"] != os.getpid():  # else a worker is this very process and has counted

@@ -53,7 +53,7 @@ logger = logging.getLogger("vllm.repro")
 
 
 def launch_ns() -> int:
-    """When this launch of vLLM began, in ns since the epoch: what all its processes share.
+    """Start of this launch of vLLM, in ns since the epoch: what all its processes share.
 
     Neither a process's id nor the monotonic clock would do: both begin anew with a reboot.
     """

@@ -71,7 +71,7 @@ def head(campaign: Campaign, verdicts: pd.DataFrame, out: Path) -> tuple[str, st
 
 
 def answer(campaign: Campaign) -> str:
-    """What full collections cost, what the freeze changes, and the scope of the intervals."""
+    """Cost of full collections, effect of the freeze, and scope of the intervals."""
     compared = pairs(campaign)
     if not compared:
         return "These data have no two arms that differ in the freeze alone, so they give no ratio."

@@ -67,12 +67,12 @@ class Member:
 
     @property
     def opened_ns(self) -> int:
-        """When it began to record, on the clock of the launch."""
+        """Time of the first record, on the clock of the launch."""
         return self.source.process.opened_ns + self.shift_ns
 
     @cached_property
     def ended_ns(self) -> int:
-        """When its newest event ended, on the clock of the launch."""
+        """End of the newest event, on the clock of the launch."""
         return self.source.ended_ns() + self.shift_ns
 
     def chunks(self, since_ns: int = 0) -> Iterator[Events]:
@@ -141,12 +141,12 @@ class Launch:
 
     @property
     def origin_ns(self) -> int:
-        """When its first process began to record."""
+        """Time at which its first process began to record."""
         return min(m.opened_ns for m in self.members)
 
     @property
     def ended_ns(self) -> int:
-        """When the newest event of any process ended."""
+        """End of the newest event of any process."""
         return max(m.ended_ns for m in self.members)
 
 

@@ -34,7 +34,7 @@ class Long:
 
     @property
     def end_ns(self) -> int:
-        """When it was over."""
+        """Its end."""
         return self.start_ns + self.length_ns
 
 

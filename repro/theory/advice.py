@@ -141,7 +141,7 @@ class Advice:
 
     @property
     def to_set(self) -> str:
-        """What to set in the workers, in one sentence."""
+        """Settings to change in the workers, in one sentence."""
         return _what_to_set(self)
 
     @property
