@@ -146,6 +146,10 @@ def test_two_ranks_wait_for_each_other(tmp_path: Path) -> None:
     own, other = (set(each["cpus"]) for each in document["policy"]["evidence"])
     assert own and other and not own & other
     campaign = dataset.load(tmp_path / "campaign")
+    heap = campaign.census.set_index(["point", "role", "rank"])["tracked"]
+    for rank in range(2):
+        left = heap["window-end", "worker", rank] - heap["shutdown", "worker", rank]
+        assert left > 4 * experiment.concurrency, "no request is left at shutdown"
     census = campaign.census[campaign.census["point"] == "window-end"]
     roles = {"worker": 2, "engine": 2, "frontend": 1}
     assert census["role"].value_counts().to_dict() == roles

@@ -22,6 +22,7 @@ from repro.experiment.campaign import CampaignError, run_campaign
 from repro.experiment.config import MODELS, Experiment
 
 pytestmark = pytest.mark.engine
+shares_an_engine = pytest.mark.xdist_group("frozen")
 
 SMALL = {"concurrency": 64, "duration_s": 8.0, "enforce_eager": True}
 
@@ -61,6 +62,7 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
     assert not psutil.Process().children(recursive=True), "a process outlived its engine"
 
 
+@shares_an_engine
 def test_every_process_is_recorded(frozen: Campaign) -> None:
     assert {"frontend", "engine", "worker"} == set(frozen.pauses["role"])
     assert frozen.pauses.groupby("role")["pid"].nunique().max() == 1
@@ -68,6 +70,7 @@ def test_every_process_is_recorded(frozen: Campaign) -> None:
     assert kinds in (["compile"], ["capture"])
 
 
+@shares_an_engine
 def test_the_freeze_holds_in_the_worker_and_ends_at_shutdown(frozen: Campaign) -> None:
     worker = frozen.census[frozen.census["role"] == "worker"].set_index("point")
     for point in ("ready", "window-start", "window-end"):
@@ -75,8 +78,12 @@ def test_the_freeze_holds_in_the_worker_and_ends_at_shutdown(frozen: Campaign) -
         assert worker.loc[point, "tracked"] < worker.loc[point, "frozen"] / 10, point
     assert worker.loc["shutdown", "frozen"] < 1000
     assert worker.loc["shutdown", "tracked"] > 100_000
+    under_load, ended = worker.loc[["window-end", "shutdown"], ["tracked", "frozen"]].sum(axis=1)
+    (requests,) = frozen.runs["concurrency"]
+    assert under_load - ended > 4 * requests, "no request is left by then"
 
 
+@shares_an_engine
 def test_client_and_worker_agree_on_the_tokens(frozen: Campaign) -> None:
     """Each token but a request's first is one gap, and each was a token of some step."""
     (run,) = frozen.runs.itertuples()
@@ -89,6 +96,7 @@ def test_client_and_worker_agree_on_the_tokens(frozen: Campaign) -> None:
     assert steps["tokens"].sum() > run.output_tokens
 
 
+@shares_an_engine
 def test_itl_and_steps_are_on_one_clock(frozen: Campaign) -> None:
     itl = dataset.in_window(frozen, frozen.itl)
     steps = dataset.in_window(frozen, frozen.steps)

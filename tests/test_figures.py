@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -206,7 +207,8 @@ def test_the_first_pair_is_drawn(tmp_path: Path) -> None:
 
 def test_of_several_widths_the_widest_is_drawn(tmp_path: Path) -> None:
     for ranks in (1, 4, 2):
-        changes = {"experiment__data_parallel_size": ranks, "experiment__client": "async_engine"}
+        changes: dict[str, Any] = {"experiment__data_parallel_size": ranks}
+        changes |= {"experiment__client": "async_engine", "machine__cpu_count": 16}
         folder = story(tmp_path / f"{ranks}", length_s=4, **changes)
         for run_folder in folder.iterdir():
             document = json.loads((run_folder / "run.json").read_text())

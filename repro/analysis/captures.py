@@ -17,6 +17,10 @@ BASELINE = "gc-on"
 CAPTURE_SETTING = ["comparable", "graphs", "model", "vllm", "runner"]
 """Columns that captures must share to be compared."""
 
+NEEDS_BLOCKS = 3
+"""With fewer, captures are compared without regard to blocks: Student's interval on the difference
+of one pair and another would be three times as wide."""
+
 _ABOUT = ["run", "arm", "policy", "model", "vllm", "runner", "machine", "comparable"]
 _COUNTS = ["collections_0", "collections_1", "collections_2"]
 
@@ -31,8 +35,9 @@ def capture_times(campaign: Campaign) -> pd.DataFrame:
     pandas.DataFrame
         `run`, `arm`, `policy`, `model`, `vllm`, `runner`, `machine`, `comparable`,
         `kind` ("capture" or "compile"), `capture_policy`, `number` (0 at start-up), `again`
-        (whether its process had captured before), `capture_s`, `gc_s` (total of the capturing
-        process's pauses that begin within the span), `full_s` (the longest of them),
+        (whether its process had captured before), `block` (of repeated captures, one per policy;
+        -1 at start-up), `capture_s`, `gc_s` (total of the capturing process's pauses that begin
+        within the span), `besides_gc_s` (the rest), `full_s` (the longest of the pauses),
         `collections_0`, `collections_1`, `collections_2` (their number), `heap` (objects tracked
         before, NaN where not counted), `containers` (tracked allocations less deallocations
         during the capture, from the number of passes; NaN likewise), `graphs`, `memory_bytes`.
@@ -49,11 +54,16 @@ def capture_times(campaign: Campaign) -> pd.DataFrame:
         _heaps(campaign.census), on=["run", "role", "capturing", "number"], how="left"
     )
     times[_COUNTS] = times[_COUNTS].fillna(0).astype("int64")
+    again = times["number"] > 0
+    in_turn = times[again].groupby("run")["capture_policy"].nunique()
+    turn = (times["number"] - 1) // times["run"].map(in_turn).astype("float64").fillna(1)
     made = times["collections_0"] + times["collections_1"]
     return times[[*_ABOUT, "kind", "capture_policy", "number"]].assign(
-        again=times["number"] > 0,
+        again=again,
+        block=turn.where(again, -1).astype("int64"),
         capture_s=times["duration_ns"] / NS_PER_S,
         gc_s=times["lost_ns"].fillna(0) / NS_PER_S,
+        besides_gc_s=(times["duration_ns"] - times["lost_ns"].fillna(0)) / NS_PER_S,
         full_s=times["longest_ns"].fillna(0) / NS_PER_S,
         **{name: times[name] for name in _COUNTS},
         heap=times["heap"],
@@ -101,13 +111,32 @@ def policy_effects(times: pd.DataFrame) -> pd.DataFrame:
                 dict(zip([*CAPTURE_SETTING, "again"], setting, strict=True))
                 | {
                     "capture_policy": name,
-                    "ratio": ratio_of_runs(before["capture_s"], after["capture_s"]),
-                    "besides_gc": ratio_of_runs(_besides_gc(before), _besides_gc(after)),
+                    "ratio": compared(before, after, "capture_s"),
+                    "besides_gc": compared(before, after, "besides_gc_s"),
                     "runs": tuple(dict.fromkeys((*before["run"], *after["run"]))),
                 }
             )
     columns = [*CAPTURE_SETTING, "again", "capture_policy", "ratio", "besides_gc", "runs"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def compared(before: pd.DataFrame, after: pd.DataFrame, column: str) -> Estimate:
+    """Captures of one policy over those of another, block by block where they took turns.
+
+    Captures of a block share their process and the minute, which differ more than policies do.
+
+    Parameters
+    ----------
+    before, after : pandas.DataFrame
+        Rows of `capture_times`, of one setting and one policy each.
+    column : str
+        What is compared.
+    """
+    blocks = [part.set_index(["run", "block"])[column] for part in (before, after)]
+    both = pd.concat(blocks, axis=1, join="inner", keys=["before", "after"])
+    if before["again"].all() and len(both) >= NEEDS_BLOCKS:
+        return ratio_of_pairs(both["before"], both["after"])
+    return ratio_of_runs(before[column], after[column])
 
 
 def collector_share(times: pd.DataFrame) -> Estimate:
@@ -187,10 +216,6 @@ def _first_and_again(run: pd.DataFrame) -> tuple[pd.Series, pd.Series] | None:
     if again.empty or (again["memory_bytes"] <= 0).any() or first["memory_bytes"] <= 0:
         return None
     return first, np.exp(np.log(again[["capture_s", "memory_bytes"]]).mean())
-
-
-def _besides_gc(times: pd.DataFrame) -> pd.Series:
-    return times["capture_s"] - times["gc_s"]
 
 
 def _collections(times: pd.DataFrame, pauses: pd.DataFrame) -> pd.DataFrame:

@@ -161,9 +161,11 @@ def _heaps(campaign: Campaign) -> pd.DataFrame:
         heap = heap.merge(counted, on=key, how="left", suffixes=("", suffix))
     # The first steps free lists that warm-up has left, on the CPU backend one for each of
     # `max_num_seqs`. Before load they are still there, so that the heap without requests is the
-    # one counted at shutdown; where the heap is frozen, they are out of sight.
+    # one counted at shutdown; where the heap is frozen, they are out of sight. Some runs were
+    # shut down with their requests in flight.
     shutdown = heap["tracked_idle"] + heap["frozen_idle"] - heap["frozen"]
-    idle = heap["tracked"].where(heap["is_frozen"] | shutdown.isna(), shutdown)
+    drained = heap["tracked_end"] - shutdown > heap["concurrency"]
+    idle = heap["tracked"].where(heap["is_frozen"] | ~drained, shutdown)
     heap["kept_in_all"] = (heap["tracked_end"] - idle).clip(lower=0).fillna(0)
     # A period of a cross-over begins under load: only of a worker frozen there is it known what
     # the requests keep, all that is tracked.

@@ -115,14 +115,22 @@ def _with_campaign(outcome: Outcome, campaign: Campaign) -> Outcome:
 
 
 def _over_all(outcomes: Sequence[Outcome], open_case: Outcome, ranges: Ranges) -> Outcome:
-    """The mean over all cases if it decides; else the open case, with the mean in its reason."""
+    """The mean over all cases if it decides; else the open case, with the mean in its reason.
+
+    It decides only if it would do so without any one of the cases, too: an interval of three
+    captures may be narrow by chance.
+    """
     cases = [outcome for outcome in outcomes if outcome.ratio is not None]
-    if len(cases) < NEEDS_SETTINGS:
+    ratios = [case.ratio for case in cases if case.ratio is not None]
+    if len(cases) <= NEEDS_SETTINGS:
         return open_case
-    mean = mean_ratio([case.ratio for case in cases if case.ratio is not None])
+    mean = mean_ratio(ratios)
     number = f"mean of {len(cases)} cases {fmt.ratio(mean)}"
     verdict = judge(mean, ranges)
-    if verdict is Verdict.UNDECIDED:
+    without_one = [mean_ratio(ratios[:left] + ratios[left + 1 :]) for left in range(len(ratios))]
+    against = [other for other in without_one if judge(other, ranges) is not verdict]
+    if verdict is Verdict.UNDECIDED or against:
+        number += f", without one of them {fmt.ratio(against[0])}" if against else ""
         return replace(open_case, reason=f"{open_case.reason}; {number}")
     return Outcome(
         verdict=verdict,

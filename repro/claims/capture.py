@@ -10,6 +10,7 @@ from repro.analysis.captures import (
     CAPTURE_SETTING,
     capture_times,
     collector_share,
+    compared,
     principal,
     same_memory_again,
 )
@@ -132,7 +133,7 @@ def _frozen_over_on(
     what: str,
     further: str = "",
 ) -> Outcome:
-    ratio = ratio_of_runs(on[column].tolist(), frozen[column].tolist())
+    ratio = compared(on, frozen, column)
     name, runs = f"{what}: frozen over {BASELINE}", _used(on, frozen)
     if not ratio.supported:
         return too_few(ratio, name, runs, "captures per policy")

@@ -196,11 +196,19 @@ def _only(campaign: Campaign, runs: pd.DataFrame) -> Campaign:
 
 
 def _machine_used(document: dict[str, Any]) -> dict[str, Any]:
-    """The document without the host's GPUs where vLLM's CPU backend ran beside them."""
-    if pick(document, "experiment.device") != "cpu":
-        return document
-    idle = dict.fromkeys(("gpu_name", "gpu_count", "gpu_driver"))
-    return document | {"machine": document["machine"] | idle}
+    """The document without what an engine found on its host and did not use.
+
+    These are GPUs beside vLLM's CPU backend and, with data-parallel ranks on GPUs, further cores
+    once each worker and each engine core has one.
+    """
+    machine, experiment = document["machine"], document["experiment"]
+    idle: dict[str, None] = {}
+    if experiment.get("device") == "cpu":
+        idle = dict.fromkeys(("gpu_name", "gpu_count", "gpu_driver"))
+    elif experiment.get("client") == "async_engine":
+        ranks = experiment["tensor_parallel_size"] * experiment["data_parallel_size"]
+        idle = {"cpu_count": None} if machine["cpu_count"] >= 2 * ranks else {}
+    return document | {"machine": machine | idle}
 
 
 def _finished(run: Path) -> bool:

@@ -73,7 +73,8 @@ def run_child(experiment: Experiment, folder: Path, report: Report) -> None:
     RunFailed
         If the child or its engine failed, hung, or left a process or GPU memory behind.
     """
-    used_before = provenance.gpu_memory_used()
+    # A run on the CPU holds no GPU memory: what it would see is another program's.
+    used_before = [] if experiment.device == "cpu" else provenance.gpu_memory_used()
     with (folder / LOG).open("wb") as log:
         child = subprocess.Popen(
             CHILD,

@@ -21,7 +21,7 @@ from repro import plugin
 from repro.experiment import supervise, verify
 from repro.experiment.clients import Report
 from repro.experiment.clients.closed_loop import Arrivals, Ledger, Output, Requests, sampling
-from repro.experiment.clients.engine import engine_arguments
+from repro.experiment.clients.engine import ABORT, engine_arguments
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured
 from repro.plugin import engine_frontend_hooks
@@ -45,6 +45,7 @@ async def drive(engine: Any, experiment: Experiment, report: Report) -> Measured
     arrivals = await SeveralRanks(engine, experiment, report).run()
     await heap_census(engine, experiment, "window-end")
     report("stop", 0)
+    await engine.engine_core.call_utility_async(*ABORT)
     await ask_all(engine, END_RPC)
     assert plugin.own_recorder is not None
     engine_frontend_hooks.count_garbage_here(plugin.own_recorder)

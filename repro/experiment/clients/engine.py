@@ -16,6 +16,10 @@ from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured
 from repro.plugin.rpc import CENSUS_RPC, END_RPC
 
+ABORT = ("pause_scheduler", "abort", False)
+"""Call of vLLM's engine core that returns once no request is in flight: what the heap holds at
+shutdown is then not theirs. The last word leaves its caches alone."""
+
 
 def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
     """See `repro.experiment.clients.Client`."""
@@ -30,6 +34,7 @@ def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
     if experiment.policy != policy.ALTERNATE:  # whose every period was counted and checked
         heap_census(engine, experiment, "window-end")
     report("stop", 0)
+    engine.engine_core.call_utility(*ABORT)
     engine.collective_rpc(END_RPC)
     engine.engine_core.shutdown()
     return arrivals.measured(evidence)
