@@ -21,7 +21,7 @@ reproduce: env  ## measure both policies here, run the notebooks, judge the clai
 
 test: env lint  ## lint, types, unit tests, notebooks, the shared real engines
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not engine"
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "engine and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "engine and not slow"
 
 test-all: test  ## that, then faults, soak, workflow and deployments with real engines
 	$(BIN)/python -m pytest -m slow

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import MS, SECOND, START, run
+from engines import measure
 
 from repro import cli, dataset
 from repro.analysis.arms import pairs
 from repro.analysis.gc_cost import full_collections
 from repro.analysis.tails import effect, step_intervals, tail_table
 from repro.analysis.trigger import FIRST, _left, trigger_table
+from repro.claims import evaluate
+from repro.dataset.run import read_document
 from repro.experiment import verify
 from repro.experiment.clients.closed_loop import ClosedLoop
 from repro.experiment.config import ConfigError, Experiment
@@ -225,3 +228,25 @@ def test_make_reproduce_is_long_enough_for_a_full_collection_per_unfrozen_period
     after_s = (first - unfrozen.runs.set_index("run")["window_start_ns"]) / SECOND
     assert len(after_s) == 8
     assert after_s.max() < experiment.switch_s
+
+
+@pytest.mark.engine
+def test_a_cross_over_switches_the_worker_and_reads_back_as_periods(tmp_path: Path) -> None:
+    folder = measure(tmp_path, policy="alternate", switch_s=2.0, structured_output=True)
+    found = read_document(folder)
+    assert found["status"] == "ok", (found.get("reason"), found.get("log_tail"))
+    periods = dataset.load(tmp_path)
+    assert sorted(periods.runs["policy"]) == ["freeze", "freeze", "no-freeze", "no-freeze"]
+    length_s = (periods.runs["window_end_ns"] - periods.runs["window_start_ns"]) / 1e9
+    longest_step_s = step_intervals(periods.steps)["interval_ns"].max() / 1e9
+    assert length_s.between(2.0, 3.0 + longest_step_s).all(), "a period ends with a step"
+    assert periods.itl.groupby("run", observed=True)["count"].sum().min() > 0
+    # Answers held to a grammar, which cut none of them short.
+    assert set(periods.runs["load"].str.contains("structured=True")) == {True}
+    drawn = dataset.in_window(periods, periods.requests)["output_tokens"]
+    assert drawn.mean() == pytest.approx(40, rel=0.1)
+    assert drawn.max() == 64
+    # `make reproduce` judges these by one such engine.
+    judged = ["engine-frozen", "worker-not-frozen", "not-scanned", "unfreeze-restores"]
+    verdicts = evaluate([periods], [*judged, "little-is-left"])
+    assert verdicts["verdict"].tolist() == ["reproduced"] * 5, verdicts[["id", "reason"]]

@@ -11,26 +11,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from engines import measure
 
 from repro import dataset, plugin
-from repro.analysis.tails import step_intervals
-from repro.claims import evaluate
 from repro.dataset import Campaign
 from repro.dataset.run import read_document
 from repro.experiment import campaign, provenance, supervise
-from repro.experiment.campaign import CampaignError, run_campaign
+from repro.experiment.campaign import CampaignError
 from repro.experiment.config import MODELS, Experiment
 
 pytestmark = pytest.mark.engine
-shares_an_engine = pytest.mark.xdist_group("frozen")
-
-SMALL = {"concurrency": 64, "duration_s": 8.0, "enforce_eager": True}
-
-
-def measure(root: Path, **fields: object) -> Path:
-    (experiment,) = [Experiment.from_dict({**SMALL, **fields})]
-    run_campaign([experiment], root, progress=False)
-    return next(p for p in root.iterdir() if p.is_dir() and f"-{experiment.run_id}" in p.name)
 
 
 def worker_of(parent: int) -> psutil.Process:
@@ -62,7 +52,6 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
     assert not psutil.Process().children(recursive=True), "a process outlived its engine"
 
 
-@shares_an_engine
 def test_every_process_is_recorded(frozen: Campaign) -> None:
     assert {"frontend", "engine", "worker"} == set(frozen.pauses["role"])
     assert frozen.pauses.groupby("role")["pid"].nunique().max() == 1
@@ -70,7 +59,6 @@ def test_every_process_is_recorded(frozen: Campaign) -> None:
     assert kinds in (["compile"], ["capture"])
 
 
-@shares_an_engine
 def test_the_freeze_holds_in_the_worker_and_ends_at_shutdown(frozen: Campaign) -> None:
     worker = frozen.census[frozen.census["role"] == "worker"].set_index("point")
     for point in ("ready", "window-start", "window-end"):
@@ -83,7 +71,6 @@ def test_the_freeze_holds_in_the_worker_and_ends_at_shutdown(frozen: Campaign) -
     assert under_load - ended > 4 * requests, "no request is left by then"
 
 
-@shares_an_engine
 def test_client_and_worker_agree_on_the_tokens(frozen: Campaign) -> None:
     """Each token but a request's first is one gap, and each was a token of some step."""
     (run,) = frozen.runs.itertuples()
@@ -96,82 +83,10 @@ def test_client_and_worker_agree_on_the_tokens(frozen: Campaign) -> None:
     assert steps["tokens"].sum() > run.output_tokens
 
 
-@shares_an_engine
 def test_itl_and_steps_are_on_one_clock(frozen: Campaign) -> None:
     itl = dataset.in_window(frozen, frozen.itl)
     steps = dataset.in_window(frozen, frozen.steps)
     assert itl["itl_ns"].median() == pytest.approx(steps["start_ns"].diff().median(), rel=0.3)
-
-
-def test_through_http_the_same_processes_on_the_same_clock(tmp_path: Path) -> None:
-    """A real API server and `vllm bench serve`: the front end is now a process of vLLM's own."""
-    answers = (128, 192)  # so long that nearly all in flight at the window's end are when counted
-    asked = {"output_tokens": list(answers), "output_yield_ms": 50.0}
-    folder = measure(tmp_path, policy="freeze", client="serve", **asked)
-    found = read_document(folder)
-    assert found["status"] == "ok", found
-    assert found["policy"]["output_handler"]["output_yield_ms"] == 50
-    measured = dataset.load(tmp_path)
-    assert {"frontend", "engine", "worker"} == set(measured.pauses["role"])
-    assert {"frontend", "engine", "worker"} == set(measured.census["role"])
-    worker = measured.census[measured.census["role"] == "worker"].set_index("point")
-    assert worker.loc["thawed", "frozen"] == 0 < worker.loc["window-end", "frozen"]
-    assert worker.loc[["shutdown", "thawed"], "garbage"].notna().all()
-    ended = measured.census[measured.census["point"].isin(["ended", "ended-thawed"])]
-    assert ended.groupby("role")["garbage"].count().to_dict() == {"engine": 2, "frontend": 2}
-    under_load = worker.loc["window-end", ["tracked", "frozen"]].sum()
-    assert under_load - worker.loc["shutdown", "tracked"] > 64 * 8, "no request is left by then"
-    (run,) = measured.runs.itertuples()
-    in_window = dataset.in_window(measured, measured.steps)
-    decoded = in_window["tokens"].sum() - 16 * found["summary"]["requests_finished"]
-    on_the_way = 64 * (16 + answers[1])  # decoded and not yet delivered, where the server is slow
-    assert run.output_tokens == pytest.approx(decoded, abs=on_the_way)
-    assert decoded > 2 * on_the_way, "else this says nothing"
-    requests = dataset.in_window(measured, measured.requests)
-    assert requests["output_tokens"].between(1, answers[1]).all()
-
-
-def test_a_cross_over_switches_the_worker_and_reads_back_as_periods(tmp_path: Path) -> None:
-    folder = measure(tmp_path, policy="alternate", switch_s=2.0, structured_output=True)
-    found = read_document(folder)
-    assert found["status"] == "ok", (found.get("reason"), found.get("log_tail"))
-    periods = dataset.load(tmp_path)
-    assert sorted(periods.runs["policy"]) == ["freeze", "freeze", "no-freeze", "no-freeze"]
-    length_s = (periods.runs["window_end_ns"] - periods.runs["window_start_ns"]) / 1e9
-    longest_step_s = step_intervals(periods.steps)["interval_ns"].max() / 1e9
-    assert length_s.between(2.0, 3.0 + longest_step_s).all(), "a period ends with a step"
-    assert periods.itl.groupby("run", observed=True)["count"].sum().min() > 0
-    # Answers held to a grammar, which cut none of them short.
-    assert set(periods.runs["load"].str.contains("structured=True")) == {True}
-    drawn = dataset.in_window(periods, periods.requests)["output_tokens"]
-    assert drawn.mean() == pytest.approx(40, rel=0.1)
-    assert drawn.max() == 64
-    # `make reproduce` judges these by one such engine.
-    judged = ["engine-frozen", "worker-not-frozen", "not-scanned", "unfreeze-restores"]
-    verdicts = evaluate([periods], [*judged, "little-is-left"])
-    assert verdicts["verdict"].tolist() == ["reproduced"] * 5, verdicts[["id", "reason"]]
-
-
-@pytest.mark.slow
-def test_ranks_of_a_tensor_parallel_group_are_recorded_each(tmp_path: Path) -> None:
-    """Data-parallel ranks are those of `test_cpu_collectives`."""
-    asked = {"client": "async_engine", "tensor_parallel_size": 2, "concurrency": 16}
-    folder = measure(tmp_path, policy="freeze", duration_s=4.0, **asked)
-    document = read_document(folder)
-    assert document["status"] == "ok", (document.get("reason"), document.get("log_tail"))
-    campaign = dataset.load(tmp_path)
-    assert sorted(worker["rank"] for worker in document["policy"]["evidence"]) == [0, 1]
-    census = campaign.census[campaign.census["point"] == "window-end"]
-    roles = {"worker": 2, "engine": 1, "frontend": 1}
-    assert census["role"].value_counts().to_dict() == roles
-    steps = dataset.in_window(campaign, campaign.steps)
-    assert steps["rank"].nunique() == 2
-    assert steps.groupby("rank")["tokens"].median().ge(0.9 * 16).all()
-    itl = dataset.in_window(campaign, campaign.itl)
-    assert itl["itl_ns"].median() == pytest.approx(
-        steps[steps["rank"] == 0]["start_ns"].diff().median(), rel=0.5
-    )
-    assert not psutil.Process().children(recursive=True), "a process outlived its engine"
 
 
 CONFIGURED = """
