@@ -89,6 +89,17 @@ def test_the_advice_names_what_it_leaves_out_and_was_measured() -> None:
             assert set(own["rank"]) == ({0, 1} if requests[run] == 512 else set())
 
 
+def test_multi_token_prediction_brings_the_first_one_sooner_and_the_balancer_does_not() -> None:
+    """Of 512 in flight without the freeze, as README says: steps to the first full collection."""
+    campaign = dataset.load(PRODUCTION)
+    full = full_collections(campaign).merge(campaign.runs[["run", "policy", "vllm_args"]], on="run")
+    full = full[(full["role"] == "worker") & (full["policy"] == "no-freeze")]
+    predicts = full["vllm_args"].str.contains("mtp")
+    assert full.loc[~predicts, "step"].between(1250, 1300).all()
+    assert full.loc[predicts, "step"].between(940, 1000).all()
+    assert full.groupby(predicts)["vllm_args"].nunique().tolist() == [2, 2]
+
+
 def test_a_pause_reaches_a_quantile_where_the_advice_says(
     campaign: Campaign, advised: dict[str, Advice]
 ) -> None:
