@@ -168,7 +168,8 @@ def test_a_higher_threshold_needs_more_requests() -> None:
 
 
 def test_many_ranks_bring_it_into_p999() -> None:
-    one, many = (advise(Setting(vllm="0.22.1", ranks=ranks, step_ms=30)) for ranks in (1, 32))
+    asked = {"vllm": "0.22.1", "step_ms": 30, "kept": 0.0}
+    one, many = (advise(Setting(ranks=ranks, **asked)) for ranks in (1, 32))
     assert not one.reaches(0.999)
     assert many.reaches(0.999)
     assert many.stalled_share < 13 * one.stalled_share, "offsets of a burst are shared"

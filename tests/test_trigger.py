@@ -25,10 +25,6 @@ from repro.theory.cpython_rule import FREE_LISTS, FULL, rule_for
 
 DATA = Path(__file__).parent.parent / "data"
 CAMPAIGNS = sorted(path for path in DATA.iterdir() if dataset.is_campaign(path))
-CONTRADICTED = {
-    "cpu-wide-ep": "unfrozen CPU ranks collect in 457 steps for 397 predicted",
-    "h200-production": "frozen ranks with multi-token prediction first do in 976 for 368",
-}
 STEP = 10 * MS
 STEPS = 3000
 LIFETIME = 40
@@ -199,12 +195,7 @@ def test_python_with_the_incremental_collector_has_no_prediction(tmp_path: Path)
 
 
 @pytest.mark.parametrize("path", CAMPAIGNS, ids=lambda path: path.name)
-def test_every_recorded_worker_collected_when_the_rule_says(
-    path: Path, request: pytest.FixtureRequest
-) -> None:
-    if path.name in CONTRADICTED:
-        why = CONTRADICTED[path.name] + "; the claim says contradicted"
-        request.node.add_marker(pytest.mark.xfail(reason=why, strict=True))
+def test_every_recorded_worker_collected_when_the_rule_says(path: Path) -> None:
     table = trigger_table(dataset.load(path))
     workers = table[table["role"] == "worker"]
     assert not (workers["verdict"] == OFF).any(), workers

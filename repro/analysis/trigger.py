@@ -148,11 +148,12 @@ def trigger_table(campaign: Campaign) -> pd.DataFrame:
 def _heaps(campaign: Campaign) -> pd.DataFrame:
     """One row per process counted before load, with its heap then and later and its parameters.
 
-    `old` is the heap before load, `kept_in_all` the objects that requests in flight keep.
+    `old` is the heap before load, `grown` what it has more under load, and `kept_in_all` the same
+    where it is known to be what requests in flight keep, else NaN.
     """
     census = campaign.census[campaign.census["point"] == "window-start"]
     about = ["run", "arm", "python", "comparable", "model", "load", "concurrency", "gpu_name"]
-    about += ["switch_s"]
+    about += ["switch_s", "backlog"]
     census = census.assign(old=census["tracked"] + census["frozen"], is_frozen=is_frozen(census))
     heap = census.merge(campaign.runs[about], on="run")
     key = ["run", "role", "rank", "pid"]
@@ -161,16 +162,29 @@ def _heaps(campaign: Campaign) -> pd.DataFrame:
         heap = heap.merge(counted, on=key, how="left", suffixes=("", suffix))
     # The first steps free lists that warm-up has left, on the CPU backend one for each of
     # `max_num_seqs`. Before load they are still there, so that the heap without requests is the
-    # one counted at shutdown; where the heap is frozen, they are out of sight. Some runs were
-    # shut down with their requests in flight.
+    # one counted at shutdown; where the heap is frozen, they are out of sight. With a backlog no
+    # place falls vacant, and they stay.
     shutdown = heap["tracked_idle"] + heap["frozen_idle"] - heap["frozen"]
-    drained = heap["tracked_end"] - shutdown > heap["concurrency"]
-    idle = heap["tracked"].where(heap["is_frozen"] | ~drained, shutdown)
-    heap["kept_in_all"] = (heap["tracked_end"] - idle).clip(lower=0).fillna(0)
+    busy = _ended_under_load(heap)
+    out_of_sight = heap["is_frozen"] | shutdown.isna() | (heap["backlog"] > 0)
+    idle = heap["tracked"].where(out_of_sight | busy, shutdown)
+    heap["grown"] = (heap["tracked_end"] - idle).clip(lower=0).fillna(0)
+    heap["kept_in_all"] = heap["grown"].mask(busy)
     # A period of a cross-over begins under load: only of a worker frozen there is it known what
     # the requests keep, all that is tracked.
     told = heap["is_frozen"] & (heap["role"] == "worker")
     return heap[told | (heap["switch_s"] == 0)].copy()
+
+
+def _ended_under_load(heap: pd.DataFrame) -> pd.Series:
+    """Whether requests were in flight when a process was counted at its shutdown, as in some runs.
+
+    What they keep is then not told from what stays without them.
+    """
+    before, under_load, ended = (
+        heap[f"tracked{suffix}"] + heap[f"frozen{suffix}"] for suffix in ("", "_end", "_idle")
+    )
+    return (ended - before > heap["concurrency"]) & (under_load - ended < heap["concurrency"])
 
 
 def _passes(campaign: Campaign, row: dict[str, Any]) -> Passes | None:
@@ -238,38 +252,36 @@ def _places(
 
 
 def _lifetimes(campaign: Campaign) -> dict[str, float]:
-    """Steps from a request's first token to its last, both counted, by run: the mean.
+    """Steps that a worker keeps a request, by run: the mean.
 
-    Not its tokens, of which a step may bring several; nor the time it waited to be scheduled, in
-    which no process keeps it as a request in flight. A run through HTTP, whose client sees tokens
-    when the API server gets round to them, is taken to have brought one token a step, and so is
-    one whose requests were left out.
+    From its first token to its last, and one more: vLLM schedules a step before it knows that the
+    one before was the request's last. Not its tokens, of which a step may bring several; nor the
+    time it waited to be scheduled, in which no process keeps it as a request in flight. A run
+    through HTTP, whose client sees tokens when the API server gets round to them, is taken to have
+    brought one token a step, and so is one whose requests were left out.
     """
     loaded = campaign.runs[campaign.runs["output_tokens"] > 0]
     direct = loaded.loc[loaded["client"] != "serve", "run"]
     requests = in_window(campaign, campaign.requests).dropna(subset="tpot_ns")
     requests = requests[requests["run"].isin(direct)]
-    found = dict(zip(loaded["run"].astype(str), loaded["answer_tokens"], strict=True))
+    found = dict(zip(loaded["run"].astype(str), loaded["answer_tokens"] + 1, strict=True))
     for run, own in requests.groupby("run", observed=True):
         steps = campaign.steps[campaign.steps["run"] == run]
         entries = np.sort(steps["start_ns"])
         first = own["t_ns"] - own["tpot_ns"] * (own["output_tokens"] - 1)
         lived = np.searchsorted(entries, own["t_ns"]) - np.searchsorted(entries, first)
-        found[str(run)] = float(lived.mean()) / max(1, steps["rank"].nunique()) + 1
+        found[str(run)] = float(lived.mean()) / max(1, steps["rank"].nunique()) + 2
     return found
 
 
 def kept_a_request(campaign: Campaign) -> float:
-    """Objects that a worker keeps for each request in flight, over all workers on average.
+    """Objects that a worker has more for each request in flight, over all workers on average.
 
-    Returns
-    -------
-    float
-        NaN where no worker was counted before and under load.
+    NaN where no worker was counted before and under load.
     """
     heap = _heaps(campaign)
     workers = heap[(heap["role"] == "worker") & heap["tracked_end"].notna()]
-    return float((workers["kept_in_all"] / workers["concurrency"]).mean())
+    return float((workers["grown"] / workers["concurrency"]).mean())
 
 
 # --- what a step holds --------------------------------------------------------------------
@@ -350,7 +362,8 @@ def _left(row: dict[str, Any], event: str) -> float:
     A cross-over freezes under load, so nothing starts at once.
     After the first collection, of a frozen heap only what was made since the freeze is left.
     """
-    at_once = 0.0 if row["switch_s"] else row["kept_in_all"] / 2
+    told = not row["switch_s"] and not math.isnan(row["kept_in_all"])
+    at_once = row["kept_in_all"] / 2 if told else 0.0
     before: float = row["old"] - 4 * at_once
     return before if event == FIRST or math.isnan(row["tracked_end"]) else row["tracked_end"]
 
