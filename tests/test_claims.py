@@ -102,6 +102,14 @@ def test_the_mean_over_cases_decides_what_each_leaves_open(tmp_path: Path) -> No
     assert len(row["runs"].split(", ")) == 8 * len(dataset.load(one).runs)
 
 
+def test_a_mean_that_hangs_on_one_case_decides_nothing(tmp_path: Path) -> None:
+    """Of five cases it lies within the bounds, of any four of them it does not."""
+    cases = [captures(tmp_path / str(case), {"gc-on": 57.0, "frozen": 54.32}) for case in range(5)]
+    row = decided("capture-time", *map(dataset.load, cases))
+    assert row["verdict"] == "undecided"
+    assert "mean of 5 cases ×0.953 (0.950 to 0.956), without one of them" in row["reason"]
+
+
 @pytest.mark.parametrize(
     ("frozen", "expected"),
     [(56.0, "reproduced"), (28.0, "contradicted"), (54.2, "undecided")],
