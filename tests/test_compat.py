@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,3 +59,28 @@ def test_every_recorded_release_says_what_it_ran_on() -> None:
     for release, row in json.loads(RECORD.read_text()).items():
         assert row["vllm"] == release
         assert {"torch", "python", "machine", "date"} <= set(row)
+
+
+STOPPED = """
+from pathlib import Path
+from benchmarks import compat
+from repro.experiment.campaign import stopping_on_sigterm
+with stopping_on_sigterm():
+    compat.command(Path("{python}"), "run")
+"""
+
+
+def test_sigterm_ends_the_run_in_hand_first(tmp_path: Path) -> None:
+    python, started, ended = (tmp_path / name for name in ("python", "started", "ended"))
+    trap = f"trap 'sleep 0.5; echo bye; touch {ended}; exit' TERM"
+    python.write_text(f"#!/bin/sh\n{trap}\ntouch {started}\nwhile :; do sleep 0.1; done\n")
+    python.chmod(0o755)
+    outer = subprocess.Popen(
+        [sys.executable, "-c", STOPPED.format(python=python)], stderr=subprocess.DEVNULL
+    )
+    while not started.exists():
+        assert outer.poll() is None
+        time.sleep(0.05)
+    outer.send_signal(signal.SIGTERM)
+    assert outer.wait() != 0
+    assert ended.exists()

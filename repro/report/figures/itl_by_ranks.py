@@ -62,6 +62,7 @@ def itl_by_ranks(campaign: Campaign) -> Figure:
                 zorder=3,
             )
         axes.set(xscale="log", yscale="log", xlabel="ranks in lock-step")
+        axes.set_xlim(None, 2.1 * RANKS[-1])
         axes.xaxis.set_major_locator(FixedLocator(RANKS))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -132,12 +133,13 @@ def _draw_band(axes: Axes, name: str, rows: pd.DataFrame) -> None:
         low, high = rows["low_ms"], rows["high_ms"]
         axes.fill_between(rows["ranks"], low, high, color=colour, alpha=0.25, lw=0)
     last = rows.iloc[-1]
+    beside = {"no-freeze": (8, 1), "freeze": (8, -7)}  # the points of the widest group end there
     axes.annotate(
         name,
         (last["ranks"], last["value_ms"]),
-        (0, -10 if name == "freeze" else 6),
+        beside.get(name, (0, 6)),
         textcoords="offset points",
-        ha="right",
+        ha="left" if name in beside else "right",
         color=colour,
         weight="bold" if name == policy else "normal",
     )

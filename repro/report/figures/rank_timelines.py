@@ -39,7 +39,7 @@ def rank_timelines(campaign: Campaign) -> Figure:
     full = own[(own["role"] == "worker") & (own["generation"] == 2)]
     full = full[full["start_ns"].between(begin, end)]
     ranks = sorted(steps["rank"].unique())
-    height = 0.28 if len(ranks) <= 8 else 0.12
+    height = min(0.28, 2.9 / len(ranks))
     drawn = Figure(figsize=(COLUMN, 1.1 + height * len(ranks)), layout="constrained")
     axes = drawn.subplots()
     for place, rank in enumerate(ranks):
