@@ -25,8 +25,8 @@ from repro.report.style import save
 DATA = Path(__file__).parent.parent / "data"
 
 ELSEWHERE = ("trigger_map", "policies_compared")
-ELSEWHERE += ("silence",)
-"""Drawn in `test_mechanism.py` and `test_silences.py`, from campaigns that have what they need."""
+ELSEWHERE += ("silence", "output_bound")
+"""Drawn in tests of their own, from campaigns that have what they need."""
 
 NAMES = [name for name in FIGURES if name not in ELSEWHERE]
 ALONE = [name for name in NAMES if name != "rank_timelines"]

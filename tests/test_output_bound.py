@@ -1,0 +1,76 @@
+"""The figure of a bound in time on the output handler: its points, its message, and its needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import MS, SECOND, run, steady
+from test_figures import assert_laid_out
+
+from repro import dataset
+from repro.report.figures import FIGURES, NotApplicable
+
+RAISED = "freeze-thresholds"
+ARMS = {
+    "stock": ("stock", 0, 16, 2.0),
+    "none": (RAISED, 0, 12, 4.0),
+    "long": (RAISED, 50, 8, 5.0),
+    "short": (RAISED, 5, 6, 8.0),
+}
+"""Run -> policy, bound (ms), every gap (ms), every TTFT (s)."""
+
+
+def served(root: Path, names: tuple[str, ...] = tuple(ARMS), *, requests: bool = True) -> Path:
+    """A campaign through HTTP, in which all gaps and all TTFTs of a run are the same."""
+    for name in names:
+        policy, bound, gap_ms, ttft_s = ARMS[name]
+        tables = steady(gap_ms * MS)
+        if requests:
+            tables["requests"] = {
+                "t_ns": np.asarray(tables["itl"]["t_ns"]),
+                "ttft_ns": round(ttft_s * SECOND),
+                "output_tokens": 1,
+                "tpot_ns": 0,
+            }
+        roles: dict[str, Any] = {
+            f"experiment__{role}policy": policy for role in ("", "engine_", "frontend_")
+        }
+        changes = {"experiment__client": "serve", "experiment__output_yield_ms": float(bound)}
+        run(root, name, tables, **roles, **changes)
+    return root
+
+
+def test_points_are_what_was_measured(tmp_path: Path) -> None:
+    drawn = FIGURES["output_bound"](dataset.load(served(tmp_path / "c")))
+    first_token = drawn.axes[1]
+    points = np.asarray(first_token.collections[-1].get_offsets())
+    assert sorted(map(tuple, points.round(6))) == [(2, 16), (4, 12), (5, 8), (8, 6)]
+    said = {text.get_text() for text in first_token.texts}
+    assert said == {"5 ms", "50 ms", "no bound"}
+
+
+def test_the_message_compares_the_shortest_bound_with_the_same_policies(tmp_path: Path) -> None:
+    drawn = FIGURES["output_bound"](dataset.load(served(tmp_path / "c")))
+    message = drawn.get_suptitle().replace("\n", " ")
+    assert message.startswith("Bound of 5 ms on the output handler: P99 ITL ×0.500 (")
+    assert "median TTFT ×2.00 (" in message
+    assert_laid_out(drawn)
+
+
+@pytest.mark.parametrize(
+    ("names", "requests", "reason"),
+    [
+        (("stock", "none", "short"), True, "fewer than two bounds"),
+        (("stock", "long", "short"), True, "same policies was measured without a bound"),
+        (tuple(ARMS), False, "requests of these runs were left out"),
+    ],
+)
+def test_what_is_missing_is_said(
+    names: tuple[str, ...], requests: bool, reason: str, tmp_path: Path
+) -> None:
+    campaign = dataset.load(served(tmp_path / "c", names, requests=requests))
+    with pytest.raises(NotApplicable, match=reason):
+        FIGURES["output_bound"](campaign)
