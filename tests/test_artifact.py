@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.artifact import PAGE, campaign_commands, commands, experiment, with_generated
+from benchmarks.artifact import (
+    PAGE,
+    campaign_commands,
+    commands,
+    experiment,
+    gpu_hours,
+    machine,
+    with_generated,
+)
 from repro import __version__
 from repro.cli import parser
 from repro.dataset.datapackage import SUMS, checksums
@@ -84,3 +92,12 @@ def test_the_container_installs_and_reproduces_without_root() -> None:
     assert json.loads(dict(steps)["CMD"]) == ["make", "reproduce"]
     assert names.index("USER") < names.index("COPY") < len(names) - 2
     assert dict(steps)["RUN"] == "make env"
+
+
+def test_gpus_beside_cpu_ranks_are_not_theirs() -> None:
+    run = next(run for run in documents(DATA / "cpu-wide-ep") if run["machine"]["gpu_name"])
+    assert machine(run).endswith(" cores")
+    assert gpu_hours(run) == 0
+    ranks = documents(DATA / "h200-wide-ep")[0]
+    assert "× NVIDIA H200" in machine(ranks)
+    assert gpu_hours(ranks) > 0

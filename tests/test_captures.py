@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from builders import MS, SECOND, run
-from campaigns import captures, recaptures
+from campaigns import capture_tables, captures, decided, recaptures
 
 from repro import dataset
 from repro.analysis.captures import (
+    NEEDS_BLOCKS,
     again_over_first,
     capture_times,
     collector_share,
+    compared,
     policy_effects,
     principal,
     same_memory_again,
@@ -223,3 +226,35 @@ def test_ratio_of_pairs_is_students() -> None:
         [change.mean() - width, change.mean() + width]
     )
     assert not ratio_of_pairs([1.0], [2.0]).supported
+
+
+def test_captures_of_a_block_are_compared_with_each_other() -> None:
+    """The machine's speed changes from block to block by more than policies differ."""
+    about = {"run": "a", "block": range(4), "again": True}
+    on = pd.DataFrame(about | {"capture_s": [4.0, 5.0, 6.0, 7.0]})
+    frozen = on.assign(capture_s=on["capture_s"] * [1.018, 1.022, 1.02, 1.02])
+    ratio = compared(on, frozen, "capture_s")
+    assert 1.015 < ratio.low < 1.02 < ratio.high < 1.025
+    pooled = compared(on[: NEEDS_BLOCKS - 1], frozen[: NEEDS_BLOCKS - 1], "capture_s")
+    assert pooled.high > 2 * pooled.low
+
+
+def test_memory_that_differs_by_one_unit_is_the_same(tmp_path: Path) -> None:
+    """Two captures of each policy: their interval is wider than any two are apart."""
+    start_up = {"gc-on": (432, 432), "frozen": (432, 430)}
+    for name, units in start_up.items():
+        for replicate, mib in enumerate(units):
+            made = [
+                {"policy": name, "length_ns": SECOND, "gc_share": 0.1, "memory_bytes": mib << 20}
+            ]
+            run(
+                tmp_path / "c",
+                f"{name}-{replicate}",
+                capture_tables(made, {}),
+                experiment__capture_policy=name,
+                experiment__replicate=replicate,
+                machine__gpu_name="H200",
+            )
+    found = decided("capture-memory", dataset.load(tmp_path / "c"))
+    assert found["verdict"] == "reproduced"
+    assert "×0.995 to ×1.00" in found["number"]

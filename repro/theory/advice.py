@@ -203,9 +203,10 @@ def _whether(advice: Advice) -> str:
             f"with {setting.concurrency:,} requests holds about {held:,} containers; Python "
             f"{setting.python} collects above "
             f"{first:,}, which takes about {first / HELD_A_REQUEST:,.0f} requests. This assumes "
-            "requests without log probabilities or structured output, and a plain model: with "
-            "DeepSeek's attention and experts, 512 requests were enough, with or without "
-            "multi-token prediction and expert load balancing, and 256 were not. Record to be sure."
+            "requests without log probabilities or structured output, and a plain model on vLLM's "
+            "CUDA or CPU workers. With DeepSeek's attention and experts, 512 requests were enough, "
+            "with or without multi-token prediction and expert load balancing, and 256 were not. "
+            "AWS Neuron reports full collections at 64 requests. Record to be sure."
         )
     every = f"every {fmt.count(advice.period_steps)} steps"
     if setting.step_ms is not None:

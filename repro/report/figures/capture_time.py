@@ -23,6 +23,9 @@ from repro.report.figures.registry import NotApplicable, figure
 from repro.report.figures.shared import message
 from repro.report.style import COLUMN, INK, PAGE
 
+SPREAD = 0.3
+"""Points lie within so much of the middle of their bar, in the order of the captures."""
+
 DWARFS = 3.0
 """A policy that takes this many times as long as `gc-on` gets a panel of its own: on its scale no
 other difference could be seen."""
@@ -64,7 +67,8 @@ def capture_time(campaign: Campaign) -> Figure:
     for axes in places[-columns:]:
         axes.set_xlabel(f"{kind} (s)")
     handles = _legend(times)
-    drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1)
+    beside = len(handles) if columns > 1 else 2
+    drawn.legend(handles=handles, loc="outside lower center", ncols=beside, columnspacing=1)
     message(drawn, _capture_message(times))
     return drawn
 
@@ -107,8 +111,8 @@ def _draw_captures(axes: Axes, times: pd.DataFrame) -> None:
         )
         for again, face in POINT.items():
             seconds = of_name.loc[of_name["again"] == again, "capture_s"]
-            at = np.full(len(seconds), place)
-            axes.plot(seconds, at, "o", ms=2.5, mec=INK, mew=0.6, mfc=face)
+            at = place + np.linspace(-SPREAD, SPREAD, len(seconds) + 2)[1:-1]
+            axes.plot(seconds, at, "o", ms=2, mec=INK, mew=0.5, mfc=face)
         said = f"{fmt.figures(whole)} s, GC {fmt.percent(share)}"
         axes.text(1.1 * longest, place, said, va="center", fontsize=6)
     axes.set(xlim=(0, 1.5 * longest), ylim=(len(names) - 0.5, -0.5))
