@@ -24,7 +24,7 @@ test: env lint  ## lint, types, unit tests, notebooks, the shared real engines
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "engine and not slow"
 
 test-all: test  ## that, then faults, soak, workflow and deployments with real engines
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: env
 	$(BIN)/ruff check .

@@ -67,9 +67,10 @@ def test_advice_on_every_recorded_run_came_true(
         elif own.empty:
             assert given.period_steps > steps * 2 / 3, run
         else:
-            # A frozen heap's pause is told to 5 ms, far less than a step.
+            # A frozen heap's pause is told to 5 ms, far less than a step; an unfrozen one's to 60%,
+            # since on a host that other groups share an object costs half as much again.
             assert own["duration_ns"].median() / 1e6 == pytest.approx(
-                given.pause_ms, rel=0.5, abs=5
+                given.pause_ms, rel=0.6, abs=5
             )
         for observed in row["observed_steps"].dropna():
             assert given.period_steps == pytest.approx(observed, rel=0.25), run

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from builders import MS, SECOND, START, run
 from simulated_collector import Collector
@@ -194,9 +196,14 @@ def test_python_with_the_incremental_collector_has_no_prediction(tmp_path: Path)
     assert trigger_table(campaign).empty
 
 
+@functools.cache
+def recorded(path: Path) -> pd.DataFrame:
+    return trigger_table(dataset.load(path))
+
+
 @pytest.mark.parametrize("path", CAMPAIGNS, ids=lambda path: path.name)
 def test_every_recorded_worker_collected_when_the_rule_says(path: Path) -> None:
-    table = trigger_table(dataset.load(path))
+    table = recorded(path)
     workers = table[table["role"] == "worker"]
     assert not (workers["verdict"] == OFF).any(), workers
     if "worker" in set(table["role"]):
@@ -207,4 +214,4 @@ def test_nothing_is_predicted_where_generation_0_was_left_out() -> None:
     campaign = dataset.load(DATA / "cpu-wide-ep")
     passes = campaign.pauses[campaign.pauses["role"] == "frontend"]["generation"]
     assert (passes == 1).any() and not (passes == 0).any()
-    assert "frontend" not in set(trigger_table(campaign)["role"])
+    assert "frontend" not in set(recorded(campaign.path)["role"])

@@ -124,7 +124,18 @@ def trigger_table(campaign: Campaign) -> pd.DataFrame:
         Left out: processes not counted before load, and Pythons without a rule.
     """
     heap = _heaps(campaign)
-    heap["seen"] = [_passes(campaign, row) for row in heap.to_dict("records")]
+    # Taken apart once: a group of many ranks has hundreds of processes.
+    steps = dict(iter(campaign.steps.groupby("run", observed=True)))
+    pauses = dict(iter(campaign.pauses.groupby(["run", "pid"], observed=True)))
+    heap["seen"] = [
+        _passes(
+            campaign,
+            row,
+            steps.get(row["run"], campaign.steps[:0]),
+            pauses.get((row["run"], row["pid"]), campaign.pauses[:0]),
+        )
+        for row in heap.to_dict("records")
+    ]
     heap = heap[heap["seen"].notna()]
     lifetimes = heap["run"].astype(object).map(_lifetimes(campaign)).astype(float)
     heap["kept"] = heap["kept_in_all"] / lifetimes.fillna(math.inf)
@@ -153,7 +164,7 @@ def _heaps(campaign: Campaign) -> pd.DataFrame:
     """
     census = campaign.census[campaign.census["point"] == "window-start"]
     about = ["run", "arm", "python", "comparable", "model", "load", "concurrency", "gpu_name"]
-    about += ["switch_s", "backlog"]
+    about += ["switch_s", "backlog", "window_start_ns", "window_end_ns"]
     census = census.assign(old=census["tracked"] + census["frozen"], is_frozen=is_frozen(census))
     heap = census.merge(campaign.runs[about], on="run")
     key = ["run", "role", "rank", "pid"]
@@ -187,27 +198,28 @@ def _ended_under_load(heap: pd.DataFrame) -> pd.Series:
     return (ended - before > heap["concurrency"]) & (under_load - ended < heap["concurrency"])
 
 
-def _passes(campaign: Campaign, row: dict[str, Any]) -> Passes | None:
-    """The passes of one process; None without a rule, steps or generation-0 passes to count by."""
+def _passes(
+    campaign: Campaign, row: dict[str, Any], steps: pd.DataFrame, pauses: pd.DataFrame
+) -> Passes | None:
+    """The passes of one process; None without a rule, steps or generation-0 passes to count by.
+
+    `steps` are its run's, `pauses` its own.
+    """
     try:
         rule_for(row["python"])
     except UnknownCollector:
         return None
-    steps = campaign.steps[campaign.steps["run"] == row["run"]]
+    start, end = row["window_start_ns"], row["window_end_ns"]
     of_rank = steps[steps["rank"] == row["rank"]]
     steps = steps if of_rank.empty else of_rank
-    tokens = in_window(campaign, steps)["tokens"]
+    tokens = steps.loc[steps["start_ns"].between(start, end, inclusive="left"), "tokens"]
     taken = len(tokens)
     if not taken:
         return None
-    window = campaign.runs.set_index("run").loc[row["run"]]
-    start, end = int(window["window_start_ns"]), int(window["window_end_ns"])
     # Collections after the window are asked for, to count what was never reclaimed.
     entries = np.sort(steps.loc[steps["start_ns"] < end, "start_ns"].to_numpy("int64"))
-    pauses = campaign.pauses
-    pauses = pauses[(pauses["run"] == row["run"]) & (pauses["pid"] == row["pid"])]
     pauses = pauses[pauses["start_ns"].between(entries[0], entries[-1])]
-    inside = in_window(campaign, pauses)
+    inside = pauses[pauses["start_ns"] >= start]
     generations = set(inside["generation"])
     if 1 in generations and 0 not in generations:  # left out of data/: nothing to count passes by
         return None
@@ -241,14 +253,18 @@ def _places(
     A step makes `most` passes: one more before the next entry is of the next step's containers,
     which can be there before the entry.
     """
+    pauses = pauses.sort_values("start_ns")
     step = np.searchsorted(entries, pauses["start_ns"])
-    place = pauses.sort_values("start_ns").groupby(pd.Series(step, pauses.index)).cumcount() + 1
-    place = place.clip(upper=most)
-    older = pauses.loc[pauses["generation"] == 1, "start_ns"]
-    early = older[older < full[0]] if len(full) else older
-    between = older[older.between(full[0], full[-1])] if len(full) > 1 else older
-    means = {event: place[of.index].mean() for event, of in ((FIRST, early), (LATER, between))}
-    return {event: 1.0 if math.isnan(mean) else float(mean) for event, mean in means.items()}
+    place = np.minimum(np.arange(len(step)) - np.searchsorted(step, step) + 1, most)
+    older = (pauses["generation"] == 1).to_numpy()
+    began, place = pauses["start_ns"].to_numpy()[older], place[older]
+    first, last = (full[0], full[-1]) if len(full) else (math.inf, math.inf)
+    early = began < first
+    between = (began >= first) & (began <= last) if len(full) > 1 else began >= 0
+    return {
+        event: float(place[of].mean()) if of.any() else 1.0
+        for event, of in ((FIRST, early), (LATER, between))
+    }
 
 
 def _lifetimes(campaign: Campaign) -> dict[str, float]:
