@@ -20,8 +20,7 @@ reproduce: env  ## measure both policies here, run the notebooks, judge the clai
 	$(BIN)/repro page $(QUICK) --out runs/page
 
 test: env lint  ## lint, types, unit tests, notebooks, the shared real engines
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not engine"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "engine and not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: test  ## that, then faults, soak, workflow and deployments with real engines
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow

@@ -44,12 +44,13 @@ def assert_gone(processes: list[psutil.Process]) -> None:
 
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
-    root = tmp_path_factory.mktemp("campaign")
+    root, before = tmp_path_factory.mktemp("campaign"), psutil.Process().children(recursive=True)
     folder = measure(root, policy="freeze", enforce_eager=False)  # a compile is recorded too
     found = read_document(folder)
     assert found["status"] == "ok", (found.get("reason"), found.get("log_tail"))
     yield dataset.load(root)
-    assert not psutil.Process().children(recursive=True), "a process outlived its engine"
+    left = set(psutil.Process().children(recursive=True)) - set(before)
+    assert not left, "a process outlived its engine"
 
 
 def test_every_process_is_recorded(frozen: Campaign) -> None:
