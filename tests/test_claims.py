@@ -12,9 +12,10 @@ from builders import SECOND, run
 from campaigns import captures, census, decided, recaptures, story
 
 from repro import dataset
-from repro.claims import CLAIMS, Claim, Verdict, evaluate, registry, to_markdown
+from repro.claims import CLAIMS, Claim, Outcome, Verdict, decide, evaluate, registry, to_markdown
 from repro.claims.tail import FALLS
 from repro.claims.verdict import SAME, Sample, detail, judge, more_for_share, more_needed, same
+from repro.dataset import Campaign
 from repro.stats.estimate import Estimate
 from repro.stats.ratios import ratio_of_runs
 
@@ -100,6 +101,23 @@ def test_the_mean_over_cases_decides_what_each_leaves_open(tmp_path: Path) -> No
     assert row["verdict"] == "reproduced"
     assert "mean of 8 cases" in row["number"]
     assert len(row["runs"].split(", ")) == 8 * len(dataset.load(one).runs)
+
+
+def test_of_several_undecided_cases_the_narrowest_stands(tmp_path: Path) -> None:
+    between = {"wide": (0.2, 2.0), "narrow": (0.7, 1.1), "middle": (0.5, 1.2)}
+    one = Claim("some", "A claim.", criterion="any", needs="anything")
+
+    def outcome(campaign: Campaign) -> list[Outcome]:
+        low, high = between[campaign.path.name]
+        ratio = Estimate(value=0.9, low=low, high=high, supported=True, needs=2, steps=2)
+        number = campaign.path.name
+        return [Outcome(verdict=Verdict.UNDECIDED, number=number, reason="", runs=(), ratio=ratio)]
+
+    one.test = outcome
+    for name in between:
+        run(tmp_path / name, "a")
+    row = decide(one, [dataset.load(tmp_path / name) for name in between])
+    assert (row["number"], row["reason"]) == ("narrow", " (other cases: 2 undecided)")
 
 
 def test_a_mean_that_hangs_on_one_case_decides_nothing(tmp_path: Path) -> None:
