@@ -13,8 +13,9 @@ from campaigns import captures
 
 from repro import dataset
 from repro.analysis.gc_cost import full_collections
+from repro.analysis.passes import LATER
 from repro.analysis.recorded_setting import setting_of
-from repro.analysis.trigger import LATER, trigger_table
+from repro.analysis.trigger import trigger_table
 from repro.cli import main
 from repro.dataset import Campaign
 from repro.theory.advice import HELD_A_REQUEST, Advice, Setting, advise

@@ -16,8 +16,9 @@ from engines import measure
 from repro import cli, dataset
 from repro.analysis.arms import pairs
 from repro.analysis.gc_cost import full_collections
+from repro.analysis.passes import FIRST
 from repro.analysis.tails import effect, step_intervals, tail_table
-from repro.analysis.trigger import FIRST, _left, trigger_table
+from repro.analysis.trigger import _left, trigger_table
 from repro.claims import evaluate
 from repro.dataset.run import read_document
 from repro.experiment import verify

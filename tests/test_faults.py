@@ -1,4 +1,4 @@
-"""What goes wrong with recordings and run directories: writers that die, full disks, cut files.
+"""Faults of recordings and run directories: writers that die, full disks, cut files.
 
 Faults of our own inside vLLM are in `test_stepping_aside.py`, of a campaign in
 `test_faults_campaign.py`, with real engines in `test_faults_engine.py`.

@@ -1,4 +1,4 @@
-"""What goes wrong while a campaign runs, without an engine: interrupts, hangs, taken ports."""
+"""Faults while a campaign runs, without an engine: interrupts, hangs, taken ports."""
 
 from __future__ import annotations
 

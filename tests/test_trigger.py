@@ -13,9 +13,8 @@ from builders import MS, SECOND, START, run
 from simulated_collector import Collector
 
 from repro import dataset
+from repro.analysis.passes import FIRST, LATER
 from repro.analysis.trigger import (
-    FIRST,
-    LATER,
     NONE_DUE,
     OFF,
     UNKNOWN,
