@@ -170,6 +170,36 @@ sys.exit(cli.main(["run", sys.argv[1]]))
 """
 
 
+LEAVES_BEHIND = """
+import json, subprocess, sys
+subprocess.Popen(["left behind", sys.argv[1]], executable="/bin/sleep", stdout=subprocess.DEVNULL)
+print(json.dumps({"event": "done"}), flush=True)
+"""
+
+
+def leave_behind(seconds: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = (sys.executable, "-c", LEAVES_BEHIND, str(seconds))
+    monkeypatch.setattr(supervise, "CHILD", command)
+    supervise.run_child(Experiment(device="cpu"), folder, lambda phase, seconds: None)
+
+
+def test_a_process_that_outlives_its_run_is_ended_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "GOODBYE_S", 1.0)
+    with pytest.raises(supervise.RunFailed, match=r"outlived the engine .* ended: left behind 500"):
+        leave_behind(500, tmp_path, monkeypatch)
+    commands = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])]
+    assert ["left behind", "500"] not in commands
+
+
+def test_a_process_that_takes_long_to_end_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch and vLLM do at the end of an interpreter when a machine is busy."""
+    leave_behind(12, tmp_path, monkeypatch)
+
+
 def test_a_second_campaign_on_the_same_directory_begins_nothing(tmp_path: Path) -> None:
     with campaign.locked(tmp_path):
         ended = subprocess.run(

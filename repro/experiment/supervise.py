@@ -36,8 +36,9 @@ DEATH_S = 15.0
 """Silence in such a phase after which the engine's processes are looked for: vLLM's front end can
 wait for ever for an engine core that was killed. Till then it may say itself what it knows."""
 
-GOODBYE_S = 10.0
-"""Seconds for an engine's processes to go by themselves after a run that went well."""
+GOODBYE_S = 60.0
+"""Seconds for a run's processes to go by themselves after it went well: on a busy machine an
+interpreter that has loaded torch and vLLM takes many of them to end."""
 
 KILL_S = 30.0
 """Seconds to keep killing, and then to wait for GPU memory: a process deep in the kernel or a
@@ -196,15 +197,15 @@ def explain(reason: str, folder: Path) -> str:
 
 
 def end_session(child: subprocess.Popen[bytes], patience_s: float) -> list[str]:
-    """End what of the child's session has not gone by itself in time; returns its names."""
+    """End what of the child's session has not gone by itself in time; returns the commands."""
     deadline = time.monotonic() + patience_s
     while (left := session_members(child.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
         child.poll()
-    names = []
+    commands = []
     for process in left:
         with contextlib.suppress(psutil.Error):
-            names.append(process.name())
+            commands.append(textwrap.shorten(" ".join(process.cmdline()), width=100))
     for pipe in (child.stdin, child.stdout):
         assert pipe is not None
         with contextlib.suppress(BrokenPipeError):
@@ -216,7 +217,7 @@ def end_session(child: subprocess.Popen[bytes], patience_s: float) -> list[str]:
                 process.send_signal(signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=0.1)
-    return names
+    return commands
 
 
 def session_members(session: int) -> list[psutil.Process]:
