@@ -159,17 +159,6 @@ def test_events_that_come_at_once_are_all_heard(
     assert heard == ["ramp", "measure", "stop"]
 
 
-SECOND_CAMPAIGN = """
-import sys
-from pathlib import Path
-from repro import cli
-from repro.experiment import campaign, provenance
-provenance.vllm_version = lambda: "0.32.0"
-campaign.measure = lambda *arguments: Path(sys.argv[1], "begun").touch()
-sys.exit(cli.main(["run", sys.argv[1]]))
-"""
-
-
 LEAVES_BEHIND = """
 import json, subprocess, sys
 subprocess.Popen(["left behind", sys.argv[1]], executable="/bin/sleep", stdout=subprocess.DEVNULL)
@@ -198,6 +187,17 @@ def test_a_process_that_takes_long_to_end_fails_no_run(
 ) -> None:
     """As torch and vLLM do at the end of an interpreter when a machine is busy."""
     leave_behind(12, tmp_path, monkeypatch)
+
+
+SECOND_CAMPAIGN = """
+import sys
+from pathlib import Path
+from repro import cli
+from repro.experiment import campaign, provenance
+provenance.vllm_version = lambda: "0.32.0"
+campaign.measure = lambda *arguments: Path(sys.argv[1], "begun").touch()
+sys.exit(cli.main(["run", sys.argv[1]]))
+"""
 
 
 def test_a_second_campaign_on_the_same_directory_begins_nothing(tmp_path: Path) -> None:
