@@ -15,6 +15,7 @@ from repro.analysis import arms
 from repro.analysis.mechanism import garbage_left, policies_table
 from repro.claims import Verdict
 from repro.dataset import Campaign
+from repro.policy import ALTERNATE, SERVING
 from repro.report import style
 from repro.report.figures import FIGURES, NotApplicable
 
@@ -130,6 +131,17 @@ def test_an_arm_is_named_by_the_policies_of_all_its_processes(policies: Campaign
         text.get_text() for text in FIGURES["policies_compared"](policies).axes[0].get_yticklabels()
     ]
     assert labels == arms.labels(policies)
+
+
+@pytest.mark.parametrize("name", ["cpu-every-policy", "h200-every-policy"])
+def test_every_serving_policy_is_compared_in_one_campaign(name: str) -> None:
+    campaign = dataset.load(Path(__file__).parents[1] / "data" / name)
+    others = [name for name in SERVING if name not in ("stock", "no-freeze", "freeze", ALTERNATE)]
+    expected = {"no-freeze", "freeze", *(f"worker and engine {name}" for name in others)}
+    assert set(arms.labels(campaign)) == expected
+    twice = campaign.runs.groupby("arm").size().eq(2)
+    (title,) = FIGURES["policies_compared"](campaign).texts
+    assert twice.all() == ("does not decide" not in title.get_text())
 
 
 def test_policies_are_compared_by_what_was_measured(policies: Campaign) -> None:

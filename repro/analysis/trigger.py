@@ -124,7 +124,9 @@ def _heaps(campaign: Campaign) -> pd.DataFrame:
     busy = _ended_under_load(heap)
     out_of_sight = heap["is_frozen"] | shutdown.isna() | (heap["backlog"] > 0)
     idle = heap["tracked"].where(out_of_sight | busy, shutdown)
-    heap["grown"] = (heap["tracked_end"] - idle).clip(lower=0).fillna(0)
+    # What `freeze-again` has frozen since is still kept.
+    frozen_since = (heap["frozen_end"] - heap["frozen"]).clip(lower=0)
+    heap["grown"] = (heap["tracked_end"] + frozen_since - idle).clip(lower=0).fillna(0)
     heap["kept_in_all"] = heap["grown"].mask(busy)
     # A period of a cross-over begins under load: only of a worker frozen there is it known what
     # the requests keep, all that is tracked.

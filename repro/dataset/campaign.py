@@ -280,13 +280,17 @@ def _settings(documents: list[dict[str, Any]]) -> list[str]:
             labels = longer
     policies = [document["experiment"]["policy"] for document in documents]
     return [
-        " ".join(
-            "all" if part == OTHERS.format(policy, policy) else part
-            for part in label
-            if part not in UNSAID
-        )
+        " ".join(_shared(policy).get(part, part) for part in label if part not in UNSAID)
         for label, policy in zip(labels, policies, strict=True)
     ]
+
+
+def _shared(policy: str) -> dict[str, str]:
+    """Shorter words where other processes have the worker's policy."""
+    return {
+        OTHERS.format(policy, policy): "all",
+        OTHERS.format(policy, "stock"): "worker and engine",
+    }
 
 
 def _say(document: dict[str, Any], keys: str, form: str) -> str:

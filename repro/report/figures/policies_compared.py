@@ -52,7 +52,8 @@ def policies_compared(campaign: Campaign) -> Figure:
         axes.set_xlabel(title)
     panels[0].set_yticks(range(len(table)), table.index)
     panels[0].set_ylim(len(table) - 0.5, -0.5)
-    interval = Line2D([], [], color=INK, lw=1, label="95% interval of P99 and P99.9")
+    quantiles = "P99 and P99.9" if "p999_ms" in shown else "P99"
+    interval = Line2D([], [], color=INK, lw=1, label=f"95% interval of {quantiles}")
     drawn.legend(handles=[interval], loc="outside lower right")
     message(drawn, _message(campaign, table, plain))
     return drawn
@@ -86,6 +87,8 @@ def _message(campaign: Campaign, table: pd.DataFrame, plain: pd.Series) -> str:
     if reference.empty or best in reference.index:
         return said
     base = str(reference.idxmin())
+    if campaign.runs["arm"].value_counts()[[base, best]].min() < 2:
+        return f"{said}; one run of it or of {base} does not decide"
     ratio = effect(campaign, base, best, 0.99)
     unclear = "" if ratio.clear else ", no clear difference"
     return f"{said}, {fmt.ratio(ratio)} of {base}{unclear}"
