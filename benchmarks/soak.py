@@ -2,7 +2,10 @@
 
     python -m benchmarks.soak runs/soak                      # one hour
     python -m benchmarks.soak runs/soak-short --duration-s 120
+    python -m benchmarks.soak runs/soak-http --client serve --policies stock/stock/stock
 
+Through HTTP the server is mistreated meanwhile (`benchmarks.abuse`), as a public one is: does
+garbage stay, and how much of it does a thaw give back? Every other option is one of `repro run`.
 Resident memory of every process is sampled from outside. Writes `soak.parquet` (the samples) and
 `soak.json` (the verdict with its numbers) beside the run, which is a campaign like any other.
 """
@@ -22,13 +25,16 @@ from typing import Any
 import pandas as pd
 import psutil
 
+from benchmarks.abuse import Abuser
 from benchmarks.trend import trend
 from repro import dataset, fmt
 from repro.analysis.tails import step_intervals
+from repro.cli import add_run_options
 from repro.dataset import Campaign, in_window
 from repro.experiment.campaign import run_campaign
 from repro.experiment.collect import RAW
 from repro.experiment.config import Experiment
+from repro.experiment.grid import PARAMETERS, grid
 from repro.plugin.recorder import EVENT
 
 SAMPLES = 400
@@ -91,16 +97,20 @@ def soak(root: Path, experiment: Experiment) -> dict[str, Any]:
     if root.exists():
         raise ValueError(f"{root} exists: name a new folder, its run cannot be sampled any more")
     sampler = Sampler(root, max(1.0, experiment.duration_s / SAMPLES))
-    sampler.start()
+    abuser = Abuser()
+    watching = [sampler, abuser] if experiment.client == "serve" else [sampler]
+    for thread in watching:
+        thread.start()
     try:
         run_campaign([experiment], root)
     finally:
-        sampler.stopped.set()
-        sampler.join()
+        for thread in watching:
+            thread.stopped.set()
+            thread.join()
     campaign = dataset.load(root)
     samples = named(campaign, sampler.rows)
     samples.to_parquet(root / "soak.parquet")
-    found = judge(campaign, samples, sampler.files)
+    found = judge(campaign, samples, sampler.files) | {"abuse": abuser.done}
     (root / "soak.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
 
@@ -131,7 +141,7 @@ def judge(
     memory = {}
     for role, rows in samples.groupby("role"):
         slope = trend(rows["t_ns"], rows["rss"] / MIB)
-        own = kept_mib if role == "frontend" else 0.0
+        own = kept_mib if role == "frontend" and run.client == "engine" else 0.0
         memory[str(role)] = {
             **dataclasses.asdict(slope),
             "explained_mib_per_hour": own,
@@ -157,7 +167,17 @@ def judge(
             }
             for (role, generation), rows in pauses.groupby(["role", "generation"])
         },
+        "garbage": garbage(campaign),
         "steady": drifts_little(drift.relative()) and all(m["steady"] for m in memory.values()),
+    }
+
+
+def garbage(campaign: Campaign) -> dict[str, dict[str, int]]:
+    """Objects and bytes in abandoned cycles at the end, by process: since the freeze, and of it."""
+    counted = campaign.census[campaign.census["garbage"].notna()]
+    return {
+        f"{row.role} {row.point}": {"objects": int(row.garbage), "bytes": int(row.garbage_bytes)}
+        for row in counted.itertuples()
     }
 
 
@@ -200,21 +220,26 @@ def said(found: dict[str, Any]) -> str:
             f"pauses {name}: {pauses['first_half']:,} in the first half, "
             f"{pauses['second_half']:,} in the second, longest {fmt.ms(pauses['max_ms'])}"
         )
+    for where, left in found["garbage"].items():
+        lines.append(f"garbage {where}: {left['objects']:,} objects, {left['bytes']:,} bytes")
+    for kind, outcomes in found["abuse"].items():
+        said = ", ".join(f"{number:,} {outcome}" for outcome, number in outcomes.items())
+        lines.append(f"abuse, {kind}: {said or 'none'}")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Soak, print the verdict; exit status 1 if anything grew or drifted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path, help="a new folder")
-    parser.add_argument("--duration-s", type=float, default=3600.0)
-    parser.add_argument("--concurrency", type=int, default=1024)
-    parser.add_argument("--policy", default="freeze")
-    parser.add_argument("--enforce-eager", action="store_true")
-    parsed = vars(parser.parse_args(arguments))
-    root = parsed.pop("root")
+    add_run_options(parser)
+    parser.set_defaults(**dict.fromkeys(PARAMETERS))
+    given = vars(parser.parse_args(arguments))
+    asked = {name: given[name] for name in PARAMETERS if given[name] is not None}
+    experiments = grid(**{"policies": ("freeze",), "replicates": 1, "duration_s": 3600.0} | asked)
     try:
-        found = soak(root, Experiment(**parsed))
+        if len(experiments) > 1:
+            raise ValueError(f"{len(experiments)} runs asked for: a soak is one, name one policy")
+        found = soak(given["root"], experiments[0])
     except (ValueError, RuntimeError) as error:
         print(f"soak: {error}", file=sys.stderr)
         return 1

@@ -91,3 +91,22 @@ def test_a_short_soak_with_a_real_engine(
     assert found["recorder"]["events_mib_per_hour"] < 100
     assert "MiB/h" in said
     assert "median step" in said
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_mistreated_server_goes_on_and_its_garbage_is_counted(tmp_path: Path) -> None:
+    root = tmp_path / "soak"
+    arguments = ["--client", "serve", "--policies", "freeze/freeze/freeze", "--duration-s", "20"]
+    soak.main([str(root), *arguments, "--concurrency", "16", "--enforce-eager"])
+    found = json.loads((root / "soak.json").read_text())
+    assert set(found["rss_mib"]) == {"frontend", "engine", "worker"}
+    assert {"cut after the first chunk"} <= set(found["abuse"]["stream given up"])
+    assert "400" in found["abuse"]["not JSON"]
+    assert "400" in found["abuse"]["refused value"]
+    assert {"frontend ended", "frontend ended-thawed", "worker thawed"} <= set(found["garbage"])
+
+
+def test_a_soak_is_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak.main([str(tmp_path / "soak"), "--policies", "stock,freeze"]) == 1
+    assert "2 runs asked for" in capsys.readouterr().err
