@@ -192,8 +192,11 @@ def test_source_of_which_every_run_failed(tmp_path: Path) -> None:
         notebook.campaigns(asked(tmp_path / "c"), suits=bool, root=tmp_path)
 
 
-def test_default_is_what_suits_of_gpus_of_most_runs_the_newest(tmp_path: Path) -> None:
+def test_default_is_what_suits_of_gpus_repeated_of_most_runs_the_newest(tmp_path: Path) -> None:
     for name, runs, day, gpu, policy in (
+        ("repeated", 3, 1, None, "freeze"),
+        ("wide", 2, 1, None, "freeze"),
+        ("wide", 5, 1, None, "stock"),
         ("old", 1, 2, None, "freeze"),
         ("new", 1, 3, None, "freeze"),
         ("long", 2, 2, None, "freeze"),
@@ -203,11 +206,13 @@ def test_default_is_what_suits_of_gpus_of_most_runs_the_newest(tmp_path: Path) -
         for number in range(runs):
             changes = {"experiment__policy": policy, "machine__gpu_name": gpu}
             started = f"2026-06-0{day}T00:00:00+00:00"
-            run(tmp_path / "data" / name, f"{number}", started_at=started, **changes)
+            run(tmp_path / "data" / name, f"{policy}{number}", started_at=started, **changes)
     found = notebook.campaigns(
         asked(concurrency=(256,), policies=("freeze",)), suits=lambda _: True, root=tmp_path
     )
-    assert [campaign.path.name for campaign in found] == ["gpu", "long", "new", "old"]
+    assert [campaign.path.name for campaign in found] == [
+        *("gpu", "repeated", "wide", "long", "new", "old"),
+    ]
 
 
 @pytest.fixture

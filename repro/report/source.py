@@ -22,6 +22,7 @@ from repro.experiment.grid import OF_PROCESS, PARAMETERS, grid
 
 MEASURE = "measure"
 PROGRAM = "pyproject.toml"  # marks the project's folder
+REPEATED = 3  # engines per arm
 
 Values = dict[str, Any]
 
@@ -39,7 +40,9 @@ def campaigns(
     measuring: Mapping[str, Any] | None = None,
     root: Path | None = None,
 ) -> list[Campaign]:
-    """The campaigns that `use.source` means: of GPUs first, of most runs, of equals the newest.
+    """The campaigns that `use.source` means, best first.
+
+    On a GPU before others; of these, with three engines or more per arm; then of most; then newest.
 
     Parameters
     ----------
@@ -198,9 +201,12 @@ def _absolute(source: str, root: Path) -> Path:
     return path if path.exists() else root / path
 
 
-def _weight(campaign: Campaign) -> tuple[bool, int, str]:
+def _weight(campaign: Campaign) -> tuple[bool, bool, int, str]:
     runs = campaign.runs
-    return bool(runs["gpu_name"].notna().any()), len(runs), str(max(runs["started_at"]))
+    engines = runs["run"].astype(str).str.split("/").str[0]  # periods of a cross-over share one
+    repeated = bool(engines.groupby(runs["arm"]).nunique().min() >= REPEATED)
+    on_gpu = bool(runs["gpu_name"].notna().any())
+    return on_gpu, repeated, engines.nunique(), str(max(runs["started_at"]))
 
 
 def _as_asked(experiment: Mapping[str, Any]) -> Values:
