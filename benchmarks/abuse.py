@@ -39,7 +39,7 @@ class Abuser(threading.Thread):
         }
 
     def run(self) -> None:
-        """One act after the other until stopped; none before the server answers."""
+        """One act after the other, from the server's first answer to its end or until stopped."""
         port = None
         while port is None and not self.stopped.wait(PAUSE_S):
             port = server_port()
@@ -48,6 +48,8 @@ class Abuser(threading.Thread):
                 return
             try:
                 self.done[kind][act(kind, port)] += 1
+            except ConnectionRefusedError:
+                return  # the server has ended
             except (OSError, http.client.HTTPException) as error:
                 self.done[kind][type(error).__name__] += 1
 
