@@ -235,10 +235,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.set_defaults(**dict.fromkeys(PARAMETERS))
     given = vars(parser.parse_args(arguments))
     asked = {name: given[name] for name in PARAMETERS if given[name] is not None}
-    experiments = grid(**{"policies": ("freeze",), "replicates": 1, "duration_s": 3600.0} | asked)
+    default = {"policies": ("freeze",), "replicates": 1, "duration_s": 3600.0}
     try:
+        experiments = grid(**default | asked)
         if len(experiments) > 1:
             raise ValueError(f"{len(experiments)} runs asked for: a soak is one, name one policy")
+        if given["budget_s"] is not None:
+            raise ValueError("budget_s: a soak is measured whole, set duration_s instead")
         found = soak(given["root"], experiments[0])
     except (ValueError, RuntimeError) as error:
         print(f"soak: {error}", file=sys.stderr)

@@ -107,6 +107,17 @@ def test_a_mistreated_server_goes_on_and_its_garbage_is_counted(tmp_path: Path) 
     assert {"frontend ended", "frontend ended-thawed", "worker thawed"} <= set(found["garbage"])
 
 
-def test_a_soak_is_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert soak.main([str(tmp_path / "soak"), "--policies", "stock,freeze"]) == 1
-    assert "2 runs asked for" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--policies", "stock,freeze"], "2 runs asked for: a soak is one"),
+        (["--budget-s", "60"], "set duration_s instead"),
+        (["--policies", "frozen"], "frozen"),
+    ],
+)
+def test_what_is_no_soak_is_refused_in_one_line(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert soak.main([str(tmp_path / "soak"), *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
