@@ -47,10 +47,11 @@ def triggers(path: Path) -> pd.DataFrame:
 
 
 def workers_of(campaign: Campaign) -> list[str]:
-    """Runs under load whose worker was counted, which is what advice is given on."""
-    census = dataset.under_load(campaign).census
-    counted = census[census["role"] == "worker"]
-    return [str(run) for run in counted["run"].unique()]
+    """Runs of one policy under load whose worker was counted: what advice is given on."""
+    loaded = dataset.under_load(campaign)
+    runs = loaded.runs.loc[loaded.runs["switch_s"] == 0, "run"]
+    counted = loaded.census[loaded.census["role"] == "worker"]
+    return [str(run) for run in counted["run"].unique() if run in set(runs)]
 
 
 def test_advice_on_every_recorded_run_came_true(
