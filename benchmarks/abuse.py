@@ -1,4 +1,4 @@
-"""What a public server meets besides good clients: streams given up, lost links, bad requests.
+"""Mistreats an API server as bad clients do: streams given up, lost links, bad requests.
 
 A thread that finds the API server below this process and mistreats it until told to stop. Every
 kind takes its turn; `done` counts what came of each.

@@ -232,12 +232,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Soak, print the verdict; exit status 1 if anything grew or drifted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_options(parser)
-    parser.set_defaults(**dict.fromkeys(PARAMETERS))
+    parser.set_defaults(policies="freeze", replicates="1", duration_s="3600")
     given = vars(parser.parse_args(arguments))
-    asked = {name: given[name] for name in PARAMETERS if given[name] is not None}
-    default = {"policies": ("freeze",), "replicates": 1, "duration_s": 3600.0}
     try:
-        experiments = grid(**default | asked)
+        experiments = grid(**{name: given[name] for name in PARAMETERS})
         if len(experiments) > 1:
             raise ValueError(f"{len(experiments)} runs asked for: a soak is one, name one policy")
         if given["budget_s"] is not None:
