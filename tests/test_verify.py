@@ -69,7 +69,7 @@ def test_a_policy_without_effect_fails_the_run(
 def census(role: str, **fields: Any) -> dict[str, Any]:
     """Front end and engine core as their policies `freeze` and `stock` leave them, one changed."""
     usual = {"frozen": 600_000, "tracked": 10, "enabled": True, "point": "window-start"}
-    usual |= {"rank": 0, "t_ns": 0, "collections_2": 5}
+    usual |= {"rank": 0, "t_ns": 0, "collections_2": 5, "acted": 0}
     usual |= {f"threshold_{g}": limit for g, limit in enumerate(gc.get_threshold())}
     rows = [usual | {"role": each} | (fields if each == role else {}) for each in ROLES]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -109,7 +109,8 @@ def test_a_process_that_does_not_fails_the_run(
 def from_start_to_end(role: str, seconds: float, **changes: Any) -> dict[str, Any]:
     """The census at the window's start and its end, the counts of one role changed by then."""
     limits = {f"threshold_{g}": limit for g, limit in enumerate(gc.get_threshold())}
-    usual = {"role": role, "rank": 0, "enabled": False, "tracked": 10, "frozen": 600_000, **limits}
+    usual = {"role": role, "rank": 0, "enabled": False, "tracked": 10, "frozen": 600_000}
+    usual |= {"acted": 0, **limits}
     start = (
         usual | {"point": "window-start", "t_ns": 0, "collections_2": 5} | changes.pop("both", {})
     )
@@ -127,9 +128,9 @@ PERIODIC = {"both": {"enabled": True, "threshold_2": policy.NEVER}}
     ("name", "seconds", "changes"),
     [
         ("disable", 60, {}),
-        ("periodic-collect", 60, {"collections_2": 1}),
-        ("periodic-collect", 1300, {"collections_2": 3}),
-        ("periodic-freeze", 70, {**PERIODIC, "frozen": 1}),
+        ("periodic-collect", 700, {"collections_2": 1, "acted": 1}),
+        ("periodic-collect", 1300, {"collections_2": 3, "acted": 2}),
+        ("periodic-freeze", 70, {**PERIODIC, "frozen": -900, "acted": 1}),
         ("periodic-freeze", 50, PERIODIC),
     ],
 )
@@ -146,9 +147,9 @@ def test_what_a_policy_does_by_hand_is_accepted(
     [
         ("disable", 60, {"collections_2": 1}, "worker 0: policy 'disable', yet 1 full"),
         ("periodic-collect", 60, {"collections_2": 2}, "'periodic-collect', yet 2 full"),
-        ("periodic-freeze", 70, {**PERIODIC, "collections_2": 1, "frozen": 9}, "yet 1 full"),
-        ("periodic-freeze", 70, PERIODIC, "yet nothing was frozen"),
-        ("periodic-collect", 700, {}, "'periodic-collect', yet no full collection"),
+        ("periodic-freeze", 70, {**PERIODIC, "collections_2": 1, "acted": 1}, "yet 1 full"),
+        ("periodic-freeze", 70, {**PERIODIC, "frozen": 9}, "neither froze nor collected"),
+        ("periodic-collect", 700, {}, "neither froze nor collected"),
     ],
 )
 def test_a_policy_that_does_not_act_fails_the_run(

@@ -179,7 +179,7 @@ def _events(recorded: list[Recording], kind: int, *, a: str, b: str) -> Columns:
 def _lines(folder: Path, table: str, recorded: list[Recording]) -> Columns:
     """The rows that every process appended to its file of this table."""
     rows = [row for r in recorded for row in _lines_of(folder, table, r)]
-    names = TABLES[table].names if rows else []
+    names = {*TABLES[table].names}.union(*rows) if rows else set()
     return {name: np.array([row.get(name) for row in rows]) for name in names}
 
 

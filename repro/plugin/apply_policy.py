@@ -50,7 +50,14 @@ class Moments:
     """Actions of a policy at moments when nobody waits for this process.
 
     A period begins with the first such moment: then the process is warm.
+
+    Attributes
+    ----------
+    acted : int
+        Periods of this process that ended with the freeze or the collection of its policy.
     """
+
+    acted = 0
 
     def __init__(self, serving: ServingPolicy) -> None:
         self.between_steps = serving.between_steps
@@ -73,10 +80,9 @@ class Moments:
     def _periodic(self) -> None:
         if not self.period_ns or (now := time.monotonic_ns()) < self.due_ns:
             return
-        if self.due_ns and self.freezes:
-            gc.freeze()
-        elif self.due_ns:
-            gc.collect()
+        if self.due_ns:
+            gc.freeze() if self.freezes else gc.collect()
+            Moments.acted += 1
         self.due_ns = now + self.period_ns
 
 
