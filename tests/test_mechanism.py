@@ -12,6 +12,7 @@ from campaigns import ROLES, census, decided, decode, story
 
 from repro import dataset
 from repro.analysis import arms
+from repro.analysis.arms import VLLM_HANDLER, output_handler
 from repro.analysis.mechanism import garbage_left, policies_table
 from repro.claims import Verdict
 from repro.dataset import Campaign
@@ -176,7 +177,7 @@ def served(root: Path, policy: str, full_ms: float, tokens_per_s: float, **chang
     for replicate in range(3):
         run(
             root,
-            f"{policy}-{replicate}",
+            f"{policy}-{full_ms:g}-{replicate}",
             decode(full_ms, 30, 120, seed=replicate),
             window__end_ns=START + 120 * SECOND,
             experiment__policy=policy,
@@ -256,3 +257,23 @@ def test_runs_of_before_have_the_defaults_of_what_was_added(tmp_path: Path) -> N
     runs = dataset.load(tmp_path / "c").runs
     assert runs.loc[0, ["engine_policy", "frontend_policy"]].tolist() == ["stock", "stock"]
     assert set(ROLES) == {"frontend", "engine", "worker"}
+
+
+def test_an_output_handler_is_named_by_what_it_does() -> None:
+    runs = pd.DataFrame(
+        {
+            "output_chunk": [0, 4096, 0, 0, 4096],
+            "output_handler": ["vllm", "vllm", "fair", "vllm", "vllm"],
+            "output_yield_ms": [0.0, 0.0, 0.0, 5.0, 20.0],
+        }
+    )
+    said = [VLLM_HANDLER, "whole steps", "every message", "5 ms", "whole steps, 20 ms"]
+    assert output_handler(runs).tolist() == said
+
+
+def test_only_vllms_own_handler_is_judged_as_a_policy(tmp_path: Path) -> None:
+    """One that yields differs in more than its policy: it is neither a base nor a case."""
+    for name, length, tokens in (("stock", 400.0, 100.0), ("freeze-again", 390.0, 101.0)):
+        served(tmp_path / "c", name, length, tokens)
+        served(tmp_path / "c", name, 2.0, 150.0, experiment__output_yield_ms=5.0)
+    assert verdict("better-policy", dataset.load(tmp_path / "c")) == Verdict.CONTRADICTED

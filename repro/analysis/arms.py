@@ -17,6 +17,8 @@ EXPLICIT = {name: each.freeze for name, each in policy.SERVING.items() if not ea
 FREEZE_ALONE = [name for name, each in policy.SERVING.items() if each.only_freezes]
 """Policies that differ only in the freeze."""
 
+VLLM_HANDLER = "vLLM's handler"
+
 ABOUT = ["arm", "policy", "setting"]
 POLICY_ORDER = ["no-freeze", *(name for name in policy.SERVING if name != "no-freeze")]
 
@@ -99,6 +101,15 @@ def pairs(campaign: Campaign) -> list[Pair]:
         Pair(baseline=before.label, treated=after.label, setting=before.setting)
         for before, after in found
     ]
+
+
+def output_handler(runs: pd.DataFrame) -> pd.Series:
+    """How the API server's output handler of each run takes a step's outputs, in words."""
+    whole = (runs["output_chunk"] > 0).map({True: "whole steps", False: ""})
+    bound = runs["output_yield_ms"].map(lambda ms: f"{ms:g} ms" if ms else "")
+    bound = bound.mask(runs["output_handler"] == "fair", "every message")
+    said = (whole + ", " + bound).str.strip(", ")
+    return said.replace("", VLLM_HANDLER)
 
 
 def repeated(campaign: Campaign, pair: Pair) -> bool:

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 from repro import fmt
+from repro.analysis.arms import VLLM_HANDLER, output_handler
 from repro.analysis.mechanism import PROCESS_POLICIES, garbage_left
 from repro.analysis.release_comparison import freezes_itself
 from repro.analysis.silences import silences
@@ -186,7 +187,8 @@ def the_handler_holds_the_loop(campaign: Campaign) -> list[Outcome]:
 def whole_steps_end_silences(campaign: Campaign) -> list[Outcome]:
     """Tokens/s and silences of a handler that takes whole steps, against vLLM's own chunk."""
     runs = campaign.runs[campaign.runs["client"] == "serve"]
-    usual, whole = (runs[(runs["output_chunk"] > 0) == large] for large in (False, True))
+    handler = output_handler(runs)
+    usual, whole = runs[handler == VLLM_HANDLER], runs[handler == "whole steps"]
     silent_runs = silences(campaign)["run"].value_counts()
     found = []
     alike = [*PROCESS_POLICIES, "comparable", "load"]
@@ -220,7 +222,7 @@ def _through_http(campaign: Campaign) -> pd.DataFrame:
     """Runs through HTTP at 1,024 in flight whose output handler is as vLLM has it."""
     runs = campaign.runs
     asked = (runs["client"] == "serve") & (runs["concurrency"] == 1024)
-    return runs[asked & (runs["output_chunk"] == 0)]
+    return runs[asked & (output_handler(runs) == VLLM_HANDLER)]
 
 
 def _others_stock(runs: pd.DataFrame) -> pd.Series:

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from repro import fmt
+from repro.analysis.arms import VLLM_HANDLER, output_handler
 from repro.analysis.tails import Metric, effect, tail_table
 from repro.dataset import Campaign
 from repro.report.figures.registry import NotApplicable, figure
@@ -24,13 +25,15 @@ COSTS = {
 }
 """Column of `_measured` -> its axis."""
 
+MARKERS = "o^sDvP*X"
+"""One per output handler, vLLM's first."""
+
 
 @figure
 def output_bound(campaign: Campaign) -> Figure:
     """P99 ITL against tokens/s, median TTFT and P99 end to end, one point per arm.
 
-    Lines are 95% intervals of P99 ITL. Needs two bounds, an arm of the same policies without one,
-    and the requests.
+    Lines are 95% intervals of P99 ITL. Needs two bounds, and the requests.
     """
     if not (campaign.runs["output_yield_ms"] > 0).any():
         raise NotApplicable("no bound on the output handler was measured")
@@ -39,30 +42,40 @@ def output_bound(campaign: Campaign) -> Figure:
     table = _measured(campaign)
     if table.loc[table["bound"] < math.inf, "bound"].nunique() < 2:
         raise NotApplicable("fewer than two bounds on the output handler have a P99 ITL")
-    drawn = Figure(figsize=(PAGE, 2.5), layout="constrained")
+    drawn = Figure(figsize=(PAGE, 2.9), layout="constrained")
     panels = drawn.subplots(1, len(COSTS), sharey=True)
+    marker = dict(zip(table["handler"].unique(), MARKERS, strict=False))
     for axes, (name, title) in zip(panels, COSTS.items(), strict=True):
-        _draw(axes, table, name)
+        _draw(axes, table, name, marker)
         axes.set_xlabel(title)
     panels[0].set_ylabel("P99 ITL (ms)")
     panels[0].set_yscale("log")
     plain_numbers(panels[0].yaxis)
-    policies = table["policy"].unique()
     shown = [
         Line2D([], [], ls="", marker="o", ms=4, color=POLICY_COLOUR[name], label=name)
-        for name in policies
+        for name in table["policy"].unique()
     ]
-    drawn.legend(handles=shown, loc="outside lower right", ncols=len(shown))
+    shown += [
+        Line2D([], [], ls="", marker=shape, ms=4, color=INK, label=name)
+        for name, shape in marker.items()
+    ]
+    drawn.legend(handles=shown, loc="outside lower center", ncols=5)
     message(drawn, _message(campaign, table))
     return drawn
 
 
 def _measured(campaign: Campaign) -> pd.DataFrame:
-    """One row per arm through HTTP with a P99 ITL: `policy`, `bound`, the intervals, the costs."""
+    """One row per arm through HTTP with a P99 ITL, vLLM's own handler first.
+
+    Columns `policy`, `handler`, `bound`, `tokens`, and of each latency its value and interval.
+    """
     runs = campaign.runs[campaign.runs["client"] == "serve"]
-    runs = runs.assign(bound=runs["output_yield_ms"].replace(0, math.inf))
+    runs = runs.assign(
+        bound=runs["output_yield_ms"].replace(0, math.inf), handler=output_handler(runs)
+    )
     table = runs.groupby("arm").agg(
         policy=("frontend_policy", "first"),
+        handler=("handler", "first"),
         bound=("bound", "first"),
         tokens=("tokens_per_s", "mean"),
     )
@@ -77,33 +90,32 @@ def _measured(campaign: Campaign) -> pd.DataFrame:
         table[name] = found["value_ms"] / unit
         if metric == "itl":
             table[["low", "high"]] = found[["low_ms", "high_ms"]]
-    return table.dropna().sort_values(["policy", "bound"])
+    table["other"] = table["handler"] != VLLM_HANDLER
+    return table.dropna().sort_values(["other", "bound", "handler", "policy"])
 
 
-def _draw(axes: Axes, table: pd.DataFrame, name: str) -> None:
-    """One cost: a point per arm, with its bound beside it."""
+def _draw(axes: Axes, table: pd.DataFrame, name: str, marker: dict[str, str]) -> None:
+    """One cost: a point per arm, its colour that of the policy, its shape that of the handler."""
     beyond = [table["itl"] - table["low"], table["high"] - table["itl"]]
-    axes.errorbar(table[name], table["itl"], yerr=beyond, fmt="none", ecolor=INK, lw=0.8)
-    colours = [POLICY_COLOUR[policy] for policy in table["policy"]]
-    axes.scatter(table[name], table["itl"], s=18, c=colours, zorder=2)
-    for row in table.itertuples():
-        said = f"{row.bound:g} ms" if math.isfinite(row.bound) else "no bound"
-        at = (getattr(row, name), row.itl)
-        axes.annotate(said, at, xytext=(5, 0), textcoords="offset points", va="center")
-    axes.set_xlim(0, 1.3 * table[name].max())
+    axes.errorbar(table[name], table["itl"], yerr=beyond, fmt="none", ecolor=INK, lw=0.5)
+    for handler, rows in table.groupby("handler", sort=False):
+        colours = [POLICY_COLOUR[policy] for policy in rows["policy"]]
+        shape = marker[str(handler)]
+        axes.scatter(
+            rows[name], rows["itl"], s=26, c=colours, marker=shape, ec=INK, lw=0.4, zorder=2
+        )
+    axes.set_xlim(0, 1.1 * table[name].max())
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
 def _message(campaign: Campaign, table: pd.DataFrame) -> str:
-    """Gain and cost of the shortest bound, compared with the same policies without one."""
-    shortest = table.loc[table["bound"].idxmin()]
-    alike = table[(table["policy"] == shortest["policy"]) & (table["bound"] == math.inf)]
-    if alike.empty:
-        raise NotApplicable("no arm of the same policies was measured without a bound")
-    arms = str(alike.index[0]), str(shortest.name)
-    tail, first = effect(campaign, *arms), effect(campaign, *arms, 0.5, "ttft")
+    """What the handler with the shortest P99 ITL gains and costs over that with the longest."""
+    policy = table["policy"].mode()[0]
+    own = table[table["policy"] == policy]
+    before, after = str(own["itl"].idxmax()), str(own["itl"].idxmin())
+    tail, first = effect(campaign, before, after), effect(campaign, before, after, 0.5, "ttft")
     return (
-        f"Bound of {shortest['bound']:g} ms on the output handler: P99 ITL {fmt.ratio(tail)}, "
-        f"median TTFT {fmt.ratio(first)}"
+        f"From {own['handler'][before]} to {own['handler'][after]} ({policy}): "
+        f"P99 ITL {fmt.ratio(tail)}, median TTFT {fmt.ratio(first)}"
     )

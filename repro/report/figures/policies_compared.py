@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from repro import fmt
 from repro.analysis.arms import FREEZE_ALONE, labels
 from repro.analysis.mechanism import PROCESS_POLICIES, policies_table
-from repro.analysis.tails import effect
+from repro.analysis.tails import effect, tail_table
 from repro.dataset import Campaign
 from repro.report.figures.registry import NotApplicable, figure
 from repro.report.figures.shared import message
@@ -21,6 +21,7 @@ from repro.report.style import INK, PAGE, POLICY_COLOUR
 MEASURES = {
     "p99_ms": "P99 ITL\n(ms)",
     "p999_ms": "P99.9 ITL\n(ms)",
+    "ttft_s": "median TTFT\n(s)",
     "tokens_per_s": "tokens/s",
     "ms_per_1000_steps": "GC per 1,000\nsteps (ms)",
 }
@@ -39,9 +40,12 @@ def policies_compared(campaign: Campaign) -> Figure:
     if plain.all():
         raise NotApplicable("no policy beyond the freeze was measured")
     table = policies_table(campaign).reindex(labels(campaign))
+    table["ttft_s"] = _first_token(campaign)
     if table["p99_ms"].notna().sum() < 2:
         raise NotApplicable("P99 ITL is supported in fewer than two arms")
     shown = {name: title for name, title in MEASURES.items() if table[name].notna().any()}
+    if table["ttft_s"].isna().any():
+        shown.pop("ttft_s", None)
     # Colours are those of the process whose policies distinguish most arms.
     by_process = table[PROCESS_POLICIES].nunique().idxmax()
     colours = [POLICY_COLOUR[policy] for policy in table[by_process]]
@@ -57,6 +61,15 @@ def policies_compared(campaign: Campaign) -> Figure:
     drawn.legend(handles=[interval], loc="outside lower right")
     message(drawn, _message(campaign, table, plain))
     return drawn
+
+
+def _first_token(campaign: Campaign) -> pd.Series:
+    """Median TTFT of each arm through HTTP, in s; empty where its requests were left out."""
+    if campaign.requests.empty or not (campaign.runs["client"] == "serve").all():
+        return pd.Series(dtype=float)
+    found = tail_table(campaign, "ttft")
+    median: pd.Series = found[found["quantile"] == 0.5].set_index("arm")["value_ms"] / 1e3
+    return median
 
 
 def _draw(axes: Axes, table: pd.DataFrame, name: str, colours: list[str]) -> None:
