@@ -269,6 +269,7 @@ def test_an_output_handler_is_named_by_what_it_does() -> None:
     )
     said = [VLLM_HANDLER, "whole steps", "every message", "5 ms", "whole steps, 20 ms"]
     assert output_handler(runs).tolist() == said
+    assert output_handler(runs.head(0)).empty
 
 
 def test_only_vllms_own_handler_is_judged_as_a_policy(tmp_path: Path) -> None:

@@ -105,11 +105,17 @@ def pairs(campaign: Campaign) -> list[Pair]:
 
 def output_handler(runs: pd.DataFrame) -> pd.Series:
     """How the API server's output handler of each run takes a step's outputs, in words."""
-    whole = (runs["output_chunk"] > 0).map({True: "whole steps", False: ""})
-    bound = runs["output_yield_ms"].map(lambda ms: f"{ms:g} ms" if ms else "")
-    bound = bound.mask(runs["output_handler"] == "fair", "every message")
-    said = (whole + ", " + bound).str.strip(", ")
-    return said.replace("", VLLM_HANDLER)
+    asked = zip(runs["output_chunk"], runs["output_handler"], runs["output_yield_ms"], strict=True)
+    return pd.Series([_in_words(*each) for each in asked], runs.index, dtype=str)
+
+
+def _in_words(chunk: int, handler: str, yield_ms: float) -> str:
+    said = ["whole steps"] if chunk else []
+    if handler == "fair":
+        said.append("every message")
+    elif yield_ms:
+        said.append(f"{yield_ms:g} ms")
+    return ", ".join(said) or VLLM_HANDLER
 
 
 def repeated(campaign: Campaign, pair: Pair) -> bool:
