@@ -56,7 +56,9 @@ def test_points_are_what_was_measured(tmp_path: Path) -> None:
 def test_the_message_is_gain_and_cost_under_the_same_policies(tmp_path: Path) -> None:
     drawn = FIGURES["output_bound"](dataset.load(served(tmp_path / "c")))
     message = drawn.get_suptitle().replace("\n", " ")
-    assert message.startswith(f"From vLLM's handler to 5 ms ({RAISED}): P99 ITL ×0.500 (")
+    assert message.startswith(
+        f"Output handler from vLLM's handler to 5 ms ({RAISED}): P99 ITL ×0.500 ("
+    )
     assert "median TTFT ×2.00 (" in message
     assert_laid_out(drawn)
 

@@ -116,6 +116,6 @@ def _message(campaign: Campaign, table: pd.DataFrame) -> str:
     before, after = str(own["itl"].idxmax()), str(own["itl"].idxmin())
     tail, first = effect(campaign, before, after), effect(campaign, before, after, 0.5, "ttft")
     return (
-        f"From {own['handler'][before]} to {own['handler'][after]} ({policy}): "
+        f"Output handler from {own['handler'][before]} to {own['handler'][after]} ({policy}): "
         f"P99 ITL {fmt.ratio(tail)}, median TTFT {fmt.ratio(first)}"
     )
