@@ -47,11 +47,11 @@ def triggers(path: Path) -> pd.DataFrame:
 
 
 def workers_of(campaign: Campaign) -> list[str]:
-    """Runs of one policy under load whose worker was counted: what advice is given on."""
+    """Runs of one policy under load with steps and a counted worker: what advice is given on."""
     loaded = dataset.under_load(campaign)
-    runs = loaded.runs.loc[loaded.runs["switch_s"] == 0, "run"]
+    runs = set(loaded.runs.loc[loaded.runs["switch_s"] == 0, "run"]) & set(loaded.steps["run"])
     counted = loaded.census[loaded.census["role"] == "worker"]
-    return [str(run) for run in counted["run"].unique() if run in set(runs)]
+    return [str(run) for run in counted["run"].unique() if run in runs]
 
 
 def test_advice_on_every_recorded_run_came_true(
@@ -218,6 +218,14 @@ def test_a_crossover_gets_no_advice_the_engines_beside_it_do(
     alternate = next(path.glob("*-alternate-*"))
     assert main(["advise", "--run", str(alternate)]) == 1
     assert "take a run of one" in capsys.readouterr().err
+
+
+def test_a_run_without_steps_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    run = next((DATA / "cpu-memory").glob("*-no-freeze-*"))
+    assert main(["advise", "--run", str(run)]) == 1
+    said = capsys.readouterr().err
+    assert f"run {run.name}: has no table of steps" in said
+    assert "Traceback" not in said
 
 
 def test_a_short_python_version_and_an_untried_vllm() -> None:

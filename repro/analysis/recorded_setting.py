@@ -30,8 +30,8 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
     repro.dataset.DatasetError, repro.theory.cpython_rule.UnknownCollector
         If there is no such run, or its Python has no rule.
     ValueError
-        If the run drove no load, was a period of a cross-over, or none of its workers was
-        counted, as with executor `uni`.
+        If the run drove no load, was a period of a cross-over, has no steps, or none of its
+        workers was counted, as with executor `uni`.
     """
     one = subset(campaign, run=run)
     (row,) = one.runs.to_dict("records")
@@ -42,6 +42,8 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
     census = one.census[(one.census["role"] == "worker") & (one.census["point"] == "window-start")]
     if census.empty:
         raise ValueError(f"run {run}: no worker's heap was counted; take a run with executor 'mp'")
+    if one.steps.empty:
+        raise ValueError(f"run {run}: has no table of steps; take a run with one")
     heap = census[["tracked", "frozen"]].sum(axis=1).max()
     window = in_window(one, one.steps)
     steps = step_intervals(window)

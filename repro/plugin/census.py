@@ -8,7 +8,6 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from repro.plugin.apply_policy import Moments
 from repro.plugin.fault_handling import step_aside
 from repro.plugin.hook_points import holder
 from repro.plugin.recorder import Recorder
@@ -45,7 +44,7 @@ def followed_by(original: Callable[..., Any], afterwards: Callable[[], object]) 
 
 def census(recorder: Recorder, worker: Any, point: str) -> dict[str, Any]:
     """Count this worker's heap; what the engine's `collective_rpc` calls by name."""
-    return {**recorder.census(point, acted=Moments.acted), **worker.repro_evidence}
+    return {**recorder.census(point), **worker.repro_evidence}
 
 
 def count_with_the_workers(recorder: Recorder) -> None:
@@ -53,7 +52,7 @@ def count_with_the_workers(recorder: Recorder) -> None:
 
     def count_beside(answers: Any) -> None:
         if answers[0]["pid"] != os.getpid():  # else a worker is this very process and has counted
-            recorder.census(answers[0]["point"], acted=Moments.acted)
+            recorder.census(answers[0]["point"])
 
     after_the_workers(CENSUS_RPC, count_beside, role=recorder.role)
 

@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import Any
 
 from repro.plugin import process_facts
+from repro.plugin.apply_policy import Moments
 from repro.plugin.process_facts import identity_from_name, process_name
 from repro.policy import SERVING, ServingPolicy
 
@@ -235,7 +236,7 @@ class Recorder:
         """
         self._write_header()
         counts = {"role": self.role, "rank": self.rank, "pid": os.getpid(), "point": point}
-        counts |= {"t_ns": time.monotonic_ns(), **count_heap(), **more}
+        counts |= {"t_ns": time.monotonic_ns(), **count_heap(), "acted": Moments.acted, **more}
         if point == "ready":
             self.note_heap(counts)
         self._append("census", counts)
