@@ -63,6 +63,19 @@ def test_the_message_is_gain_and_cost_under_the_same_policies(tmp_path: Path) ->
     assert_laid_out(drawn)
 
 
+@pytest.mark.parametrize("requests", [True, False])
+def test_policies_through_http_show_the_first_token_beside_p99(
+    requests: bool, tmp_path: Path
+) -> None:
+    campaign = dataset.load(served(tmp_path / "c", ("stock", "none"), requests=requests))
+    drawn = FIGURES["policies_compared"](campaign)
+    titles = [axes.get_xlabel() for axes in drawn.axes]
+    assert ("median TTFT\n(s)" in titles) is requests
+    if requests:
+        (points,) = drawn.axes[titles.index("median TTFT\n(s)")].collections
+        assert np.asarray(points.get_offsets())[:, 0].round(6).tolist() == [2.0, 4.0]
+
+
 @pytest.mark.parametrize(
     ("names", "requests", "reason"),
     [

@@ -147,6 +147,19 @@ def test_whole_steps_against_chunks(
     assert "chunk 4096" in row["reason"]
 
 
+def test_a_handler_that_yields_is_neither_whole_steps_nor_their_base(tmp_path: Path) -> None:
+    yields = {"experiment__output_yield_ms": 20.0, "summary__tokens_per_s": 900.0}
+    for replicate in range(2):
+        served(tmp_path / "c", f"a{replicate}", summary__tokens_per_s=100.0 + replicate)
+        served(tmp_path / "c", f"b{replicate}", **yields)
+        whole = {"quiet_ns": 10 * MS, "experiment__output_chunk": 4096}
+        served(tmp_path / "c", f"c{replicate}", summary__tokens_per_s=150.0 + replicate, **whole)
+        served(tmp_path / "c", f"d{replicate}", **whole | yields)
+    number = verdict("whole-steps", tmp_path / "c")["number"]
+    assert number.startswith("tokens/s ×1.50")
+    assert number.endswith("silences 2 before, 0 after")
+
+
 def test_the_figure_says_what_held_the_loop(tmp_path: Path) -> None:
     drawn = FIGURES["silence"](dataset.load(served(tmp_path / "c", collecting_ns=SECOND // 2)))
     said = drawn.get_suptitle().replace("\n", " ")

@@ -104,7 +104,7 @@ def pairs(campaign: Campaign) -> list[Pair]:
 
 
 def output_handler(runs: pd.DataFrame) -> pd.Series:
-    """How the API server's output handler of each run takes a step's outputs, in words."""
+    """The API server's output handler of each run, in words: when it yields, what it takes."""
     asked = zip(runs["output_chunk"], runs["output_handler"], runs["output_yield_ms"], strict=True)
     return pd.Series([_in_words(*each) for each in asked], runs.index, dtype=str)
 

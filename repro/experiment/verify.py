@@ -150,11 +150,17 @@ def _check_between_census(role: str, serving: policy.ServingPolicy, census: Colu
             )
         # A tenth more: a freeze or a collection waits for a moment between steps.
         lasted_s = ns / 1e9 / 1.1
-        period_s = serving.freeze_every_s or serving.collect_every_s
-        if period_s and lasted_s > period_s and first["acted"][0] == last["acted"][0]:
+        # By what it did: of what it froze before, much has died since, and the count may fall.
+        due = serving.freeze_every_s and lasted_s > serving.freeze_every_s
+        if due and first["acted"][0] == last["acted"][0]:
             raise NotAsRequested(
-                f"{role} {rank}: policy {serving.name!r}, yet it neither froze nor collected by "
-                "hand in the window; its hooks were bypassed"
+                f"{role} {rank}: policy {serving.name!r}, yet nothing was frozen in the window; "
+                "its hooks were bypassed"
+            )
+        if serving.collect_every_s and lasted_s > serving.collect_every_s and not full:
+            raise NotAsRequested(
+                f"{role} {rank}: policy {serving.name!r}, yet no full collection in the window; "
+                "its hooks were bypassed"
             )
 
 

@@ -110,7 +110,7 @@ def _draw(axes: Axes, table: pd.DataFrame, name: str, marker: dict[str, str]) ->
 
 
 def _message(campaign: Campaign, table: pd.DataFrame) -> str:
-    """What the handler with the shortest P99 ITL gains and costs over that with the longest."""
+    """Gain and cost of the handler with the shortest P99 ITL over that with the longest."""
     policy = table["policy"].mode()[0]
     own = table[table["policy"] == policy]
     before, after = str(own["itl"].idxmax()), str(own["itl"].idxmin())
