@@ -17,7 +17,7 @@ import pandas as pd
 from repro import fmt
 from repro.claims import CLAIMS
 from repro.claims.comparison import OVERLAP, SAME
-from repro.dataset.run import documents
+from repro.dataset.stored import documents, is_campaign
 from repro.experiment.config import Experiment
 from repro.experiment.fields import as_text, parameters
 from repro.experiment.grid import PARAMETERS, VARIED, option
@@ -69,7 +69,7 @@ Varied = tuple[str, str, int, int]
 
 def generated(root: Path) -> str:
     """The generated part, in Markdown."""
-    folders = sorted({path.parent.parent for path in (root / "data").glob("*/*/run.json")})
+    folders = sorted(filter(is_campaign, (root / "data").iterdir()))
     campaigns = {folder.name: documents(folder) for folder in folders}
     rows = {name: took(root / "data" / name, runs) for name, runs in campaigns.items()}
     hours = sum(gpu_hours(run) for runs in campaigns.values() for run in runs)

@@ -158,14 +158,18 @@ def advise(parsed: argparse.Namespace) -> int:
             from repro.report.tables.wide_ep import nearest_groups
 
             here = recorded() if Path("data").is_dir() else []
-            groups = [path for path in here if any(path.glob("*-dp[0-9]*"))]
-            print(nearest_groups([dataset.load(path) for path in groups], parsed.ranks))
+            loaded = [dataset.load(path) for path in here]
+            groups = [each for each in loaded if (each.runs["data_parallel_size"] > 1).any()]
+            print(nearest_groups(groups, parsed.ranks))
         return 0
-    single = (parsed.run / "run.json").exists()
+    single = not dataset.is_campaign(parsed.run) and dataset.is_campaign(parsed.run.parent)
     campaign = dataset.load(parsed.run.parent if single else parsed.run)
-    for run in campaign.runs["run"]:
-        if single and run.partition("/")[0] != parsed.run.name:
-            continue
+    runs = list(campaign.runs["run"])
+    if single:  # with every period of a cross-over
+        runs = [run for run in runs if run.partition("/")[0] == parsed.run.name]
+    if not runs:
+        raise ValueError(f"{parsed.run}: {campaign.path} has no run of this name that is ok")
+    for run in runs:
         try:
             found = advice.advise(setting_of(campaign, run))
         except ValueError as none:  # of a campaign, the other runs may still have some

@@ -215,17 +215,24 @@ def test_a_crossover_gets_no_advice_the_engines_beside_it_do(
     said = capsys.readouterr().out
     assert said.count("a cross-over's heap has two policies; take a run of one") == 16
     assert said.count("no-freeze-c1024-r") == 3
-    alternate = next(path.glob("*-alternate-*"))
-    assert main(["advise", "--run", str(alternate)]) == 1
+    run = next(run for run in dataset.load(path).runs["run"] if "-alternate-" in run)
+    assert main(["advise", "--run", str(path / run.partition("/")[0])]) == 1
     assert "take a run of one" in capsys.readouterr().err
 
 
 def test_a_run_without_steps_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    run = next((DATA / "cpu-memory").glob("*-no-freeze-*"))
-    assert main(["advise", "--run", str(run)]) == 1
+    path = DATA / "cpu-memory"
+    run = next(run for run in dataset.load(path).runs["run"] if "-no-freeze-" in run)
+    assert main(["advise", "--run", str(path / run)]) == 1
     said = capsys.readouterr().err
-    assert f"run {run.name}: has no table of steps" in said
+    assert f"run {run}: has no table of steps" in said
     assert "Traceback" not in said
+
+
+def test_a_run_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    path = DATA / "cpu-memory"
+    assert main(["advise", "--run", str(path / "none")]) == 1
+    assert f"{path} has no run of this name that is ok" in capsys.readouterr().err
 
 
 def test_a_short_python_version_and_an_untried_vllm() -> None:
@@ -245,8 +252,8 @@ def test_the_command_advises_on_numbers_and_on_runs(capsys: pytest.CaptureFixtur
     path = DATA / "cpu-policies"
     assert main(["advise", "--run", str(path)]) == 0
     both = capsys.readouterr().out
-    one = next(child for child in path.iterdir() if child.is_dir())
-    assert main(["advise", "--run", str(one)]) == 0
+    run = dataset.load(path).runs["run"].iloc[0]
+    assert main(["advise", "--run", str(path / run)]) == 0
     alone = capsys.readouterr().out
-    assert alone.startswith(one.name)
+    assert alone.startswith(run)
     assert alone in both

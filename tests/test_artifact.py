@@ -21,12 +21,12 @@ from benchmarks.artifact import (
 from repro import __version__
 from repro.cli import parser
 from repro.dataset.datapackage import SUMS, checksums
-from repro.dataset.run import documents
+from repro.dataset.stored import documents, is_campaign
 from repro.experiment.grid import PARAMETERS, grid
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data"
-CAMPAIGNS = sorted({path.parent.parent for path in DATA.glob("*/*/run.json")})
+CAMPAIGNS = sorted(filter(is_campaign, DATA.iterdir()))
 
 
 def test_the_page_is_current() -> None:

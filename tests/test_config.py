@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from repro.dataset.stored import documents, is_campaign
 from repro.experiment.config import MODELS, ConfigError, Experiment
 from repro.experiment.fields import described, parameters
 from repro.experiment.grid import PARAMETERS, grid, options
@@ -103,12 +105,12 @@ def test_a_front_end_of_our_own_is_frozen_unless_told_otherwise() -> None:
 
 def test_runs_of_before_keep_their_names() -> None:
     """Of the data that exist: a parameter added later must not change them."""
-    for path in DATA.glob("*/*/run.json"):
-        document = json.loads(path.read_text())
+    campaigns = map(documents, filter(is_campaign, DATA.iterdir()))
+    for document in itertools.chain.from_iterable(campaigns):
         recorded = document["experiment"]
         assert recorded.pop("identical_streams", False) is False, "a parameter of before"
         made = Experiment.from_dict(recorded)
-        assert path.parent.name == f"{document['versions']['vllm']}-{made.run_id}"
+        assert document["run_id"] == f"{document['versions']['vllm']}-{made.run_id}"
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from builders import document, run, steady
 
 from repro.dataset import DatasetError
 from repro.dataset.datapackage import PACKAGE, describe, write
+from repro.dataset.pack import pack
 from repro.dataset.run import FAILED_KEYS, OK_KEYS
 from repro.dataset.schema import CENSUS_POINTS, REQUIRED, ROLES, TABLES
 
@@ -21,14 +22,14 @@ DATA = Path(__file__).parent.parent / "data"
 def root(tmp_path: Path) -> Path:
     """A data directory with the real dictionary and one invented campaign."""
     shutil.copy(DATA / "README.md", tmp_path)
-    run(tmp_path / "c", "b", steady())
-    run(tmp_path / "c", "a", steady())
+    for name in "ba":
+        run(tmp_path / "measured", name, steady())
+    pack([tmp_path / "measured"], tmp_path / "c")
+    shutil.rmtree(tmp_path / "measured")
     return tmp_path
 
 
 def test_committed_package_is_current() -> None:
-    if not any(DATA.glob("*/*/run.json")):
-        pytest.skip("data/ holds no campaign yet")
     committed = json.loads((DATA / PACKAGE).read_text(encoding="utf-8"))
     assert committed == describe(DATA), "run python -m repro.dataset.datapackage"
 
@@ -37,17 +38,17 @@ def test_every_column_is_described_in_order(root: Path) -> None:
     resources = {resource["name"]: resource for resource in describe(root)["resources"]}
     for name in ("steps", "itl"):
         fields = resources[name]["schema"]["fields"]
-        assert [field["name"] for field in fields] == TABLES[name].names
+        assert [field["name"] for field in fields] == ["run", *TABLES[name].names]
         assert all(field["description"] for field in fields)
         assert all(field["unit"] == "ns" for field in fields if field["name"].endswith("_ns"))
-    assert {field["type"] for field in resources["itl"]["schema"]["fields"]} == {"integer"}
+    assert {field["type"] for field in resources["itl"]["schema"]["fields"][1:]} == {"integer"}
 
 
 def test_only_files_that_exist_are_listed(root: Path) -> None:
     resources = {resource["name"]: resource for resource in describe(root)["resources"]}
     assert set(resources) == {"runs", "steps", "itl"}
-    assert resources["itl"]["path"] == ["c/a/itl.parquet", "c/b/itl.parquet"]
-    assert resources["runs"]["path"] == ["c/a/run.json", "c/b/run.json"]
+    assert resources["itl"]["path"] == ["c/itl.parquet"]
+    assert resources["runs"]["path"] == ["c/runs.jsonl"]
 
 
 def test_writing_twice_gives_the_same_bytes(root: Path) -> None:

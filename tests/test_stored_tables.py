@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from builders import MS
 
-from repro.dataset.run import read_table
 from repro.dataset.schema import TABLES
+from repro.dataset.tables import WRITING, read_table
 from repro.experiment import collect
 
 ROWS = 3000
@@ -59,7 +59,7 @@ def test_times_take_less_room_than_as_numbers_of_a_dictionary(tmp_path: Path) ->
     stored(tmp_path, steps())
     path = tmp_path / "steps.parquet"
     other = tmp_path / "other.parquet"
-    pq.write_table(pq.read_table(path), other, use_dictionary=True, **collect.WRITING)
+    pq.write_table(pq.read_table(path), other, use_dictionary=True, **WRITING)
     assert path.stat().st_size < 0.8 * other.stat().st_size
 
 

@@ -12,7 +12,8 @@ from repro import dataset
 from repro.claims.verdict import Verdict
 from repro.dataset import Campaign
 from repro.dataset.campaign import COMPARABLE, LOAD
-from repro.dataset.run import documents, pick
+from repro.dataset.run import pick
+from repro.dataset.stored import documents
 
 ALIKE = (
     *("experiment.client", "experiment.executor", "experiment.model", "experiment.policy"),

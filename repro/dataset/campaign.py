@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from repro.dataset import stored
 from repro.dataset.crossover import Tables, expanded
-from repro.dataset.run import DatasetError, pick, read_document, read_table
+from repro.dataset.run import DatasetError, pick
 from repro.dataset.schema import TABLES
+from repro.dataset.stored import is_campaign
 from repro.experiment.config import Experiment
 from repro.experiment.fields import about, parameters
 
@@ -116,7 +118,7 @@ class Campaign:
 
 
 def load(path: str | Path) -> Campaign:
-    """Read and check a campaign: a directory of run directories.
+    """Read and check a campaign: a directory of run directories, or a packed one.
 
     Raises
     ------
@@ -125,16 +127,15 @@ def load(path: str | Path) -> Campaign:
     """
     directory = Path(path)
     if not is_campaign(directory):
-        hint = "give a directory whose subdirectories hold run.json, as data/<campaign>"
+        hint = f"give one whose subdirectories hold run.json, or with {stored.RUNS}, as in data/"
         raise DatasetError(f"{directory}: is no campaign; {hint}")
-    children = sorted(child for child in directory.iterdir() if child.is_dir())
-    documents = {run: _machine_used(read_document(run)) for run in children if _finished(run)}
-    _check_unique(directory, [document["run_id"] for document in documents.values()])
-    ok = {run: document for run, document in documents.items() if document["status"] == "ok"}
+    found = stored.runs(directory)
+    ok = [run for run in found if run.document["status"] == "ok"]
     measured, tables = expanded(
-        list(ok.values()), [{name: read_table(run, name) for name in TABLES} for run in ok]
+        [_machine_used(run.document) for run in ok],
+        [{name: run.table(name) for name in TABLES} for run in ok],
     )
-    failed = [document for document in documents.values() if document["status"] == "failed"]
+    failed = [run.document for run in found if run.document["status"] == "failed"]
     runs = _runs(measured)
     return Campaign(
         path=directory,
@@ -142,12 +143,6 @@ def load(path: str | Path) -> Campaign:
         failed=_frame(failed, {"run_id": "run_id", "reason": "reason"}),
         **{name: _frames(name, tables, runs["run"]) for name in TABLES},
     )
-
-
-def is_campaign(path: str | Path) -> bool:
-    """Whether a directory holds at least one finished run, ok or failed."""
-    directory = Path(path)
-    return directory.is_dir() and any(_finished(run) for run in directory.iterdir())
 
 
 def in_window(campaign: Campaign, table: pd.DataFrame) -> pd.DataFrame:
@@ -209,17 +204,6 @@ def _machine_used(document: dict[str, Any]) -> dict[str, Any]:
         ranks = experiment["tensor_parallel_size"] * experiment["data_parallel_size"]
         idle = {"cpu_count": None} if machine["cpu_count"] >= 2 * ranks else {}
     return document | {"machine": machine | idle}
-
-
-def _finished(run: Path) -> bool:
-    return (run / "run.json").is_file()
-
-
-def _check_unique(directory: Path, run_ids: list[str]) -> None:
-    twice = sorted({run_id for run_id in run_ids if run_ids.count(run_id) > 1})
-    if twice:
-        what = f"run_id {twice[0]!r} occurs in more than one run.json"
-        raise DatasetError(f"{directory}: {what}; delete the copy")
 
 
 def _frame(documents: list[dict[str, Any]], columns: dict[str, str]) -> pd.DataFrame:

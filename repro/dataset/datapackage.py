@@ -15,12 +15,21 @@ from typing import Any
 
 import pyarrow as pa
 
+from repro.dataset import stored
 from repro.dataset.run import NULLABLE, DatasetError
 from repro.dataset.schema import SCHEMA_VERSION, TABLES
 
 DICTIONARY = "README.md"
 PACKAGE = "datapackage.json"
 SUMS = "SHA256SUMS"
+
+OWNER = {
+    "name": stored.RUN,
+    "type": "string",
+    "description": f"`run_id` of the row's run, a line of {stored.RUNS}",
+    "constraints": {"required": True},
+}
+"""The first column of every packed table."""
 
 _SECTION = re.compile(r"^### `(\w+)\.parquet`\n\n(.+?)\n(.*?)(?=^#|\Z)", re.MULTILINE | re.DOTALL)
 _ROW = re.compile(r"^\| `(\w+)` \| (.*?) ?\| (.+) \|$", re.MULTILINE)
@@ -37,8 +46,8 @@ def describe(data_root: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        The content of `datapackage.json`: one resource a table, of all runs that have it, and one
-        for the runs themselves. The same for the same files, on any machine.
+        The content of `datapackage.json`: one resource a table, of all campaigns that have it, and
+        one for the runs themselves. The same for the same files, on any machine.
 
     Raises
     ------
@@ -51,9 +60,9 @@ def describe(data_root: str | Path) -> dict[str, Any]:
     runs = {
         "name": "runs",
         "description": "Parameters, machine, versions and outcome of each run.",
-        "path": _paths(root, "run.json"),
-        "format": "json",
-        "mediatype": "application/json",
+        "path": _paths(root, stored.RUNS),
+        "format": "jsonl",
+        "mediatype": "application/jsonl",
     }
     return {
         "name": "vllm-gc-freeze",
@@ -103,12 +112,12 @@ def _describe_table(
         "path": _paths(root, f"{name}.parquet"),
         "format": "parquet",
         "mediatype": "application/vnd.apache.parquet",
-        "schema": {"fields": fields},
+        "schema": {"fields": [OWNER, *fields]},
     }
 
 
 def _paths(root: Path, name: str) -> list[str]:
-    return sorted(path.relative_to(root).as_posix() for path in root.glob(f"*/*/{name}"))
+    return sorted(path.relative_to(root).as_posix() for path in root.glob(f"*/{name}"))
 
 
 def _frictionless_type(kind: pa.DataType) -> str:

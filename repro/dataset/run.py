@@ -1,4 +1,4 @@
-"""Read one run directory: `run.json` checked key by key, its tables column by column."""
+"""What a run was and how it ended: its `run.json`, checked key by key."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from repro.dataset.schema import LATER, REQUIRED, SCHEMA_VERSION, TABLES
+from repro.dataset.schema import LATER, REQUIRED, SCHEMA_VERSION
 from repro.experiment.config import Experiment
 from repro.experiment.fields import parameters
 
@@ -85,9 +82,24 @@ def read_document(run: Path) -> dict[str, Any]:
     """
     path = run / "run.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot be read ({_line(error)}); {REMEDY}") from error
+        raise _unreadable(path, error) from error
+    return checked_document(path, text)
+
+
+def checked_document(path: object, text: str) -> dict[str, Any]:
+    """The checked content of the text of a `run.json`; `path` says in messages where it is from.
+
+    Raises
+    ------
+    DatasetError
+        As `read_document` does.
+    """
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise _unreadable(path, error) from error
     if not isinstance(document, dict):
         raise DatasetError(f"{path}: must hold one JSON object; {REMEDY}")
     _check_version(path, document)
@@ -105,43 +117,16 @@ def read_document(run: Path) -> dict[str, Any]:
     return document
 
 
-def documents(campaign: Path) -> list[dict[str, Any]]:
-    """The checked `run.json` of every run of a campaign that is ok."""
-    found = [read_document(path.parent) for path in sorted(campaign.glob("*/run.json"))]
-    return [document for document in found if document["status"] == "ok"]
+def first_line(text: object) -> str:
+    """At most one line of a message that others wrote."""
+    return (str(text).splitlines() or [""])[0][:200]
 
 
-def read_table(run: Path, name: str) -> pa.Table:
-    """One of `schema.TABLES` of a run directory; a file that is not there is an empty table.
-
-    Raises
-    ------
-    DatasetError
-        If the file is no whole parquet file, or its columns are not those of `schema.TABLES`.
-    """
-    path, expected = run / f"{name}.parquet", TABLES[name]
-    if not path.exists():
-        return expected.empty_table()
-    try:
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowException) as error:
-        what = f"{path}: is no whole parquet file ({_line(error)})"
-        raise DatasetError(f"{what}; {REMEDY}") from error
-    for field in expected:  # as many as older runs lack
-        if field.name in LATER.get(name, ()) and field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(len(table), field.type))
-    if set(table.column_names) == set(expected.names):
-        table = table.select(expected.names)
-    if not table.schema.equals(expected):
-        found, wanted = _columns(table.schema), _columns(expected)
-        raise DatasetError(f"{path}: has columns {found}, must have {wanted}; {REMEDY}")
-    for column in table.column_names:
-        if table[column].null_count and column not in NULLABLE:
-            raise DatasetError(f"{path}: column {column!r} has empty cells; {REMEDY}")
-    return table
+def _unreadable(path: object, error: Exception) -> DatasetError:
+    return DatasetError(f"{path}: cannot be read ({first_line(error)}); {REMEDY}")
 
 
-def _check_version(path: Path, document: dict[str, Any]) -> None:
+def _check_version(path: object, document: dict[str, Any]) -> None:
     version = document.get("schema_version")
     if type(version) is not int or version < 1:
         allowed = f"must be the integer {SCHEMA_VERSION}"
@@ -152,7 +137,7 @@ def _check_version(path: Path, document: dict[str, Any]) -> None:
         raise DatasetError(f"{path}: has schema_version {version}, {reads}; {remedy}")
 
 
-def _check_keys(path: Path, document: dict[str, Any], keys: dict[str, Types]) -> None:
+def _check_keys(path: object, document: dict[str, Any], keys: dict[str, Types]) -> None:
     for key, kinds in keys.items():
         parent, _, leaf = key.rpartition(".")
         holder = pick(document, parent) if parent else document
@@ -160,21 +145,21 @@ def _check_keys(path: Path, document: dict[str, Any], keys: dict[str, Types]) ->
         if not isinstance(holder, dict) or leaf not in holder:
             raise DatasetError(f"{path}: key {key!r} is missing, must be {wanted}; {REMEDY}")
         if type(holder[leaf]) not in kinds:  # not isinstance: true is no integer
-            found = _line(repr(holder[leaf]))
+            found = first_line(repr(holder[leaf]))
             raise DatasetError(f"{path}: key {key!r} is {found}, must be {wanted}; {REMEDY}")
 
 
-def _check_start(path: Path, started_at: str) -> None:
+def _check_start(path: object, started_at: str) -> None:
     try:
         zoned = datetime.fromisoformat(started_at).tzinfo is not None
     except ValueError:
         zoned = False
     if not zoned:
         allowed = "must be an ISO 8601 time with its zone, as 2026-06-04T23:39:00+00:00"
-        raise DatasetError(f"{path}: started_at is {_line(started_at)!r}, {allowed}; {REMEDY}")
+        raise DatasetError(f"{path}: started_at is {first_line(started_at)!r}, {allowed}; {REMEDY}")
 
 
-def _check_measured(path: Path, document: dict[str, Any]) -> None:
+def _check_measured(path: object, document: dict[str, Any]) -> None:
     start, end = document["window"]["start_ns"], document["window"]["end_ns"]
     if not 0 <= start < end < 2**63:
         raise DatasetError(
@@ -182,12 +167,3 @@ def _check_measured(path: Path, document: dict[str, Any]) -> None:
         )
     if not document["policy"]["verified"]:
         raise DatasetError(f"{path}: status is 'ok' but the policy was not verified; {REMEDY}")
-
-
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} {field.type}" for field in schema)
-
-
-def _line(text: object) -> str:
-    """At most one line of a message that others wrote."""
-    return (str(text).splitlines() or [""])[0][:200]

@@ -1,6 +1,7 @@
 """Contents of a run directory: tables, columns, units and the keys of `run.json`.
 
-A run directory is `data/<campaign>/<run>/` (or `runs/<campaign>/<run>/` on a user's machine):
+A run directory is `runs/<campaign>/<run>/`. In `data/` the runs of a campaign are packed, see
+`repro.dataset.stored`.
 
     run.json           written last; a directory without it is an unfinished run
     pauses.parquet     every collection of every process

@@ -71,9 +71,13 @@ def run_campaign(
     repro.experiment.provenance.NoVllm
         If vLLM is not installed.
     CampaignError
-        If another campaign runs in `root`, the plugin is not installed, graphs are to be captured
-        without a GPU, or memory is short; at the end, if a run failed.
+        If another campaign runs in `root`, its runs are packed, the plugin is not installed,
+        graphs are to be captured without a GPU, or memory is short; at the end, if a run failed.
     """
+    from repro.dataset.stored import is_packed
+
+    if is_packed(root):
+        raise CampaignError(f"{root}: holds packed runs; measure into another folder, as runs/mine")
     version = provenance.vllm_version()
     check_plugin()
     check_gpu(experiments)

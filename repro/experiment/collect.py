@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from repro.dataset import recording
 from repro.dataset.schema import SCHEMA_VERSION, TABLES
+from repro.dataset.tables import write_parquet
 from repro.experiment import provenance, verify
 from repro.experiment.config import Experiment
 from repro.experiment.grid import options
@@ -51,10 +51,6 @@ CLIENT_TICK_NS = {"itl": 1 << 14, "requests": 1 << 14}
 POINT_TICKS = 4
 """Points in time are stored to so many ticks: they order events and lay one over another."""
 
-WRITING: dict[str, Any] = {"compression": "brotli", "compression_level": 11}
-# Of a small table most would be what Arrow and Parquet write about it.
-WRITING |= {"store_schema": False, "write_statistics": False}
-
 
 def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
     """Write one of `repro.dataset.schema.TABLES` of a run directory.
@@ -69,16 +65,7 @@ def write_table(folder: Path, name: str, columns: Mapping[str, Any]) -> Path:
     }
     if name in EVENTS:
         arrays = to_the_tick(arrays, CLIENT_TICK_NS.get(name, TICK_NS))
-    path = folder / f"{name}.parquet"
-    temporary = path.with_suffix(".partial")
-    # Numbers byte by byte, since most differ in their lowest bytes alone; names by their number.
-    split = [field.name for field in schema if field.type == pa.int64()]
-    encodings = dict.fromkeys(split, "BYTE_STREAM_SPLIT")
-    names = [field.name for field in schema if field.name not in encodings]
-    table = pa.table(arrays, schema=schema)
-    pq.write_table(table, temporary, use_dictionary=names, column_encoding=encodings, **WRITING)
-    temporary.replace(path)
-    return path
+    return write_parquet(folder / f"{name}.parquet", pa.table(arrays, schema=schema))
 
 
 def to_the_tick(arrays: Mapping[str, pa.Array], tick_ns: int) -> dict[str, pa.Array]:

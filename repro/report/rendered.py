@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
 
+from repro.dataset.stored import RUNS, is_packed
 from repro.report.kernels import Kernels
 from repro.report.source import project
 
@@ -86,6 +87,6 @@ def _inputs(root: Path) -> Iterator[Path]:
     yield from notebooks()
     for folder in ("tables", "figures"):
         yield from sorted((root / "repro" / "report" / folder).glob("*.py"))
-    for run in sorted((root / "data").glob("*/*/run.json")):
-        yield from sorted(run.parent.glob("*.parquet"))
-        yield run
+    for campaign in sorted(filter(is_packed, (root / "data").iterdir())):
+        yield campaign / RUNS
+        yield from sorted(campaign.glob("*.parquet"))

@@ -16,7 +16,7 @@ from typing import Any
 
 from repro import dataset, fmt
 from repro.dataset import Campaign
-from repro.dataset.run import read_document
+from repro.dataset.stored import documents
 from repro.experiment.fields import ConfigError, as_text
 from repro.experiment.grid import OF_PROCESS, PARAMETERS, grid
 
@@ -80,14 +80,13 @@ def campaigns(
 
 
 def parameters_of(campaign: Campaign) -> dict[str, Values]:
-    """The parameters of every run that is ok, named as in `PARAMETERS`, by the run's folder."""
+    """The parameters of every run that is ok, named as in `PARAMETERS`, by `run_id`."""
     runs = {run.partition("/")[0] for run in campaign.runs["run"]}  # periods of a cross-over too
-    found = {}
-    for path in sorted(campaign.path.iterdir()):
-        document = read_document(path) if (path / "run.json").is_file() else {}
-        if document.get("run_id") in runs:
-            found[document["run_id"]] = _as_asked(document["experiment"])
-    return found
+    return {
+        document["run_id"]: _as_asked(document["experiment"])
+        for document in documents(campaign.path)
+        if document["run_id"] in runs
+    }
 
 
 def narrowed(campaign: Campaign, given: Mapping[str, Any]) -> Campaign:

@@ -20,7 +20,7 @@ from repro.claims import Verdict, evaluate
 from repro.claims.comparison import compare, measured, most_alike
 from repro.claims.registry import REPORT
 from repro.dataset import Campaign
-from repro.dataset.run import documents
+from repro.dataset.stored import documents
 from repro.report.notebook import project
 from repro.report.tables.itl_tails import clearest_first
 from repro.theory.cpython_rule import FULL
