@@ -47,6 +47,7 @@ DECIDED_BY = {
     "no-configuration": ("h100", ""),
     "patch-is-release": ("h100", ""),
     "uni-unchanged": ("h100-controls", ""),
+    "costs-nothing": ("h200-low-load cpu-low-load", ""),
     "rule-predicts": ("cpu-trigger", "trigger_map"),
     "little-is-left": ("cpu-crossover", ""),
     "beyond-freeze": ("cpu-policies", "policies_compared"),
@@ -58,7 +59,7 @@ DECIDED_BY = {
 
 RATIOS = {
     *("p99-falls", "capture-time", "capture-memory", "memory-minimal", "patch-is-release"),
-    *("uni-unchanged", "beyond-freeze", "better-policy", "whole-steps"),
+    *("uni-unchanged", "costs-nothing", "beyond-freeze", "better-policy", "whole-steps"),
 }
 """Claims about a ratio with an interval; of the others the verdict is compared."""
 

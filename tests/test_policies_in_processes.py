@@ -197,6 +197,22 @@ def steps_of(role: str, monkeypatch: pytest.MonkeyPatch, name: str) -> Callable[
     return lambda: core.model_executor.execute_model("step")
 
 
+@pytest.mark.parametrize(("name", "yields"), [("between-steps", True), ("periodic-freeze", False)])
+def test_only_a_collection_at_every_message_lets_other_tasks_go_first(
+    name: str, yields: bool, monkeypatch: pytest.MonkeyPatch, calls: list[str]
+) -> None:
+    """Else the policy would be one of the output handler too, whose yields shorten P99."""
+    vllm = front_end(monkeypatch, calls)
+    engine_frontend_hooks.apply(STOCK, policy.serving(name), role="frontend")
+
+    async def beside_another_task() -> None:
+        asyncio.get_running_loop().call_soon(calls.append, "soon")
+        await vllm.AsyncMPClient().get_output_async()
+
+    asyncio.run(beside_another_task())
+    assert ("soon" in calls[: calls.index("wait")]) is yields
+
+
 @pytest.mark.parametrize("role", ["worker", "engine", "frontend"])
 @pytest.mark.parametrize(
     ("name", "act"), [("periodic-freeze", "freeze"), ("periodic-collect", "collect")]

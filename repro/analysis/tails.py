@@ -17,6 +17,7 @@ from repro.stats.bootstrap import (
     weighted_quantiles,
 )
 from repro.stats.estimate import Estimate, supported, unsupported
+from repro.stats.ratios import ratio_of_pairs
 
 Metric = Literal["itl", "ttft", "end_to_end", "step_interval"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -180,6 +181,31 @@ def effect(
     # Different seeds make the two arms independent.
     ratios = _replicates(treated, (quantile,), 0) / _replicates(baseline, (quantile,), 1)
     return supported(ratio, *interval(ratios)[:, 0], needs=needs, steps=steps)
+
+
+def paired_effect(
+    campaign: Campaign, baseline_arm: str, treated_arm: str, quantile: float = 0.5
+) -> Estimate:
+    """The same ratio for ITL in neighbouring periods of cross-overs: a drift hits both of a pair.
+
+    Returns
+    -------
+    Estimate
+        Of the mean over pairs, in logarithms; `steps` and `needs` count pairs of periods.
+    """
+    runs = campaign.runs[campaign.runs["arm"].isin([baseline_arm, treated_arm])]
+    rows = sample(campaign)
+    found = {
+        run: _quantiles(of_run, (quantile,))[0]
+        for run, of_run in rows[rows["run"].isin(runs["run"])].groupby("run", observed=True)
+    }
+    engine_period = runs["run"].str.rpartition("/")
+    pair = engine_period[0] + "/" + (engine_period[2].astype(int) // 2).astype(str)
+    table = runs.assign(pair=pair, value=runs["run"].map(found)).pivot_table(
+        index="pair", columns="arm", values="value", observed=True
+    )
+    both = table.reindex(columns=[baseline_arm, treated_arm]).dropna()
+    return ratio_of_pairs(both[baseline_arm], both[treated_arm])
 
 
 def _rows_of_arm(campaign: Campaign, rows: pd.DataFrame, arm: str) -> pd.DataFrame:

@@ -247,5 +247,8 @@ def check_gpu_memory(used_before: list[int]) -> None:
         if all(mib <= GPU_SLACK_MIB for mib in extra):
             return
         if time.monotonic() > deadline:
-            raise RunFailed(f"GPU memory still held after the run: {max(extra)} MiB")
+            raise RunFailed(
+                f"GPU memory still held after the run: {max(extra)} MiB more than before, by a "
+                "process left over or by another program: see nvidia-smi, then measure it again"
+            )
         time.sleep(1)

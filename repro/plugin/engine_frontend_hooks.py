@@ -118,7 +118,8 @@ def act_in_front_end(moments: Moments) -> None:
 
     @functools.wraps(get_async)
     async def get_output_async(client: Any) -> Any:
-        await asyncio.sleep(0)  # whoever has a token waiting takes it first
+        if moments.between_steps:  # at every message: whoever has a token waiting takes it first
+            await asyncio.sleep(0)
         act()
         return await get_async(client)
 
