@@ -221,6 +221,11 @@ def test_stock_looks_like_the_policy_that_does_the_same() -> None:
     assert colour_of(campaign, "0.22.1 stock") == style.POLICY_COLOUR["no-freeze"]
 
 
+def test_the_map_of_loads_leaves_cross_overs_out() -> None:
+    with pytest.raises(NotApplicable, match="the heap of a cross-over has two policies"):
+        FIGURES["trigger_map"](dataset.load(DATA / "cpu-low-load"))
+
+
 def test_the_index_names_every_published_figure_and_no_other() -> None:
     root = DATA.parent / "figures"
     files = {(path.parent.name, path.stem) for path in root.rglob("*.*") if path.parent != root}

@@ -40,6 +40,8 @@ def trigger_map(campaign: Campaign) -> Figure:
     Requests of another kind, such as with log probabilities, have their own marks. Needs one
     policy measured at three loads or more.
     """
+    if campaign.runs["switch_s"].any():
+        raise NotApplicable("the heap of a cross-over has two policies")
     found = collections_by_load(campaign)
     found = found[found["policy"].isin(["no-freeze", "freeze", "stock"])]
     usual = found[found["unusual"] == ""]
