@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 from builders import run, steady, table
 
 from repro.dataset import DatasetError, load
-from repro.dataset.pack import pack
+from repro.dataset.pack import main, pack
 from repro.dataset.schema import TABLES
 from repro.dataset.stored import RUNS
 from repro.experiment.campaign import CampaignError, run_campaign
@@ -70,6 +71,23 @@ def test_a_run_that_comes_twice_is_refused(measured: Path, packed: Path) -> None
     with pytest.raises(DatasetError, match="'a' occurs in more than one run"):
         pack([packed, measured], packed)
     assert (packed / RUNS).read_bytes() == before
+
+
+def test_a_source_without_runs_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="empty: has no finished run"):
+        pack([tmp_path / "empty"], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_packs_and_refuses_in_one_line(
+    measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    into = measured.parent / "new"
+    monkeypatch.setattr(sys, "argv", ["pack", str(measured), str(into)])
+    main()
+    assert capsys.readouterr().out == f"{into}\n"
+    with pytest.raises(SystemExit, match=r"^pack: .*holds runs; name it among the campaigns"):
+        main()
 
 
 def test_run_directories_are_not_packed_over(measured: Path) -> None:

@@ -71,6 +71,13 @@ def test_through_http_no_gap_stands_without_the_time_of_the_answer(tmp_path: Pat
     (row,) = side_by_side(load(tmp_path)).to_dict("records")
     assert row["TTFT P50 (s)"] == "0.200 (0.200 to 0.200)"
     assert row["end to end P99 (s)"] == "0.500 (0.500 to 0.500)"
+    slower = tables["requests"] | {"ttft_ns": [700 * MS] * len(ends)}
+    run(tmp_path, "stock", tables, experiment__client="serve", experiment__policy="stock")
+    slow = tables | {"requests": slower}
+    run(tmp_path, "slow", slow, experiment__client="serve", experiment__policy="rare-full")
+    compared = over_baseline(load(tmp_path)).set_index("arm").loc["rare-full"]
+    assert compared["TTFT P50"] == "×3.50 (3.50 to 3.50)"
+    assert compared["end to end P99"] == "×2.00 (2.00 to 2.00)"
 
 
 def test_each_arm_is_compared_with_the_plain_one_of_its_load(tmp_path: Path) -> None:

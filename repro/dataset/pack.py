@@ -5,6 +5,7 @@ Small files of a run cost a disk block each and a Parquet head; packed, `data/` 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -29,9 +30,13 @@ def pack(sources: Sequence[str | Path], into: str | Path) -> Path:
     Raises
     ------
     DatasetError
-        If `into` has runs and is no source, if it has run directories, or if a run comes twice.
+        If a source has no runs, if `into` has runs and is no source or has run directories, or if a
+        run comes twice.
     """
     folder = Path(into)
+    for source in map(Path, sources):
+        if not stored.is_campaign(source):
+            raise DatasetError(f"{source}: has no finished run; name a campaign, as runs/mine")
     if stored.is_campaign(folder) and folder.resolve() not in {Path(s).resolve() for s in sources}:
         raise DatasetError(f"{folder}: holds runs; name it among the campaigns to add to them")
     if stored.is_campaign(folder) and not stored.is_packed(folder):
@@ -59,5 +64,17 @@ def _joined(name: str, found: list[stored.Run]) -> pa.Table:
     return whole.add_column(0, stored.RUN, pa.array(owner, pa.string()))
 
 
+def main() -> None:
+    """Pack the campaigns named on the command line."""
+    parser = argparse.ArgumentParser(description="Store the runs of campaigns as one, packed.")
+    parser.add_argument("campaigns", nargs="+", help="folders of run directories, or packed ones")
+    parser.add_argument("into", help="packed folder; also among the campaigns, it grows")
+    asked = parser.parse_args()
+    try:
+        print(pack(asked.campaigns, asked.into))
+    except DatasetError as error:
+        sys.exit(f"pack: {error}")
+
+
 if __name__ == "__main__":
-    print(pack(sys.argv[1:-1], sys.argv[-1]))
+    main()

@@ -47,6 +47,7 @@ def over_baseline(campaign: Campaign) -> pd.DataFrame:
         found = {f"{name} ITL": effect(campaign, base, arm, q) for q, name in GAPS.items()}
         if arms.loc[arm, "client"] == "serve":
             found["TTFT P50"] = effect(campaign, base, arm, 0.5, "ttft")
+            found["end to end P99"] = effect(campaign, base, arm, 0.99, "end_to_end")
         found["tokens/s"] = ratio_of_runs(rates[base], rates[arm])
         said = {name: fmt.ratio(r) if r.supported else "–" for name, r in found.items()}
         rows.append({"arm": arm, "over": base, **said})
