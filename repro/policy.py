@@ -192,7 +192,8 @@ SERVING = _by_name(
     ),
     ServingPolicy(
         "between-steps",
-        "freeze, then collect only while others compute or nothing is left to do",
+        "freeze, then collect only while others compute or nothing is left to do; the API server "
+        "yields before, at every message",
         freeze=True,
         automatic=False,
         between_steps=True,

@@ -26,12 +26,13 @@ def served(
     quiet_ns: int = LENGTH,
     held_ns: int = 2 * SECOND,
     collecting_ns: int = 0,
+    rate: float = 0.0,
     **changes: Any,
 ) -> Path:
     """A run through HTTP with a token every 10 ms, but for one silence.
 
     The engine decodes on for the first second of it. The event loop is held from its start, and
-    from there the front end collects.
+    from there the front end collects. With a `rate` its steps have tokens in proportion to it.
     """
     before, after = np.arange(START, QUIET + 1, 10 * MS), np.arange(QUIET + quiet_ns, END, 10 * MS)
     t_ns = np.concatenate([before, after])
@@ -43,7 +44,7 @@ def served(
             "start_ns": steps,
             "duration_ns": 10 * MS,
             "step": np.arange(len(steps)),
-            "tokens": 8,
+            "tokens": round(1e6 * rate / len(steps)) or 8,
         },
         "holds": {
             "start_ns": [START, QUIET],
@@ -133,12 +134,12 @@ def test_whole_steps_against_chunks(
     quiet_ns: int, tokens_per_s: float, expected: str, tmp_path: Path
 ) -> None:
     for replicate, rate in enumerate((100.0, 101.0)):
-        served(tmp_path / "c", f"a{replicate}", summary__tokens_per_s=rate)
+        served(tmp_path / "c", f"a{replicate}", rate=rate)
         served(
             tmp_path / "c",
             f"b{replicate}",
             quiet_ns=quiet_ns,
-            summary__tokens_per_s=tokens_per_s + replicate,
+            rate=tokens_per_s + replicate,
             experiment__output_chunk=4096,
         )
     row = verdict("whole-steps", tmp_path / "c")
@@ -148,12 +149,12 @@ def test_whole_steps_against_chunks(
 
 
 def test_a_handler_that_yields_is_neither_whole_steps_nor_their_base(tmp_path: Path) -> None:
-    yields = {"experiment__output_yield_ms": 20.0, "summary__tokens_per_s": 900.0}
+    yields = {"experiment__output_yield_ms": 20.0, "rate": 900.0}
     for replicate in range(2):
-        served(tmp_path / "c", f"a{replicate}", summary__tokens_per_s=100.0 + replicate)
+        served(tmp_path / "c", f"a{replicate}", rate=100.0 + replicate)
         served(tmp_path / "c", f"b{replicate}", **yields)
         whole = {"quiet_ns": 10 * MS, "experiment__output_chunk": 4096}
-        served(tmp_path / "c", f"c{replicate}", summary__tokens_per_s=150.0 + replicate, **whole)
+        served(tmp_path / "c", f"c{replicate}", rate=150.0 + replicate, **whole)
         served(tmp_path / "c", f"d{replicate}", **whole | yields)
     number = verdict("whole-steps", tmp_path / "c")["number"]
     assert number.startswith("tokens/s ×1.50")

@@ -8,6 +8,7 @@ from typing import Any
 
 from repro import fmt
 from repro.analysis.arms import Pair, pairs, repeated
+from repro.analysis.gc_cost import full_collections
 from repro.analysis.tails import Metric, effect
 from repro.claims.registry import claim
 from repro.claims.verdict import SAME_TAIL, Outcome, Verdict, outcome, sample_of, too_few
@@ -33,16 +34,23 @@ CRITERION = (
     "p99-falls",
     "The freeze drastically reduces P99 ITL in some cases.",
     criterion=CRITERION,
-    needs="runs with and without the freeze, the worker in a process of its own (`mp`)",
+    needs="runs with and without the freeze, the worker in a process of its own (`mp`), and a full "
+    "collection without it",
     some=True,
     over_all=FALLS,
 )
 def p99_falls(campaign: Campaign) -> list[Outcome]:
-    """The ratio of P99 ITL with and without the freeze, the worker in a process of its own."""
+    """The ratio of P99 ITL with and without the freeze, the worker in a process of its own.
+
+    Loads without full collections are those of `low_load`: there the freeze has nothing to remove.
+    """
+    full = full_collections(campaign)
+    stopped = set(full.loc[full["role"] == "worker", "arm"])
     return [
         _p99_ratio(campaign, pair)
         for pair in pairs(campaign)
-        if _one(campaign, pair, "executor") != "uni"
+        if pair.baseline in stopped
+        and _one(campaign, pair, "executor") != "uni"
         and _one(campaign, pair, "data_parallel_size") == 1
     ]
 

@@ -18,6 +18,7 @@ from repro.dataset import stored
 from repro.dataset.crossover import Tables, expanded
 from repro.dataset.run import DatasetError, pick
 from repro.dataset.schema import TABLES
+from repro.dataset.served_tokens import counted
 from repro.dataset.stored import is_campaign
 from repro.experiment.config import Experiment
 from repro.experiment.fields import about, parameters
@@ -90,7 +91,8 @@ class Campaign:
         The campaign's directory.
     runs : pandas.DataFrame
         One row per run that is ok: `RUN_COLUMNS` (`wall_s` is NaN where older runs lack it,
-        `answer_tokens` the mean of the lengths asked for, `others_before` and `others_during` the
+        `answer_tokens` the mean of the lengths asked for, tokens through HTTP as
+        `served_tokens.counted` has them, `others_before` and `others_during` the
         share of the cores that other programs used, NaN where older runs lack it), and
         `machine` (GPU or, without one, CPU),
         `runner` (the module of the worker's model runner, empty where not recorded),
@@ -135,6 +137,7 @@ def load(path: str | Path) -> Campaign:
         [_machine_used(run.document) for run in ok],
         [{name: run.table(name) for name in TABLES} for run in ok],
     )
+    measured = [counted(*run) for run in zip(measured, tables, strict=True)]
     failed = [run.document for run in found if run.document["status"] == "failed"]
     runs = _runs(measured)
     return Campaign(
