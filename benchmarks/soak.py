@@ -188,7 +188,7 @@ def drifts_little(relative: tuple[float, float, float]) -> bool:
 
 
 def client_arrays(campaign: Campaign) -> int:
-    """Bytes of `repro.experiment.clients.closed_loop.Arrivals` that the measured window added."""
+    """Bytes of `repro.experiment.clients.closed_loop.Ledger` that the measured window added."""
     gaps = len(in_window(campaign, campaign.itl)) * 3
     requests = len(in_window(campaign, campaign.requests)) * 8
     return 8 * (gaps + requests)

@@ -22,22 +22,12 @@ from repro.server import environment
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line of the report.
+    """One line of the report."""
 
-    Attributes
-    ----------
-    what, found : str
-        What was looked at, and what is there.
-    remedy : str
-        What to do if it does not suffice; empty if it does.
-    blocks : bool
-        Whether nothing can be measured without the remedy.
-    """
-
-    what: str
-    found: str
-    remedy: str = ""
-    blocks: bool = False
+    what: str  # was looked at
+    found: str  # what is there
+    remedy: str = ""  # what to do if that does not suffice
+    blocks: bool = False  # whether nothing can be measured without the remedy
 
     def __str__(self) -> str:
         mark = "no " if self.blocks else "?  " if self.remedy else "ok "
@@ -94,16 +84,11 @@ def installed_vllm() -> Path:
 
 
 def missing_hooks(root: Path, version: str) -> list[HookPoint]:
-    """Hook points that this version's sources lack, of those it had or newer ones should have.
-
-    `root` is vLLM's package folder, installed or unpacked.
-    """
+    """Hook points that vLLM's package folder `root` lacks, of those its version should have."""
     return [
         point
         for point in HOOK_POINTS
-        if release(point.first) <= release(version)
-        and (point.last == READ[1] or release(version) <= release(point.last))
-        and not has_hook(root, point)
+        if release(point.first) <= release(version) and not has_hook(root, point)
     ]
 
 

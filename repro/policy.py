@@ -21,40 +21,24 @@ class UnknownPolicy(ValueError):
 
 @dataclass(frozen=True)
 class ServingPolicy:
-    """Settings of heap and collector of a process once it is warm.
-
-    Attributes
-    ----------
-    name, summary : str
-        As used in files and tables, and in one line for people.
-    freeze : bool or None
-        True: collect 0, 1, 2, then `gc.freeze()`; a worker thaws first thing at shutdown.
-        False: never freeze, whatever the installed vLLM does. None: leave vLLM as it is.
-    thresholds : tuple of int or None
-        In place of Python's own, as by `gc.set_threshold()`; None keeps Python's.
-    automatic : bool
-        False: `gc.disable()`, no collection by itself.
-    freeze_again : bool
-        Freeze what each later full collection leaves alive, so that the next one sees little.
-    between_steps : bool
-        Collect at chosen moments instead of inside whatever allocates: young generations, when
-        they are due, as soon as others compute the step; all of them when no request waits. A
-        loop that is never idle never has that second moment.
-    freeze_every_s, collect_every_s : float
-        At the first such moment after so many seconds: freeze what is alive, or make a full
-        collection; 0: never.
-    colour : str
-        In figures.
-    """
+    """Settings of heap and collector of a process once it is warm."""
 
     name: str
-    summary: str
+    summary: str  # for people, in one line
     _: KW_ONLY
+    # True: collect 0, 1, 2, then `gc.freeze()`; a worker thaws first thing at shutdown. False:
+    # never freeze, whatever the installed vLLM does. None: leave vLLM as it is.
     freeze: bool | None
+    # None keeps Python's own.
     thresholds: tuple[int | None, int | None, int | None] = (None, None, None)
-    automatic: bool = True
-    freeze_again: bool = False
+    automatic: bool = True  # False: `gc.disable()`
+    freeze_again: bool = False  # what each later full collection leaves alive
+    # Collect at chosen moments instead of inside whatever allocates: young generations, when they
+    # are due, as soon as others compute the step; all of them when no request waits. A loop that is
+    # never idle never has that second moment.
     between_steps: bool = False
+    # At the first such moment after so many seconds: freeze what is alive, or make a full
+    # collection; 0: never.
     freeze_every_s: float = 0.0
     collect_every_s: float = 0.0
     colour: str = NO_COLOUR
@@ -93,27 +77,15 @@ class ServingPolicy:
 
 @dataclass(frozen=True)
 class CapturePolicy:
-    """Settings of a worker's collector while it captures CUDA graphs.
-
-    Attributes
-    ----------
-    name, summary : str
-        As used in files and tables, and in one line for people.
-    leave : bool
-        Leave the installed vLLM as it is; the other fields then mean nothing.
-    freeze, disable : bool
-        Freeze the heap, switch automatic collection off, for the time of the capture.
-    collect_per_graph : bool
-        Have `torch.cuda.graph` run a full collection before each graph.
-    """
+    """Settings of a worker's collector while it captures CUDA graphs."""
 
     name: str
     summary: str
     _: KW_ONLY
-    leave: bool = False
-    freeze: bool = False
-    disable: bool = False
-    collect_per_graph: bool = False
+    leave: bool = False  # the installed vLLM as it is; the other fields then mean nothing
+    freeze: bool = False  # the heap, for the time of the capture
+    disable: bool = False  # automatic collection, likewise
+    collect_per_graph: bool = False  # a full one, by `torch.cuda.graph`
 
 
 ALTERNATE = "alternate"

@@ -177,11 +177,11 @@ def test_both_policies_come_equally_often_and_as_early_and_the_heap_is_left_froz
     assert engine.calls[-1] is True
     mirrored = [True, False, False, True]
     assert engine.calls == mirrored * 3
-    names = [name for name, *_ in loop.ledger.arrivals.periods]
+    names = [name for name, *_ in loop.ledger.periods]
     assert [name == "freeze" for name in names] == engine.calls
     assert engine.counted == ["window-start", "window-end"] * 12
-    starts = [start for _, start, _ in loop.ledger.arrivals.periods]
-    ends = [end for *_, end in loop.ledger.arrivals.periods]
+    starts = [start for _, start, _ in loop.ledger.periods]
+    ends = [end for *_, end in loop.ledger.periods]
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
 
 

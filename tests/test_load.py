@@ -60,11 +60,9 @@ def test_tokens_that_share_a_gap_are_one_row_and_lost_is_none() -> None:
     assert book.note([(0, 1, False), (1, 1, False)], 1000) == (2, [])
     assert book.note([(0, 1, False), (1, 1, True), (2, 1, False)], 1500) == (3, [1])
     assert book.note([(0, 1, True), (2, 0, False)], 1700) == (1, [0])
-    arrivals = book.arrivals
-    gaps = zip(arrivals.itl_t, arrivals.itl_gap, arrivals.itl_count, strict=True)
-    assert list(gaps) == [(1500, 500, 2), (1700, 200, 1)]
-    assert list(arrivals.request_tokens) == [2, 3]
-    assert list(arrivals.request_decode) == [500, 700]
+    assert list(zip(*book.itl.values(), strict=True)) == [(1500, 500, 2), (1700, 200, 1)]
+    assert list(book.requests["tokens"]) == [2, 3]
+    assert list(book.requests["decode_ns"]) == [500, 700]
 
 
 @pytest.mark.parametrize(

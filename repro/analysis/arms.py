@@ -25,40 +25,21 @@ POLICY_ORDER = ["no-freeze", *(name for name in policy.SERVING if name != "no-fr
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """Runs of one policy under one setting.
+    """Runs of one policy under one setting."""
 
-    Attributes
-    ----------
-    label : str
-        As in the column `arm`. For display and as a key, never to be taken apart.
-    policy : str
-        Of the worker.
-    setting : str
-        What else differs within the campaign; often empty.
-    runs : tuple of str
-    """
-
-    label: str
-    policy: str
-    setting: str
+    label: str  # for display and as a key, never to be taken apart
+    policy: str  # of the worker
+    setting: str  # what else differs within the campaign; often empty
     runs: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two arms to compare, such as two that differ only in whether the worker's heap is frozen.
+    """Two arms to compare, such as two that differ only in whether the worker's heap is frozen."""
 
-    Attributes
-    ----------
-    baseline, treated : str
-        Labels of the arms: of `pairs`, those whose workers are not frozen, and are.
-    setting : str
-        Common to both arms; often empty.
-    """
-
-    baseline: str
+    baseline: str  # labels of the arms: of `pairs`, whose workers are not frozen, and are
     treated: str
-    setting: str = ""
+    setting: str = ""  # common to both arms; often empty
 
 
 def arms(campaign: Campaign) -> list[Arm]:
@@ -148,10 +129,7 @@ def freezes(campaign: Campaign, arm: str) -> str:
 
 
 def is_frozen(census: pd.DataFrame) -> pd.Series:
-    """Whether most of each counted heap is frozen.
-
-    A majority is required because CPython 3.12 freezes a few hundred objects of its own at start.
-    """
+    """Whether most of each heap is frozen: CPython 3.12 itself freezes a few hundred objects."""
     frozen: pd.Series = census["frozen"] > census["tracked"]
     return frozen
 

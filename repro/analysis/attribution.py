@@ -153,10 +153,7 @@ def _explained(
 
 
 def _trains(pauses: pd.DataFrame, at_least: float) -> tuple[pd.DataFrame, list[Spans]]:
-    """The causes of one run, `unexplained` last, and the pauses of each but the last.
-
-    Pauses shorter than `at_least` are left out: they can explain no gap.
-    """
+    """The causes of one run, `unexplained` last, and of others the pauses `at_least` so long."""
     causes, trains = [], []
     for cause, group in pauses.sort_values("start_ns").groupby(CAUSE):
         causes.append(cause)

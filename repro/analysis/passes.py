@@ -20,44 +20,21 @@ BURST = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """The collections of one process of one run, counted in its own steps.
+    """The collections of one process of one run, counted in its own steps."""
 
-    Attributes
-    ----------
-    thresholds : tuple of int
-        In force before load.
-    per_step : float
-        Collections of all generations a step, in the measured window.
-    steps : int
-        Lived through, ramp included.
-    full : ndarray of int, shape (n,)
-        Steps entered when each full collection began.
-    before_first : int
-        Generation-1 passes before the first of them.
-    quiet : float
-        Steps of the ramp beyond those that its passes account for: too few requests, no pass.
-    held : float
-        Containers allocated and not yet freed at a generation-1 pass; NaN where not recorded.
-    place : dict of str to float
-        Which pass of its step a generation-1 pass is, from 1, on average before the first full
-        collection and between full ones: it also meets what those before it moved up. Where a
-        whole number of passes comes a step, it is the same until a full one shifts it.
-    tokens : float
-        Of the median step in the window.
-    alike : bool
-        Whether steps of the window hold about as much as one another.
-    """
-
-    thresholds: tuple[int, int, int]
-    per_step: float
-    steps: int
-    full: npt.NDArray[np.int64]
-    before_first: int
-    quiet: float
-    held: float
+    thresholds: tuple[int, int, int]  # in force before load
+    per_step: float  # collections of all generations a step, in the measured window
+    steps: int  # lived through, ramp included
+    full: npt.NDArray[np.int64]  # (n,) steps entered when each full collection began
+    before_first: int  # generation-1 passes before the first of them
+    quiet: float  # steps of the ramp beyond those that its passes account for: too few requests
+    held: float  # allocated and not yet freed at a generation-1 pass; NaN where not recorded
+    # Which pass of its step a generation-1 pass is, from 1, on average before the first full
+    # collection and between full ones: it also meets what those before it moved up. Where a whole
+    # number of passes comes a step, it is the same until a full one shifts it.
     place: dict[str, float]
-    tokens: float
-    alike: bool
+    tokens: float  # of the median step in the window
+    alike: bool  # whether steps of the window hold about as much as one another
 
     @property
     def older_per_step(self) -> float:

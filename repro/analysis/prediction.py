@@ -48,12 +48,9 @@ UNITS = {
     "stalled steps per burst": "steps",
     "burst": "s",
 }
-"""Quantity -> its unit."""
-
 
 BOUNDS = {"value": "predicted", "low": "predicted_low", "high": "predicted_high"}
 COMPARED = ["quantity", "unit", "measured", "low", "high", "steps", *BOUNDS.values(), "inside"]
-"""Columns of `_compared`."""
 
 
 def quantities(steps: Steps, number: int, tokens: float, *, length: int = LENGTH) -> pd.DataFrame:
@@ -87,10 +84,7 @@ def quantities(steps: Steps, number: int, tokens: float, *, length: int = LENGTH
 
 
 def register(basis: Basis, number: int, path: Path) -> Path:
-    """Write a prediction to be held against a later measurement, as JSON.
-
-    Twice: on the ordinary steps of one rank, and on those of the widest frozen group measured.
-    """
+    """Write a prediction as JSON: on the ordinary steps of one rank, and of the widest frozen."""
     widest = basis.groups.loc[basis.groups["policy"] == "freeze", "ranks"].max()
     widths = {"one rank": None} | ({f"{widest} ranks, frozen": widest} if widest > 1 else {})
     rows = [
@@ -253,10 +247,7 @@ def requests(basis: Basis) -> pd.DataFrame:
 
 
 def width(basis: Basis, offsets: tuple[Integers, ...] = ()) -> tuple[int | None, int | None]:
-    """Ranks from which P99 falls below `FALLS`, as predicted: more likely than not, and surely.
-
-    Without `offsets`, as in `Steps`, those of the measured groups.
-    """
+    """Ranks from which P99 likely, and surely, falls below `FALLS`; `offsets` else as measured."""
     frozen, without = basis.steps["freeze"], basis.in_a_group("no-freeze")
     without = replace(without, offsets=offsets or without.offsets)
 

@@ -28,24 +28,12 @@ by design: the runs are compared, never pooled."""
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Basis:
-    """One rank with and without the freeze, in all else alike.
-
-    Attributes
-    ----------
-    campaign : Campaign
-    pair : Pair
-        The two arms.
-    steps : dict of str to Steps
-        Policy (`no-freeze`, `freeze`) -> its steps.
-    concurrency : int
-        Requests in flight on the rank.
-    runs : tuple of str
-    """
+    """One rank with and without the freeze, in all else alike."""
 
     campaign: Campaign
-    pair: Pair
-    steps: dict[str, Steps]
-    concurrency: int
+    pair: Pair  # the two arms
+    steps: dict[str, Steps]  # by policy, `no-freeze` and `freeze`
+    concurrency: int  # requests in flight on the rank
     runs: tuple[str, ...]
 
     @property

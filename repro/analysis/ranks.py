@@ -344,10 +344,7 @@ def _distances(ordinals: list[Integers]) -> Integers:
 def _shown(
     ranks: list[_Rank], rng: np.random.Generator | None = None, window: tuple[int, int] = (0, 0)
 ) -> list[float]:
-    """Part of one rank's pauses that shows in each other rank's step.
-
-    With `rng`: in the steps at random times of the window instead.
-    """
+    """Part of one rank's pauses that shows in each other rank's step; with `rng`, at any time."""
     found: list[float] = []
     for paused, other in itertools.permutations(ranks, 2):
         if len(other.entries) < 2:

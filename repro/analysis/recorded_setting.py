@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from repro import policy
-from repro.analysis.arms import freezes, labels
+from repro.analysis.arms import labels
+from repro.analysis.ranks import policy_of
 from repro.analysis.tails import step_intervals
 from repro.analysis.trigger import kept_a_request
 from repro.dataset import Campaign, in_window, subset
@@ -55,7 +56,7 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
         python=row["python"],
         vllm=row["vllm"],
         device="cpu" if row["gpu_name"] is None else "cuda",
-        policy=row["policy"] if row["policy"] != "stock" else _in_effect(one, row["arm"]),
+        policy=row["policy"] if row["policy"] != "stock" else policy_of(one, row["arm"]),
         output_tokens=row["answer_tokens"],  # no answer ends before its length asked for
         kept=kept_a_request(one),
         step_ms=float(steps["interval_ns"].median()) / 1e6,
@@ -64,8 +65,3 @@ def setting_of(campaign: Campaign, run: str) -> Setting:
             for process in ("engine", "frontend")
         ),
     )
-
-
-def _in_effect(campaign: Campaign, arm: str) -> str:
-    """Policy of an untouched vLLM, as the census saw it."""
-    return "freeze" if freezes(campaign, arm) == "yes" else "no-freeze"

@@ -49,8 +49,6 @@ BLOCK_TOKENS = 16
 SAME_STEP = ["comparable", "model", "load", "role"]
 """Columns in which processes that hold equally many containers per step agree."""
 
-SEEN = ["tracked", "frozen"]
-
 COLUMNS = [
     *("run", "arm", "role", "rank", "event", "held_from", "promoted"),
     *("predicted_steps", "observed_steps", "collections", "ratio", "verdict"),
@@ -114,7 +112,9 @@ def _heaps(campaign: Campaign) -> pd.DataFrame:
     heap = census.merge(campaign.runs[about], on="run")
     key = ["run", "role", "rank", "pid"]
     for point, suffix in (("window-end", "_end"), ("shutdown", "_idle")):
-        counted = campaign.census.loc[campaign.census["point"] == point, [*key, *SEEN]]
+        counted = campaign.census.loc[
+            campaign.census["point"] == point, [*key, "tracked", "frozen"]
+        ]
         heap = heap.merge(counted, on=key, how="left", suffixes=("", suffix))
     # The first steps free lists that warm-up has left, on the CPU backend one for each of
     # `max_num_seqs`. Before load they are still there, so that the heap without requests is the
@@ -135,10 +135,7 @@ def _heaps(campaign: Campaign) -> pd.DataFrame:
 
 
 def _ended_under_load(heap: pd.DataFrame) -> pd.Series:
-    """Whether requests were in flight when a process was counted at its shutdown, as in some runs.
-
-    What they keep is then not told from what stays without them.
-    """
+    """Whether requests were in flight when a process was counted at its shutdown."""
     before, under_load, ended = (
         heap[f"tracked{suffix}"] + heap[f"frozen{suffix}"] for suffix in ("", "_end", "_idle")
     )
@@ -169,10 +166,7 @@ def _lifetimes(campaign: Campaign) -> dict[str, float]:
 
 
 def kept_a_request(campaign: Campaign) -> float:
-    """Objects that a worker has more for each request in flight, over all workers on average.
-
-    NaN where no worker was counted before and under load.
-    """
+    """Objects a worker has more for each request in flight, on average; NaN if not counted."""
     heap = _heaps(campaign)
     workers = heap[(heap["role"] == "worker") & heap["tracked_end"].notna()]
     return float((workers["grown"] / workers["concurrency"]).mean())

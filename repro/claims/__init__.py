@@ -35,22 +35,8 @@ CLAIMS = tuple(
 )
 """By module, then in the order of definition."""
 
-_WORST_FIRST = (
-    Verdict.CONTRADICTED,
-    Verdict.NO_EFFECT,
-    Verdict.UNDECIDED,
-    Verdict.REPRODUCED,
-    Verdict.PREDICTED,
-    Verdict.NOT_MEASURED,
-)
-_BEST_FIRST = (
-    Verdict.REPRODUCED,
-    Verdict.UNDECIDED,
-    Verdict.NO_EFFECT,
-    Verdict.CONTRADICTED,
-    Verdict.PREDICTED,
-    Verdict.NOT_MEASURED,
-)
+_WORST_FIRST = (Verdict.CONTRADICTED, Verdict.NO_EFFECT, Verdict.UNDECIDED, Verdict.REPRODUCED)
+_UNMEASURED = (Verdict.PREDICTED, Verdict.NOT_MEASURED)
 """Order in which an outcome decides. A case without a measurement decides only if all are such."""
 
 
@@ -79,7 +65,7 @@ def to_markdown(verdicts: pd.DataFrame) -> str:
 
 def decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, Any]:
     """The row of one claim in the table of `evaluate`."""
-    order = _BEST_FIRST if claim.some else _WORST_FIRST
+    order = [*(reversed(_WORST_FIRST) if claim.some else _WORST_FIRST), *_UNMEASURED]
     found = [(campaign, outcome) for campaign in campaigns for outcome in claim.test(campaign)]
     row: dict[str, Any] = {
         "id": claim.id,
@@ -95,7 +81,10 @@ def decide(claim: Claim, campaigns: Sequence[Campaign]) -> dict[str, Any]:
     }
     if not found:
         return row
-    named = [_with_campaign(outcome, campaign) for campaign, outcome in found]
+    named = [
+        replace(outcome, runs=tuple(f"{campaign.path.name}/{run}" for run in outcome.runs))
+        for campaign, outcome in found
+    ]
     decisive = min(named, key=lambda outcome: (order.index(outcome.verdict), _openness(outcome)))
     others = [outcome.verdict for outcome in named if outcome is not decisive]
     counted = [f"{others.count(verdict)} {verdict}" for verdict in order if verdict in others]
@@ -117,10 +106,6 @@ def _openness(outcome: Outcome) -> float:
     if outcome.verdict is not Verdict.UNDECIDED:
         return 0.0
     return ratio.high / ratio.low if ratio and ratio.low > 0 else math.inf
-
-
-def _with_campaign(outcome: Outcome, campaign: Campaign) -> Outcome:
-    return replace(outcome, runs=tuple(f"{campaign.path.name}/{run}" for run in outcome.runs))
 
 
 def _over_all(outcomes: Sequence[Outcome], open_case: Outcome, ranges: Ranges) -> Outcome:

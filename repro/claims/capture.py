@@ -70,7 +70,13 @@ def capture_takes_as_much_memory(campaign: Campaign) -> list[Outcome]:
         _as_much(on, frozen, f"memory {where}")
         for where, on, frozen in _on_and_frozen(counted[counted["memory_bytes"] > 0])
     ]
-    return found if found or left_out.empty else [_memory_kept(left_out)]
+    if found or left_out.empty:
+        return found
+    reason = (
+        "a repeated capture took less than the first of its process, because the driver keeps the "
+        "memory of discarded graphs: only first captures count, two of each policy"
+    )
+    return [not_measured(reason, _used(left_out))]
 
 
 @claim(
@@ -113,10 +119,7 @@ def no_collection_per_graph(campaign: Campaign) -> list[Outcome]:
 
 
 def _on_and_frozen(times: pd.DataFrame) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
-    """Comparable captures with the collector on and with the heap frozen, and their setting.
-
-    Start-up captures and repeated ones are kept apart.
-    """
+    """Comparable captures with the collector on and with the heap frozen, and their setting."""
     found = []
     times = times[times["kind"] == "capture"]
     for (_, _, *setting, again), alike in times.groupby([*CAPTURE_SETTING, "again"]):
@@ -170,14 +173,6 @@ def _upper_bound(on: pd.DataFrame) -> str:
         return ""
     shown = fmt.share(share.value, share.low, share.high)
     return f"; the collector takes {shown} of it with {BASELINE}: no policy can save more"
-
-
-def _memory_kept(again: pd.DataFrame) -> Outcome:
-    return not_measured(
-        "a repeated capture took less than the first of its process, because the driver keeps the "
-        "memory of discarded graphs: only first captures count, two of each policy",
-        _used(again),
-    )
 
 
 def _used(*captures: pd.DataFrame) -> tuple[str, ...]:

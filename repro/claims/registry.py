@@ -21,33 +21,16 @@ REGISTERED: list[Claim] = []
 
 @dataclass
 class Claim:
-    """One sentence of the report; a decorator of the test that decides it.
-
-    Attributes
-    ----------
-    id, sentence, source : str
-        A short name, the claim, and its origin.
-    criterion : str
-        When the claim counts as reproduced and when as contradicted, by the whole 95% interval.
-    needs : str
-        What must be measured for the test to decide.
-    some : bool
-        The claim says "in some cases": one case is enough. Otherwise it must hold in all.
-    over_all : Ranges, optional
-        Ranges for the mean over all cases, which decides where single cases leave it open.
-
-    test : callable
-        See `Test`; set where the claim decorates one.
-    """
+    """One sentence of the report; a decorator of the test that decides it."""
 
     id: str
     sentence: str
     _: KW_ONLY
-    criterion: str
-    needs: str
+    criterion: str  # when it is reproduced and when contradicted, by the whole 95% interval
+    needs: str  # what must be measured for the test to decide
     source: str = REPORT
-    some: bool = False
-    over_all: Ranges | None = None
+    some: bool = False  # "in some cases": one case is enough; otherwise it must hold in all
+    over_all: Ranges | None = None  # for the mean over all cases, where single cases leave it open
     test: Test = field(init=False)
 
     def __call__(self, test: Test) -> Test:

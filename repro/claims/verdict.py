@@ -39,49 +39,24 @@ Ranges = Mapping[Verdict, list[tuple[float, float]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Result of a claim's test on one campaign.
-
-    Attributes
-    ----------
-    verdict : Verdict
-    number : str
-        The measured number behind the verdict, with its interval where it has one.
-    reason : str
-        Why this number gives this verdict.
-    runs : tuple of str
-        The runs used.
-    detail : str
-        Qualifies the verdict: the range of "no effect", the runs that an undecided claim needs.
-    ratio : Estimate, optional
-        The number, where it is a ratio with an interval.
-    """
+    """Result of a claim's test on one campaign."""
 
     verdict: Verdict
-    number: str
-    reason: str
+    number: str  # the measured one behind the verdict, with its interval where it has one
+    reason: str  # why this number gives this verdict
     runs: tuple[str, ...]
-    detail: str = ""
-    ratio: Estimate | None = None
+    detail: str = ""  # the range of "no effect", the runs that an undecided claim needs
+    ratio: Estimate | None = None  # the number, where it is a ratio with an interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """The observations behind a ratio, and the cost of one more.
+    """The observations behind a ratio, and the cost of one more."""
 
-    Attributes
-    ----------
-    size : int
-        In the smaller arm.
-    minutes : float
-        Engine time of one; NaN if unknown.
-    unit, group : str
-        What one is, and what `size` counts them per.
-    """
-
-    size: int
-    minutes: float
-    unit: str = "run"
-    group: str = "arm"
+    size: int  # in the smaller arm
+    minutes: float  # engine time of one; NaN if unknown
+    unit: str = "run"  # what one is
+    group: str = "arm"  # what `size` counts them per
 
 
 def sample_of(campaign: Campaign, runs: tuple[str, ...]) -> Sample:

@@ -43,14 +43,9 @@ that vLLM leaves unfrozen would swamp the worker's."""
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One run: one policy, one engine, one load.
+    """One run: one policy, one engine, one load; `ConfigError` if a value is not allowed.
 
     The fields' order is that of an arm's label.
-
-    Raises
-    ------
-    ConfigError
-        If a value is not allowed.
     """
 
     policy: str = parameter("stock", "policy of the workers", choices=SERVING)

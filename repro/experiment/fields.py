@@ -24,29 +24,16 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """Everything about a parameter besides its name, its type and its default.
-
-    Attributes
-    ----------
-    help, unit : str
-        For people.
-    choices : tuple of str
-        The allowed names; empty: any. Arms like `freeze/stock` are checked name by name.
-    at_least, at_most : float, optional
-        Bounds, included.
-    label : str
-        Format of the value in the label of an arm; empty: never part of it.
-    load : bool
-        Whether it is part of a rank's work, whatever the number of ranks.
-    """
+    """Everything about a parameter besides its name, its type and its default."""
 
     help: str
     unit: str = ""
+    # The allowed names; empty: any. Arms like `freeze/stock` are checked name by name.
     choices: tuple[str, ...] = ()
-    at_least: float | None = None
+    at_least: float | None = None  # bounds, included
     at_most: float | None = None
-    label: str = ""
-    load: bool = False
+    label: str = ""  # format of the value in the label of an arm; empty: never part of it
+    load: bool = False  # whether it is part of a rank's work, whatever the number of ranks
 
 
 JsonObject = str

@@ -92,10 +92,7 @@ def grid(**asked: Any) -> list[Experiment]:
 
 
 def by_process(arm: str) -> dict[str, str]:
-    """The policy fields of an experiment from text like `freeze` or `freeze/stock/freeze-again`.
-
-    Raises `ConfigError` if it names more than three.
-    """
+    """The policy fields of `freeze` or `freeze/stock/freeze-again`; `ConfigError` beyond three."""
     names = arm.split("/")
     if len(names) > len(OF_PROCESS):
         raise ConfigError(

@@ -22,35 +22,19 @@ TTFT_TICK_NS, TPOT_TICK_NS = 1_000_000, 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The client's side of one run; what vLLM's processes recorded lies beside it.
+    """The client's side of one run; what vLLM's processes recorded lies beside it."""
 
-    Attributes
-    ----------
-    itl, requests : dict of arrays, each of shape (n,)
-        The tables of these names in `dataset.schema.TABLES`, ramp included; empty without load.
-    start_ns, end_ns : int
-        The measured window.
-    ramp_ns : int
-        From the first request to the window.
-    output_tokens : int
-        Tokens that reached the client in the window.
-    client_busy : float
-        CPU time of the busiest client process over wall time, in the window.
-    evidence : list of dict
-        What each worker says of its policy, see `repro.experiment.verify.policy_took_effect`.
-    periods : dict of arrays, each of shape (n_periods,), optional
-        The table of that name, of a cross-over.
-    """
-
+    # This and `requests` are the tables of these names in `dataset.schema.TABLES`, ramp included;
+    # empty without load.
     itl: Columns
     requests: Columns
-    start_ns: int
+    start_ns: int  # of the measured window
     end_ns: int
-    ramp_ns: int
-    output_tokens: int
-    client_busy: float
-    evidence: list[dict[str, Any]]
-    periods: Columns | None = None
+    ramp_ns: int  # from the first request to the window
+    output_tokens: int  # that reached the client in the window
+    client_busy: float  # CPU over wall time of the busiest client process, in the window
+    evidence: list[dict[str, Any]]  # what each worker says, see `verify.policy_took_effect`
+    periods: Columns | None = None  # the table of that name, of a cross-over
 
     def write(self, folder: Path, experiment: Experiment) -> None:
         """Write the client's tables and the window into the run's folder."""
@@ -58,6 +42,8 @@ class Measured:
         write_table(folder, "requests", self.requests)
         if self.periods is not None:
             write_table(folder, "periods", self.periods)
+        ended = self.requests.get("t_ns", np.array([]))
+        in_window = (ended >= self.start_ns) & (ended < self.end_ns)
         measured = {
             "window": {
                 "start_ns": self.start_ns,
@@ -67,7 +53,7 @@ class Measured:
             "summary": {
                 "output_tokens": self.output_tokens,
                 "tokens_per_s": self.output_tokens / ((self.end_ns - self.start_ns) / 1e9),
-                "requests_finished": self._finished(),
+                "requests_finished": int(np.count_nonzero(in_window)),
                 "client_busy": self.client_busy,
             },
             "policy": {
@@ -77,10 +63,6 @@ class Measured:
             },
         }
         (folder / RAW / MEASURED).write_text(json.dumps(measured))
-
-    def _finished(self) -> int:
-        time = self.requests.get("t_ns", np.array([]))
-        return int(np.count_nonzero((time >= self.start_ns) & (time < self.end_ns)))
 
 
 def requests_table(

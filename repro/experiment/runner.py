@@ -35,9 +35,9 @@ def main() -> None:
     threading.Thread(target=die_with_parent, daemon=True).start()
     try:
         experiment = Experiment.from_dict(request["experiment"])
-        folder, client = Path(request["folder"]), clients.named(experiment.client)
+        folder = Path(request["folder"])
         report("start", 0)
-        client.measure(experiment, folder, report).write(folder, experiment)
+        clients.measure(experiment, folder, report).write(folder, experiment)
         send(event="done")
     except Exception as error:
         import traceback

@@ -50,14 +50,9 @@ class Moments:
     """Actions of a policy at moments when nobody waits for this process.
 
     A period begins with the first such moment: then the process is warm.
-
-    Attributes
-    ----------
-    acted : int
-        Periods of this process that ended with the freeze or the collection of its policy.
     """
 
-    acted = 0
+    acted = 0  # periods of this process that ended with the freeze or the collection of its policy
 
     def __init__(self, serving: ServingPolicy) -> None:
         self.between_steps = serving.between_steps

@@ -17,23 +17,12 @@ from repro.releases import READ
 
 @dataclass(frozen=True)
 class HookPoint:
-    """One name in vLLM.
-
-    Attributes
-    ----------
-    module, name : str
-        `name` may be that of a class, a dot, and what the class has.
-    use : str
-        Why this package needs it.
-    first, last : str
-        Releases it was first and last seen in, of those in `repro.releases.READ`.
-    """
+    """One name in vLLM."""
 
     module: str
-    name: str
-    use: str
-    first: str = READ[0]
-    last: str = READ[1]
+    name: str  # may be that of a class, a dot, and what the class has
+    use: str  # why this package needs it
+    first: str = READ[0]  # release it was first seen in, of those in `READ`
 
 
 _CORE, _CLIENTS = "vllm.v1.engine.core", "vllm.v1.engine.core_client"

@@ -23,24 +23,15 @@ _KIND = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """One recorded process, as its file's header has it.
-
-    Attributes
-    ----------
-    opened_ns, launch_ns : int
-        When its recording began (monotonic clock) and when its launch did (time of day).
-    complete : bool
-        False once the recorder had to stop.
-    about : mapping
-        Facts as `repro.dataset.recording.ABOUT` lists them, each of which may be missing.
-    """
+    """One recorded process, as its file's header has it."""
 
     role: str
     rank: int
     pid: int
-    opened_ns: int
-    launch_ns: int
-    complete: bool
+    opened_ns: int  # monotonic clock, when its recording began
+    launch_ns: int  # time of day, when its launch did
+    complete: bool  # False once the recorder had to stop
+    # Facts as `repro.dataset.recording.ABOUT` lists them, each of which may be missing.
     about: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 

@@ -89,10 +89,7 @@ def parallel(vllm_config: Any) -> dict[str, Any]:
 
 
 def heap_state(counts: dict[str, Any]) -> dict[str, Any]:
-    """The collector's state out of `repro.plugin.recorder.count_heap`.
-
-    Frozen means most of the heap: CPython 3.12 freezes a few hundred objects of its own at start.
-    """
+    """The collector's state out of `count_heap`; a heap is frozen if most of it is."""
     return {
         "objects": counts["tracked"] + counts["frozen"],
         "frozen": counts["frozen"],

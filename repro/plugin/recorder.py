@@ -14,7 +14,6 @@ import contextlib
 import gc
 import itertools
 import json
-import logging
 import mmap
 import os
 import struct
@@ -27,6 +26,7 @@ from typing import Any
 
 from repro.plugin import process_facts
 from repro.plugin.apply_policy import Moments
+from repro.plugin.fault_handling import logger
 from repro.plugin.process_facts import identity_from_name, process_name
 from repro.policy import SERVING, ServingPolicy
 
@@ -50,8 +50,6 @@ SERVED = 4  # of a front end: a = outputs processed in so long
 LAUNCH = "REPRO_LAUNCH_NS"
 """Set by the first process of a launch, inherited by those it starts."""
 
-logger = logging.getLogger("vllm.repro")
-
 
 def launch_ns() -> int:
     """Start of this launch of vLLM, in ns since the epoch: what all its processes share.
@@ -65,22 +63,11 @@ def launch_ns() -> int:
 class Recorder:
     """Events of this process, in a file of its own; follows `os.fork` into a new file.
 
-    Parameters
-    ----------
-    directory : Path
-        Where `events-<pid>-<opened_ns>.bin`, and `census-` and `captures-` of the same with
-        `.jsonl`, go.
-    strict : bool
-        An experiment: a recording that cannot go on raises. Otherwise it is logged once and stops.
-    policies : mapping of str to repro.policy.ServingPolicy
-        By role; a role that has none is left as the installed vLLM has it.
-    asked : mapping of str to str
-        By role, the policy as the environment has it, mistyped or not.
-
-    Raises
-    ------
-    OSError
-        If the directory cannot be made (whatever `strict`).
+    The folder gets `events-<pid>-<opened_ns>.bin`, and `census-` and `captures-` of the same with
+    `.jsonl`; OSError if it cannot be made. With `strict`, in an experiment, a recording that cannot
+    go on raises; otherwise it is logged once and stops. `policies` and `asked` are by role: what is
+    in force (a role that has none is left as the installed vLLM has it), and the name in the
+    environment, mistyped or not.
     """
 
     def __init__(
@@ -300,10 +287,7 @@ def count_heap() -> dict[str, Any]:
 
 
 def count_garbage() -> dict[str, int]:
-    """Collect everything in sight; how many objects of abandoned cycles there were, and bytes.
-
-    Some full collections long: for the end of a process.
-    """
+    """Collect everything; objects of abandoned cycles, and bytes. For the end of a process."""
     gc.set_debug(gc.DEBUG_SAVEALL)  # keep what is found in `gc.garbage`, to be looked at
     gc.collect()
     gc.set_debug(0)

@@ -88,12 +88,13 @@ def begin_serving(
 ) -> None:
     """Note the evidence of the policy, and wrap the steps from now on."""
     with stepping_aside("gathering evidence of the policy"):
+        sizes = worker.vllm_config.compilation_config.cudagraph_capture_sizes
         worker.repro_evidence = getattr(worker, "repro_evidence", {}) | {
             "rank": global_rank(worker),
             "policy": serving.name,
             "worker_class": type(worker).__qualname__,
             "runner": type(worker.model_runner).__module__,
-            "capture_sizes": capture_sizes(worker),
+            "capture_sizes": len(sizes or ()),
             "freeze_count_before": freeze_count_before,
             "freeze_count": gc.get_freeze_count(),
         }
@@ -144,11 +145,6 @@ def upstream_freeze_replaced(worker_class: type, replacement: Callable[[], None]
             if "freeze_gc_heap" in names:
                 stack.enter_context(replaced(names, "freeze_gc_heap", replacement))
         yield
-
-
-def capture_sizes(worker: Any) -> int:
-    """Number of batch sizes that vLLM captures graphs for."""
-    return len(worker.vllm_config.compilation_config.cudagraph_capture_sizes or ())
 
 
 def switch(freeze: bool) -> tuple[int, int]:

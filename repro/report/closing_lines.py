@@ -8,10 +8,8 @@ import pandas as pd
 
 from repro import fmt
 from repro.analysis.gc_cost import full_collections
-from repro.claims import Verdict
+from repro.claims.comparison import measured
 from repro.dataset import Campaign
-
-OPEN = (Verdict.NOT_MEASURED, Verdict.PREDICTED)
 
 
 def closing_lines(campaign: Campaign, verdicts: pd.DataFrame, page: Path) -> list[str]:
@@ -25,14 +23,14 @@ def closing_lines(campaign: Campaign, verdicts: pd.DataFrame, page: Path) -> lis
     page : Path
         The page made of the campaign.
     """
-    is_open = verdicts["verdict"].isin([str(verdict) for verdict in OPEN])
     first = campaign.runs.iloc[0]
     machine = f"{first['machine']}, vLLM {first['vllm']}, Python {first['python']}"
     lines = [f"Measured: {_arms(campaign)}; {machine}", *too_short(campaign)]
-    for row in verdicts[~is_open].to_dict("records"):
+    told = measured(verdicts)
+    for row in told.to_dict("records"):
         detail = f" ({row['detail']})" if row["detail"] else ""
         lines.append(f"  {row['verdict']}{detail}: {row['claim']} {row['number']}")
-    others = fmt.plural(int(is_open.sum()), "claim")
+    others = fmt.plural(len(verdicts) - len(told), "claim")
     lines.append(f"Not measured by these runs: {others}; `repro claims {campaign.path}` says why")
     lines.append(f"Page: {page}; data: {campaign.path}")
     return lines

@@ -15,7 +15,6 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import papermill
@@ -31,12 +30,7 @@ class Kernels:
     def __enter__(self) -> Kernels:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         left = [kernel for kernel in self.started if kernel.has_kernel]
         if left:  # interrupted: papermill reports their deaths as errors
             logging.getLogger("papermill").disabled = True

@@ -35,8 +35,7 @@ FOLDED = """{%- extends "basic/index.html.j2" -%}
 {%- endblock input_group -%}"""
 """nbconvert's template of the cells alone (those around it load scripts), with the code folded."""
 
-_HERE = Path(__file__).parent
-_PAGE = Template((_HERE / "page.html").read_text(encoding="utf-8"))
+_PAGE = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
 _HEADING = re.compile(r"<h([1-3])>(.*?)</h\1>", re.DOTALL)
 
 
@@ -163,14 +162,11 @@ def _anchored(body: str, name: str) -> tuple[str, list[str]]:
     def anchor(match: re.Match[str]) -> str:
         level, text = match.groups()
         key = f"{escape(name)}-{len(links)}"
-        links.append(f'<li class="l{level}"><a href="#{key}">{_plain(text)}</a></li>')
+        plain = re.sub(r"<[^>]*>", "", text)
+        links.append(f'<li class="l{level}"><a href="#{key}">{plain}</a></li>')
         return f'<h{level} id="{key}">{text}</h{level}>'
 
     return _HEADING.sub(anchor, body), links
-
-
-def _plain(html: str) -> str:
-    return re.sub(r"<[^>]*>", "", html)
 
 
 def _read(path: Path) -> nbformat.NotebookNode:

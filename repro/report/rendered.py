@@ -56,17 +56,13 @@ def render(out: Path) -> list[Path]:
             (out / name).parent.mkdir(exist_ok=True)
             (out / name).write_bytes(data)
         written.append(out / f"{path.stem}.md")
-        written[-1].write_text(HEADER.format(name=path.stem) + tidy(body), encoding="utf-8")
+        tidy = re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+        written[-1].write_text(HEADER.format(name=path.stem) + tidy, encoding="utf-8")
         title = next(line for line in body.splitlines() if line.startswith("# "))
         index.append(f"- [`{path.stem}`]({path.stem}.md): {title.removeprefix('# ')}")
     (out / "README.md").write_text("\n".join(index) + "\n", encoding="utf-8")
     (out / MADE_FROM).write_text(inputs() + "\n")
     return [out / "README.md", *written]
-
-
-def tidy(body: str) -> str:
-    """Markdown with at most one empty line in a row."""
-    return re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 
 def notebooks() -> list[Path]:

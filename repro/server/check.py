@@ -24,11 +24,7 @@ _NO_WORKER = "no worker has recorded: it is still starting, or Ray started it (s
 
 
 def check(source: str) -> tuple[list[str], bool]:
-    """One line per process, and whether all of them are as asked.
-
-    The source is a recorded folder, of which the newest launch on each host is checked; or the
-    address of a running server, whose `/metrics` is read.
-    """
+    """One line per process of a recorded folder or a server, and whether all are as asked."""
     found = from_url(source) if source.startswith(("http://", "https://")) else from_folder(source)
     found.sort(key=lambda f: (SERVING_ROLES.index(f["process"]), f["host"], int(f["rank"])))
     faults = [fault(each) for each in found]

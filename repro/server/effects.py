@@ -26,24 +26,14 @@ SHIFTED = 50_000
 
 @dataclass
 class Effect:
-    """Overlap of a cause's collections with the steps.
+    """Overlap of a cause's collections with the steps."""
 
-    Attributes
-    ----------
-    hit, chance_hit : int, float
-        Steps that they overlap, and that they would at random times.
-    overlap_ns, squared : float
-        Time of the overlap; sum of its squares.
-    longer_ns, chance_ns, chance_overlap_ns : float
-        What of it the steps are longer than typical; the same at random times.
-    """
-
-    hit: int = 0
-    chance_hit: float = 0.0
+    hit: int = 0  # steps that they overlap
+    chance_hit: float = 0.0  # and that they would at random times
     overlap_ns: float = 0.0
-    squared: float = 0.0
-    longer_ns: float = 0.0
-    chance_ns: float = 0.0
+    squared: float = 0.0  # sum of the overlaps' squares
+    longer_ns: float = 0.0  # what of the overlap the steps are longer than typical
+    chance_ns: float = 0.0  # the same at random times
     chance_overlap_ns: float = 0.0
 
     @property

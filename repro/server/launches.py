@@ -16,13 +16,11 @@ from repro.dataset import recording
 from repro.dataset.recording import RecordingError, Source
 from repro.dataset.schema import ROLES
 from repro.plugin.live_reader import recordings
+from repro.plugin.process_facts import LAUNCHER
 from repro.server.environment import nothing_recorded
 
 Events = npt.NDArray[Any]
 """Rows of `repro.dataset.recording.EVENT`."""
-
-HELPERS = ("launcher",)
-"""Roles that start other processes and serve nobody."""
 
 
 class NothingRecorded(ValueError):
@@ -31,19 +29,10 @@ class NothingRecorded(ValueError):
 
 @dataclass(frozen=True)
 class Member:
-    """One process of a launch.
-
-    Attributes
-    ----------
-    source : Source
-    shift_ns : int
-        What turns its monotonic clock into that of the launch's first host.
-    frozen : bool or None
-        Whether most of its heap is frozen; None if it was not counted.
-    """
+    """One process of a launch."""
 
     source: Source
-    shift_ns: int = 0
+    shift_ns: int = 0  # what turns its monotonic clock into that of the launch's first host
 
     @property
     def role(self) -> str:
@@ -111,24 +100,13 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One start of vLLM and what its processes recorded.
+    """One start of vLLM and what its processes recorded."""
 
-    Attributes
-    ----------
-    began : datetime
-        In UTC.
-    members : tuple of Member
-        Front ends, engine cores, workers by rank; last what is none of these.
-    hosts : int
-        How many hosts recorded into it.
-    clock_ns : int
-        How far their clocks are apart at most, as far as the headers show it.
-    """
-
-    began: datetime
+    began: datetime  # in UTC
+    # front ends, engine cores, workers by rank; last what is none of these
     members: tuple[Member, ...]
-    hosts: int = 1
-    clock_ns: int = 0
+    hosts: int = 1  # that recorded into it
+    clock_ns: int = 0  # by which their clocks are apart at most, as far as the headers show it
 
     def of(self, role: str) -> list[Member]:
         """The members of one role."""
@@ -137,7 +115,7 @@ class Launch:
     @property
     def unknown(self) -> list[Member]:
         """Processes with a role that this package does not know."""
-        return [m for m in self.members if m.role not in (*ROLES, *HELPERS)]
+        return [m for m in self.members if m.role not in (*ROLES, LAUNCHER)]
 
     @property
     def origin_ns(self) -> int:

@@ -20,8 +20,6 @@ LONG = 2
 WAITED = 0.5
 """Share of a collection by which another engine's step must be longer to have waited for it."""
 
-NOTHING = "no pause, no hold"
-
 
 @dataclass(frozen=True)
 class Long:
@@ -81,7 +79,7 @@ def _meanwhile(timeline: Timeline, slab: Slab, group: tuple[int, ...], start: in
         label = timeline.launch.members[place].label
         for row in np.flatnonzero(shared * 20 >= end - start):
             said.append(f"{label}: generation {own['b'][row] & 3}, {shared[row] / 1e6:,.1f} ms")
-    return "; ".join(said) or NOTHING
+    return "; ".join(said) or "no pause, no hold"
 
 
 def stalls(timeline: Timeline, slab: Slab, group: tuple[int, ...]) -> list[Long]:

@@ -22,10 +22,9 @@ from repro.server.tail import Tail
 from repro.server.timeline import Cause, Slab, Timeline
 from repro.stats.bootstrap import EXPECTED_BEYOND, Integers
 from repro.stats.spans import joined, overlap
-from repro.theory.lockstep import Steps, predict
+from repro.theory.lockstep import RANKS, Steps, predict
 
 QUANTILES = (0.5, 0.99, 0.999)
-RANKS = (1, 2, 4, 8, 16, 32, 64, 128)
 GENERATIONS = range(3)
 
 SLICES = 600
@@ -46,23 +45,16 @@ class Taken:
 
 @dataclass
 class Own:
-    """Counts of one process's recording; `taken` and `served` while the launch served.
-
-    Attributes
-    ----------
-    served : int
-        Outputs that a front end handed out.
-    slices : (3, SLICES) array
-        The longest collection by generation and time, in ns.
-    """
+    """Counts of one process's recording; `taken` and `served` while the launch served."""
 
     taken: dict[int, Taken] = field(default_factory=lambda: {g: Taken() for g in GENERATIONS})
     collections: int = 0
     steps: int = 0
-    served: int = 0
+    served: int = 0  # outputs that a front end handed out
     held_ns: int = 0
     first_ns: int = 1 << 62
     last_ns: int = 0
+    # The longest collection by generation and time, in ns: (3, SLICES).
     slices: Integers = field(default_factory=lambda: np.zeros((3, SLICES), dtype=np.int64))
 
     @property
@@ -78,39 +70,20 @@ class Own:
 
 @dataclass
 class Numbers:
-    """All that is read off a launch.
-
-    Attributes
-    ----------
-    window, span : (int, int)
-        As in `repro.server.timeline.Timeline`.
-    own : dict
-        By the place of the member in the launch.
-    groups : list of tuple of int
-        Engines whose steps wait for one another.
-    effects : dict
-        By cause.
-    steps : int
-        Of one engine of each group.
-    tails : dict of str to Tail
-        `all` steps, and the same `without` what collections added.
-    booked_ns : int
-        What collections added to the steps.
-    steps_longest, stops, stalls : list of Long
-        The longest steps; stops of front ends; collections and the engines that waited for them.
-    """
+    """All that is read off a launch; `window` and `span` as in `Timeline`."""
 
     window: tuple[int, int]
     span: tuple[int, int]
-    own: dict[int, Own]
-    groups: list[tuple[int, ...]]
+    own: dict[int, Own]  # by the place of the member in the launch
+    groups: list[tuple[int, ...]]  # engines whose steps wait for one another
     effects: dict[Cause, Effect]
-    steps: int = 0
+    steps: int = 0  # of one engine of each group
+    # `all` steps, and the same `without` what collections added.
     tails: dict[str, Tail] = field(default_factory=lambda: defaultdict(Tail))
-    booked_ns: int = 0
+    booked_ns: int = 0  # what collections added to the steps
     steps_longest: list[Long] = field(default_factory=list)
-    stops: list[Long] = field(default_factory=list)
-    stalls: list[Long] = field(default_factory=list)
+    stops: list[Long] = field(default_factory=list)  # of front ends
+    stalls: list[Long] = field(default_factory=list)  # collections, and the engines that waited
     recent: dict[int, list[tuple[Integers, Integers]]] = field(
         default_factory=lambda: defaultdict(list)
     )

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from repro import fmt
 from repro.dataset.schema import NS_PER_MS
+from repro.plugin import BY_ROLE
 from repro.policy import RAISED
 from repro.releases import has_freeze, has_incremental_collector
 from repro.server.launches import Launch, Member
 from repro.server.numbers import QUANTILES, Numbers, Own, front_end_shares, time_collecting
 from repro.server.tail import quantiles
-
-VARIABLE = {
-    "worker": "REPRO_POLICY",
-    "engine": "REPRO_ENGINE_POLICY",
-    "frontend": "REPRO_FRONTEND_POLICY",
-}
+from repro.theory.cpython_rule import FULL
 
 CARE_SHARE, CARE_NS = 0.01, 100_000_000
 """A process whose collections take this share of its time, or one of which lasts this long, gets
@@ -22,8 +18,6 @@ advice: it moves P99, or a person sees it."""
 
 LONG_HOLD_NS = 1_000_000_000
 """From this length on a client takes a hold of the event loop for a server that has hung."""
-
-FULL = 2
 
 
 def answer(launch: Launch, found: Numbers) -> list[str]:
@@ -33,7 +27,7 @@ def answer(launch: Launch, found: Numbers) -> list[str]:
     shares = time_collecting(launch, found)
     named = [f"{fmt.PROCESS[role]} {fmt.percent(share)}" for role, share in shares.items()]
     said = [f"Time spent collecting while it served: {fmt.listed(named)}.", _tail(found)]
-    known = [place for place, member in enumerate(launch.members) if member.role in VARIABLE]
+    known = [place for place, member in enumerate(launch.members) if member.role in BY_ROLE]
     worst = max(known, key=lambda place: found.own[place].longest[0])
     length, generation = found.own[worst].longest
     if length:
@@ -117,7 +111,7 @@ def _about(members: list[tuple[Member, Own]], share: float, seconds: float) -> l
 
 def _remedy(member: Member) -> str:
     """Settings for a process that collects too long, given those in force."""
-    variable, about = VARIABLE[member.role], member.about
+    variable, about = BY_ROLE[member.role], member.about
     policy, python = str(about.get("policy", "stock")), str(about.get("python", ""))
     if missing := about.get("not_in_force"):
         return f"{variable}={policy} was asked for, but {missing}: see `repro check`."

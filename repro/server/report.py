@@ -51,8 +51,9 @@ def write(
         chosen = choose(found, which, last)
         title = "1 launch of vLLM" if len(chosen) == 1 else f"{len(chosen)} launches of vLLM"
         sections = [*map(paragraph, warnings)]
+        client = outside.bench(bench) if bench else ([], [])
         for launch in chosen:
-            sections += section(launch, _client(bench))
+            sections += section(launch, client)
     page = _PAGE.substitute(
         style=style.PAGE_STYLE,
         folder=escape(source.name),
@@ -86,10 +87,6 @@ def _log(path: Path) -> Iterator[str]:
     rows, limits = outside.gc_log(path)
     yield table(rows)
     yield from map(paragraph, limits)
-
-
-def _client(bench: Path | None) -> tuple[list[str], list[Long]]:
-    return ([], []) if bench is None else outside.bench(bench)
 
 
 def section(launch: Launch, client: tuple[list[str], list[Long]]) -> Iterator[str]:

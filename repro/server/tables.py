@@ -12,11 +12,6 @@ from repro.server.longest import Long, meanwhile
 from repro.server.numbers import Numbers
 from repro.server.tail import quantiles
 
-NAMES = {
-    "all": "as recorded",
-    "without": "without the collector",
-}
-
 
 def processes(launch: Launch, found: Numbers) -> pd.DataFrame:
     """One row per process: its recording, in words."""
@@ -82,7 +77,7 @@ def effects(found: Numbers) -> pd.DataFrame:
 def tail_table(found: Numbers) -> pd.DataFrame:
     """The tail with and without the collector, in words."""
     rows = []
-    for kind, name in NAMES.items():
+    for kind, name in (("all", "as recorded"), ("without", "without the collector")):
         estimates = quantiles(found.tails[kind], numbers.QUANTILES)
         cells = {"interval (ms)": name, "steps": f"{estimates[0].steps:,}"}
         for quantile, each in zip(numbers.QUANTILES, estimates, strict=True):

@@ -28,52 +28,33 @@ NONE: Events = np.zeros(0, dtype=EVENT)
 
 @dataclass(frozen=True)
 class Slab:
-    """The events of a launch between two moments; members are known by their place in it.
+    """The events of a launch between two moments; members are known by their place in it."""
 
-    Attributes
-    ----------
-    events, pauses : dict of int to Events
-        By member: all that began in the slab; of these the collections.
-    steps : dict of int to (start_ns, end_ns)
-        By engine: each interval from a step with tokens to the next step.
-    stalling : dict of int to Events
-        By member, of engine cores and workers: collections that these intervals may overlap.
-    """
-
-    events: dict[int, Events]
-    pauses: dict[int, Events]
+    events: dict[int, Events]  # by member: all that began in the slab
+    pauses: dict[int, Events]  # of these the collections
+    # By engine: each interval from a step with tokens to the next step.
     steps: dict[int, tuple[Integers, Integers]]
-    stalling: dict[int, Events]
+    stalling: dict[int, Events]  # of engine cores and workers: what these intervals may overlap
 
 
 class Timeline:
-    """The processes of a launch, which of them wait for one another, and their events by slabs.
-
-    Attributes
-    ----------
-    places : dict of int to list of int
-        By engine number: the members that its steps wait for.
-    groups : list of tuple of int
-        Engines whose steps wait for one another.
-    window : (int, int)
-        From the first step with tokens to the last step, on the launch's clock; (0, 0) without.
-    span : (int, int)
-        From the launch, or `since_ns`, to the last event.
-    """
+    """The processes of a launch, which of them wait for one another, and their events by slabs."""
 
     def __init__(self, launch: Launch, since_ns: int = 0) -> None:
         self.launch = launch
         by_engine = engines(launch)
         place = {id(m): number for number, m in enumerate(launch.members)}
+        # By engine number: the members that its steps wait for.
         self.places = {n: [place[id(m)] for m in members] for n, members in by_engine.items()}
-        self.groups = groups_of(by_engine)
+        self.groups = groups_of(by_engine)  # engines whose steps wait for one another
         self._stepping = {
             n: next((p for p in places if launch.members[p].role == "worker"), places[0])
             for n, places in self.places.items()
         }
         begun = max(launch.origin_ns, since_ns)
+        # from the launch, or `since_ns`, to the last event
         self.span = begun, max(launch.ended_ns, begun + 1)
-        self.window = self._window(begun)
+        self.window = self._window(begun)  # first step with tokens to last step; (0, 0) without
 
     def _window(self, begun: int) -> tuple[int, int]:
         first, last = self.span[1], 0

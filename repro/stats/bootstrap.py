@@ -59,7 +59,6 @@ def resampled_quantiles(
     step: Integers,
     quantiles: tuple[float, ...],
     *,
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Floats:
     """Quantiles of samples drawn again from the same runs and steps.
@@ -73,19 +72,18 @@ def resampled_quantiles(
     step : (n,) array
         The step of each row, increasing in time within a run. Rows of one step stay together.
     quantiles : tuple of float
-    resamples : int
     seed : int
 
     Returns
     -------
-    (resamples, len(quantiles)) array
+    (RESAMPLES, len(quantiles)) array
     """
     block, run_of_block = assign_blocks(run, step)
     grid = value_grid(values, counts)
     cell = np.searchsorted(grid, values)  # rounded up to the next value of the grid
     blocks = len(run_of_block)
     mass = np.bincount(block * len(grid) + cell, counts, minlength=blocks * len(grid))
-    drawn = draw_blocks(run_of_block, resamples, np.random.default_rng(seed))
+    drawn = draw_blocks(run_of_block, RESAMPLES, np.random.default_rng(seed))
     return _sorted_quantiles(grid, drawn @ mass.reshape(blocks, len(grid)), quantiles)
 
 

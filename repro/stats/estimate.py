@@ -8,25 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """One number with its 95% interval.
+    """One number with its 95% interval; an observation is a step, and for ratios of runs a run."""
 
-    Attributes
-    ----------
-    value, low, high : float
-        In the unit of the sample, or a ratio; NaN where not supported.
-    supported : bool
-        Whether the sample has the observations that the number needs.
-    needs, steps : int
-        Observations needed, and those available (of a ratio: in the smaller sample). For
-        quantiles an observation is a step, for ratios of runs it is a run.
-    """
-
-    value: float
+    value: float  # in the unit of the sample, or a ratio; NaN where not supported
     low: float
     high: float
-    supported: bool
-    needs: int
-    steps: int
+    supported: bool  # whether the sample has the observations that the number needs
+    needs: int  # observations
+    steps: int  # observations available (of a ratio: in the smaller sample)
 
     @property
     def clear(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repro.stats.estimate import Estimate
+from repro.stats.estimate import Estimate, supported
 from repro.stats.ratios import student
 
 NORMAL = 1.96
@@ -52,14 +52,7 @@ def mean_ratio(ratios: Sequence[Estimate]) -> Estimate:
     inflation = max(1.0, _spread(effects, weights) / freedom)
     reach = student(freedom) * np.sqrt(inflation / weights.sum())
     value, low, high = np.exp([middle, middle - reach, middle + reach])
-    return Estimate(
-        value=float(value),
-        low=float(low),
-        high=float(high),
-        supported=True,
-        needs=NEEDS_SETTINGS,
-        steps=len(logs),
-    )
+    return supported(value, low, high, needs=NEEDS_SETTINGS, steps=len(logs))
 
 
 def _spread(effects: np.ndarray, weights: np.ndarray) -> float:

@@ -50,48 +50,19 @@ predicted here."""
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A server as far as its workers' collectors are concerned.
+    """A server as far as its workers' collectors are concerned; ValueError for one not allowed."""
 
-    Attributes
-    ----------
-    concurrency : int
-        Requests in flight on one data-parallel rank, as many as a step holds.
-    ranks : int
-        Workers that wait for one another each step.
-    heap_objects : int
-        Objects in one worker's heap.
-    python, vllm : str
-        Versions, as "3.12.3" and "0.23.0".
-    device : str
-        `cuda` or `cpu`.
-    policy : str
-        The workers' policy, out of `repro.policy.SERVING`.
-    output_tokens : float
-        Length of an answer: how long what a request keeps stays.
-    kept : float or None
-        Containers a worker keeps for each request; None: as usual.
-    step_ms : float or None
-        Length of a step, to say times instead of steps.
-    others_set : bool
-        Whether API server and engine core have a policy beyond the freeze.
-
-    Raises
-    ------
-    ValueError
-        If a value is not allowed.
-    """
-
-    concurrency: int = 1024
-    ranks: int = 1
-    heap_objects: int = WORKER_HEAP
+    concurrency: int = 1024  # requests in flight on one data-parallel rank, as many as a step holds
+    ranks: int = 1  # workers that wait for one another each step
+    heap_objects: int = WORKER_HEAP  # in one worker's heap
     python: str = "3.12.3"
     vllm: str = "0.23.0"
-    device: str = "cuda"
-    policy: str = "stock"
-    output_tokens: float = 256.0
-    kept: float | None = None
-    step_ms: float | None = None
-    others_set: bool = False
+    device: str = "cuda"  # `cuda` or `cpu`
+    policy: str = "stock"  # the workers', out of `repro.policy.SERVING`
+    output_tokens: float = 256.0  # length of an answer: how long what a request keeps stays
+    kept: float | None = None  # containers a worker keeps for each request; None: as usual
+    step_ms: float | None = None  # length of a step, to say times instead of steps
+    others_set: bool = False  # whether API server and engine core have a policy beyond the freeze
 
     def __post_init__(self) -> None:
         policy.serving(self.policy)
@@ -114,20 +85,11 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """The rule's answer for a setting.
-
-    Attributes
-    ----------
-    setting : Setting
-    period_steps : float
-        Steps from one of a worker's full collections to its next; infinite: never.
-    pause_ms : float
-        How long one takes.
-    """
+    """The rule's answer for a setting."""
 
     setting: Setting
-    period_steps: float
-    pause_ms: float
+    period_steps: float  # from one of a worker's full collections to its next; infinite: never
+    pause_ms: float  # how long one takes
 
     @property
     def fires(self) -> bool:

@@ -50,18 +50,10 @@ class UnknownCollector(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Differences between the collectors of two Python versions.
+    """Differences between the collectors of two Python versions."""
 
-    Attributes
-    ----------
-    thresholds : tuple of int
-        As `gc.get_threshold()` gives them. A first threshold of 0 means no automatic passes.
-    inside_allocation : bool
-        True: a pass runs inside the allocation that makes it due. False: at the next bytecode
-        boundary.
-    """
-
-    thresholds: tuple[int, int, int]
+    thresholds: tuple[int, int, int]  # as `gc.get_threshold()`; a first of 0: no automatic passes
+    # A pass runs inside the allocation that makes it due; else at the next bytecode boundary.
     inside_allocation: bool
 
 

@@ -62,24 +62,14 @@ class LockstepError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Steps:
-    """The steps of one rank, taken apart: one array per run, in ns, in order. Equal if the same.
+    """The steps of one rank, taken apart: one array per run, in ns, in order. Equal if the same."""
 
-    Attributes
-    ----------
-    common : tuple of (n,) arrays
-        What each step would have taken without its worker's pauses.
-    paused : tuple of (n,) arrays
-        What the pauses added to it.
-    period : float or None
-        Steps from one of the rank's pauses to its next, where the runs show it. None: the pauses
-        are counted, and as many are expected in as many steps.
-    offsets : tuple of (ranks,) arrays
-        Per measured group, the steps from the first pause of a burst to that of each rank.
-    """
-
-    common: tuple[Integers, ...]
-    paused: tuple[Integers, ...]
+    common: tuple[Integers, ...]  # what each step would have taken without its worker's pauses
+    paused: tuple[Integers, ...]  # what the pauses added to it
+    # Steps from one of the rank's pauses to its next, where the runs show it. None: the pauses are
+    # counted, and as many are expected in as many steps.
     period: float | None = None
+    # per measured group, steps from a burst's first pause to each rank's
     offsets: tuple[Integers, ...] = UNIFORM
 
     def __len__(self) -> int:
@@ -113,24 +103,12 @@ LIFETIME = ("seconds", "longest_ms", "p99_ms")
 
 @dataclass(frozen=True, kw_only=True)
 class Replicates:
-    """Many simulated measurements of one group.
+    """Many simulated measurements of one group."""
 
-    Attributes
-    ----------
-    quantiles : (replicates, quantiles) array
-        Of the step time, in ns.
-    longest : (replicates,) array
-        The longest gap of a client, see `longest_gap`.
-    mean : (replicates,) array
-        Step time, in ns.
-    stalled : (replicates,) array
-        Share of steps at least `STALLED` times as long as the median.
-    """
-
-    quantiles: Floats
-    longest: Floats
-    mean: Floats
-    stalled: Floats
+    quantiles: Floats  # (replicates, quantiles) of the step time, in ns
+    longest: Floats  # gap of a client, see `longest_gap`
+    mean: Floats  # step time, in ns
+    stalled: Floats  # share of steps at least `STALLED` times as long as the median
 
 
 def stalled_steps(ranks: int) -> float:
@@ -160,10 +138,7 @@ def simulate(
     length: int = LENGTH,
     seed: int = 0,
 ) -> Replicates:
-    """`RESAMPLES` measurements of `length` steps of a group, on resampled runs of one rank.
-
-    Raises `LockstepError` if there are no ranks.
-    """
+    """`RESAMPLES` measurements of a group, on resampled runs; `LockstepError` without a rank."""
     if not ranks >= 1:
         raise LockstepError(f"ranks={ranks} must be 1 or more")
     group = _common_parts(steps, length, seed)
@@ -184,7 +159,6 @@ def predict(
     *,
     ranks: Sequence[int] = RANKS,
     quantiles: Sequence[float] = QUANTILES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Quantiles of the step time, which is the ITL, of groups of ranks.
 
@@ -197,7 +171,7 @@ def predict(
     """
     rows = []
     for number in ranks:
-        found = simulate(steps, number, quantiles=tuple(quantiles), seed=seed).quantiles / _MS
+        found = simulate(steps, number, quantiles=tuple(quantiles)).quantiles / _MS
         values = zip(quantiles, np.median(found, axis=0), *interval(found), strict=True)
         for quantile, value, low, high in values:
             if value >= STALLED * steps.usual / _MS:

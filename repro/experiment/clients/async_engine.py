@@ -20,7 +20,7 @@ from typing import Any
 from repro import plugin
 from repro.experiment import supervise, verify
 from repro.experiment.clients import Report
-from repro.experiment.clients.closed_loop import Arrivals, Ledger, Output, Requests, sampling
+from repro.experiment.clients.closed_loop import Ledger, Output, Requests, sampling
 from repro.experiment.clients.engine import ABORT, engine_arguments
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured
@@ -29,7 +29,7 @@ from repro.plugin.rpc import CENSUS_RPC, END_RPC
 
 
 def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
-    """See `repro.experiment.clients.Client`; `folder` is not used."""
+    """See `repro.experiment.clients.measure`; `folder` is not used."""
     # Outside the event loop: inside it, vLLM's own output handler would take messages away.
     engine = start_engine(experiment)
     report("ready", 0)
@@ -42,7 +42,7 @@ async def drive(engine: Any, experiment: Experiment, report: Report) -> Measured
     """Check the policy, drive ramp and window, check the policy again, shut vLLM down."""
     evidence = await heap_census(engine, experiment, "window-start")
     leave_cores_to(evidence)
-    arrivals = await SeveralRanks(engine, experiment, report).run()
+    ledger = await SeveralRanks(engine, experiment, report).run()
     await heap_census(engine, experiment, "window-end")
     report("stop", 0)
     await engine.engine_core.call_utility_async(*ABORT)
@@ -50,7 +50,7 @@ async def drive(engine: Any, experiment: Experiment, report: Report) -> Measured
     assert plugin.own_recorder is not None
     engine_frontend_hooks.count_garbage_here(plugin.own_recorder)
     engine.shutdown()
-    return arrivals.measured(evidence)
+    return ledger.measured(evidence)
 
 
 def start_engine(experiment: Experiment) -> Any:
@@ -126,9 +126,9 @@ class SeveralRanks:
         self.templates: dict[int, Any] = {}  # by length of the answer
         self.ledger = Ledger()
 
-    async def run(self) -> Arrivals:
+    async def run(self) -> Ledger:
         """Drive the ramp and the measured window; requests in flight at its end are left."""
-        arrivals, experiment = self.ledger.arrivals, self.experiment
+        ledger, experiment = self.ledger, self.experiment
         self.tasks = await self.engine.get_supported_tasks()
         began = time.monotonic_ns()
         firsts = [stream.first_lengths() for stream in self.streams]
@@ -141,15 +141,12 @@ class SeveralRanks:
         self._first_alive = experiment.in_flight
         async for _ in self._steps("ramp", lambda: self._first_alive > 0):
             pass
-        arrivals.window_start, cpu = time.monotonic_ns(), time.process_time_ns()
-        arrivals.ramp_ns = arrivals.window_start - began
-        deadline = arrivals.window_start + int(experiment.duration_s * 1e9)
+        ledger.begin(began)
+        deadline = ledger.window_start + int(experiment.duration_s * 1e9)
         async for received in self._steps("measure", lambda: time.monotonic_ns() < deadline):
-            arrivals.tokens += received
-        arrivals.window_end = time.monotonic_ns()
-        wall = arrivals.window_end - arrivals.window_start
-        arrivals.client_busy = (time.process_time_ns() - cpu) / wall
-        return arrivals
+            ledger.tokens += received
+        ledger.end()
+        return ledger
 
     async def _steps(self, phase: str, go_on: Callable[[], bool]) -> AsyncIterator[int]:
         """Take in one rank's step after the other while `go_on`; yields the tokens of each."""
@@ -178,10 +175,7 @@ class SeveralRanks:
         await self.engine.engine_core.add_request_async(request)
 
     def _template(self, length: int) -> Any:
-        """A request for an answer of this length, as vLLM's input processor makes it.
-
-        Made once: at 16 ranks the processor alone takes half of the front end's time.
-        """
+        """A request for an answer of this length, made once: vLLM's input processor is slow."""
         if length not in self.templates:
             self.templates[length] = self.engine.input_processor.process_inputs(
                 "", self.streams[0].prompt(), sampling(length), supported_tasks=self.tasks

@@ -65,13 +65,10 @@ class Gate:
         number, self.sent = self.sent, self.sent + 1
         answer = await self.send(request_func_input, session, pbar)
         if number < self.first:
-            self._first_answered()
+            self.left -= 1
+            if self.left == 0:
+                self.events.write("ramp over\n")
         return answer
-
-    def _first_answered(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.events.write("ramp over\n")
 
 
 def never_sent() -> Any:

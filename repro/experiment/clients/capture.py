@@ -19,7 +19,7 @@ to the graphs, which its estimate of memory leaves out; a large model's take as 
 
 
 def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
-    """See `repro.experiment.clients.Client`; `folder` is not used.
+    """See `repro.experiment.clients.measure`; `folder` is not used.
 
     The window is the time from start-up to the last capture, in which no token is asked for.
     """

@@ -6,7 +6,6 @@ import random
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,42 +30,40 @@ Output = tuple[int, int, bool]
 """Number of a request, tokens it has got just now, and whether it has ended."""
 
 
-@dataclass(kw_only=True)
-class Arrivals:
-    """Token arrivals of a whole run, ramp included, in parallel arrays of int64 ns.
+class Ledger:
+    """The state of each request, by its number, and the arrivals of a whole run, ramp included.
 
-    `itl_*` has one entry for each gap that the tokens of one engine step share;
-    `request_*` one for each finished request. Flat arrays, so that the client keeps no
-    object per token for its own collector to walk.
+    `itl` has one row for each gap that the tokens of one engine step share, `requests` one for each
+    finished request: columns of int64 ns, flat arrays, so that the client keeps no object per token
+    for its own collector to walk. A number grows by one each: no dictionary entry to free.
     """
 
-    itl_t: array[int] = field(default_factory=lambda: array("q"))
-    itl_gap: array[int] = field(default_factory=lambda: array("q"))
-    itl_count: array[int] = field(default_factory=lambda: array("q"))
-    request_t: array[int] = field(default_factory=lambda: array("q"))
-    request_ttft: array[int] = field(default_factory=lambda: array("q"))
-    request_decode: array[int] = field(default_factory=lambda: array("q"))
-    request_tokens: array[int] = field(default_factory=lambda: array("q"))
-    window_start: int = 0
-    window_end: int = 0
-    ramp_ns: int = 0
-    client_busy: float = 0.0
-    tokens: int = 0
-    periods: list[tuple[str, int, int]] = field(default_factory=list)  # policy, start, end
+    def __init__(self) -> None:
+        self.itl = columns("t_ns", "itl_ns", "count")
+        self.requests = columns("t_ns", "ttft_ns", "decode_ns", "tokens")
+        self.periods: list[tuple[str, int, int]] = []  # policy, start, end
+        self.submitted, self.first, self.last = array("q"), array("q"), array("q")
+        self.received = array("q")
+        self.window_start = self.window_end = self.ramp_ns = self.tokens = self._cpu_ns = 0
+        self.client_busy = 0.0
+
+    def begin(self, ramp_start: int) -> None:
+        """The ramp is over, and the measured window begins."""
+        self.window_start, self._cpu_ns = time.monotonic_ns(), time.process_time_ns()
+        self.ramp_ns = self.window_start - ramp_start
+
+    def end(self) -> None:
+        """The measured window is over."""
+        self.window_end = time.monotonic_ns()
+        wall = self.window_end - self.window_start
+        self.client_busy = (time.process_time_ns() - self._cpu_ns) / wall
 
     def measured(self, evidence: list[dict[str, Any]]) -> Measured:
         """The arrivals as the tables of a run, with what the workers said of their policy."""
         return Measured(
-            itl={
-                "t_ns": np.asarray(self.itl_t),
-                "itl_ns": np.asarray(self.itl_gap),
-                "count": np.asarray(self.itl_count),
-            },
+            itl={name: np.asarray(column) for name, column in self.itl.items()},
             requests=requests_table(
-                t_ns=np.asarray(self.request_t),
-                ttft_ns=np.asarray(self.request_ttft),
-                decode_ns=np.asarray(self.request_decode),
-                tokens=np.asarray(self.request_tokens),
+                **{name: np.asarray(column) for name, column in self.requests.items()}
             ),
             start_ns=self.window_start,
             end_ns=self.window_end,
@@ -81,20 +78,8 @@ class Arrivals:
         if not self.periods:
             return None
         names = ("policy", "start_ns", "end_ns")
-        columns = zip(*self.periods, strict=True)
-        return {name: np.array(column) for name, column in zip(names, columns, strict=True)}
-
-
-class Ledger:
-    """The state of each request, by its number, and the arrivals that follow from it.
-
-    A number grows by one each: no dictionary entry to free, no object kept.
-    """
-
-    def __init__(self) -> None:
-        self.arrivals = Arrivals()
-        self.submitted, self.first, self.last = array("q"), array("q"), array("q")
-        self.received = array("q")
+        values = zip(*self.periods, strict=True)
+        return {name: np.array(column) for name, column in zip(names, values, strict=True)}
 
     def enter(self) -> int:
         """A new request, submitted now; returns its number."""
@@ -129,17 +114,23 @@ class Ledger:
             last[number] = now
             if ended:
                 finished.append(number)
-        arrivals = self.arrivals
         for gap, count in gaps.items():
-            arrivals.itl_t.append(now)
-            arrivals.itl_gap.append(gap)
-            arrivals.itl_count.append(count)
+            append(self.itl, now, gap, count)
         for number in finished:
-            arrivals.request_t.append(now)
-            arrivals.request_ttft.append(first[number] - self.submitted[number])
-            arrivals.request_decode.append(now - first[number])
-            arrivals.request_tokens.append(received[number])
+            waited, decoded = first[number] - self.submitted[number], now - first[number]
+            append(self.requests, now, waited, decoded, received[number])
         return tokens, finished
+
+
+def columns(*names: str) -> dict[str, array[int]]:
+    """An empty table."""
+    return {name: array("q") for name in names}
+
+
+def append(table: dict[str, array[int]], *row: int) -> None:
+    """Append a row, in the order of the columns."""
+    for column, value in zip(table.values(), row, strict=True):
+        column.append(value)
 
 
 class Requests:
@@ -192,36 +183,30 @@ class ClosedLoop:
         self.requests = Requests(experiment, engine.model_config.get_vocab_size())
         self.ledger = Ledger()
 
-    def run(self) -> Arrivals:
+    def run(self) -> Ledger:
         """Drive the ramp and the measured window; requests in flight at its end are left."""
-        arrivals, experiment = self.ledger.arrivals, self.experiment
+        ledger, experiment = self.ledger, self.experiment
         began = time.monotonic_ns()
         for length in self.requests.first_lengths():
             self._submit(length)
         self._first_alive = experiment.concurrency  # of the simultaneous start, still in flight
         for _ in self._steps("ramp", lambda: self._first_alive > 0):
             pass
-        arrivals.window_start, cpu = time.monotonic_ns(), time.process_time_ns()
-        arrivals.ramp_ns = arrivals.window_start - began
+        ledger.begin(began)
         if experiment.policy == policy.ALTERNATE:
             self._alternate()
         else:
             self._measure_for(experiment.duration_s)
-        arrivals.window_end = time.monotonic_ns()
-        wall = arrivals.window_end - arrivals.window_start
-        arrivals.client_busy = (time.process_time_ns() - cpu) / wall
-        return arrivals
+        ledger.end()
+        return ledger
 
     def _measure_for(self, seconds: float) -> None:
         deadline = time.monotonic_ns() + int(seconds * 1e9)
         for received in self._steps("measure", lambda: time.monotonic_ns() < deadline):
-            self.ledger.arrivals.tokens += received
+            self.ledger.tokens += received
 
     def _alternate(self) -> None:
-        """Both policies in turn, in mirrored pairs: a drift then hits both alike.
-
-        The last period is frozen and left so: the shutdown is that of a frozen worker.
-        """
+        """Both policies in turn, in mirrored pairs against drift; the last is left frozen."""
         pairs = round(self.experiment.duration_s / (2 * self.experiment.switch_s))
         for left in range(pairs, 0, -1):
             for freeze in (False, True) if left % 2 else (True, False):
@@ -236,7 +221,7 @@ class ClosedLoop:
         began = time.monotonic_ns()
         self._measure_for(self.experiment.switch_s)
         name = "freeze" if freeze else "no-freeze"
-        self.ledger.arrivals.periods.append((name, began, time.monotonic_ns()))
+        self.ledger.periods.append((name, began, time.monotonic_ns()))
         self._count("window-end", freeze)
 
     def _count(self, point: str, freeze: bool) -> None:

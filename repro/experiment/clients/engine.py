@@ -22,7 +22,7 @@ shutdown is then not theirs. The last word leaves its caches alone."""
 
 
 def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
-    """See `repro.experiment.clients.Client`."""
+    """See `repro.experiment.clients.measure`."""
     more: dict[str, Any] = {}
     if experiment.structured_output:  # a grammar is over text, token ids alone do not do
         tokenizer = tokenizer_for(experiment, folder / RAW)
@@ -30,14 +30,14 @@ def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
     engine = start_engine(experiment, **more)
     report("ready", 0)
     evidence = heap_census(engine, experiment, "window-start")
-    arrivals = ClosedLoop(engine, experiment, report).run()
+    ledger = ClosedLoop(engine, experiment, report).run()
     if experiment.policy != policy.ALTERNATE:  # whose every period was counted and checked
         heap_census(engine, experiment, "window-end")
     report("stop", 0)
     engine.engine_core.call_utility(*ABORT)
     engine.collective_rpc(END_RPC)
     engine.engine_core.shutdown()
-    return arrivals.measured(evidence)
+    return ledger.measured(evidence)
 
 
 def start_engine(experiment: Experiment, **more: Any) -> Any:

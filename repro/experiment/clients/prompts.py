@@ -10,15 +10,13 @@ from typing import Any
 from repro.experiment.clients.closed_loop import first_lengths
 from repro.experiment.config import Experiment
 
-TOKENIZER = "tokenizer"
-
 
 def tokenizer_for(experiment: Experiment, work: Path) -> str:
     """The tokenizer's folder or name: the model's own; for a config alone, one made in `work`."""
     if not experiment.dummy_weights:
         return experiment.model_path
     config = json.loads((Path(experiment.model_path) / "config.json").read_text())
-    return str(write_word_tokenizer(work / TOKENIZER, config["vocab_size"]))
+    return str(write_word_tokenizer(work / "tokenizer", config["vocab_size"]))
 
 
 def write_word_tokenizer(folder: Path, vocabulary: int) -> Path:

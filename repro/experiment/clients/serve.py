@@ -24,7 +24,7 @@ several, so that they are not what the tail shows."""
 
 
 def measure(experiment: Experiment, folder: Path, report: Report) -> Measured:
-    """See `repro.experiment.clients.Client`."""
+    """See `repro.experiment.clients.measure`."""
     work = folder / RAW
     tokenizer = tokenizer_for(experiment, work)
     with contextlib.ExitStack() as stack:

@@ -52,10 +52,7 @@ class Server:
         self.stop()
 
     def wait_until_ready(self, report: Callable[[float], None]) -> None:
-        """Waits until `/health` answers; `report` gets the seconds waited.
-
-        Raises RuntimeError if the server ends instead; the run's log says why.
-        """
+        """Wait until `/health` answers, reporting seconds; RuntimeError if the server ends."""
         began = time.monotonic()
         while not self._healthy():
             if (status := self.process.poll()) is not None:
@@ -81,10 +78,7 @@ class Server:
         return any(s.status == psutil.CONN_LISTEN and s.laddr.port == self.port for s in sockets)
 
     def census(self, point: str) -> list[dict[str, Any]]:
-        """Count the heap of every process; returns what each worker says of itself.
-
-        Raises `NotAsRequested` if the workers know of no census.
-        """
+        """Count every process's heap; what each worker says of itself. Raises `NotAsRequested`."""
         try:
             workers: list[dict[str, Any]] = self._ask(CENSUS_RPC, point)["results"]
         except urllib.error.HTTPError as error:
