@@ -38,7 +38,7 @@ def policies_table(campaign: Campaign) -> pd.DataFrame:
     runs = campaign.runs
     table = runs.drop_duplicates("arm").set_index("arm")[PROCESS_POLICIES]
     table = table.assign(
-        ms_per_1000_steps=gc_time(campaign).groupby("arm")["ms_per_1000_steps"].sum(),
+        ms_per_1000_steps=gc_time(campaign).groupby("arm")["ms_per_1000_steps"].sum(min_count=1),
         tokens_per_s=runs.groupby("arm")["tokens_per_s"].mean(),
     )
     tail = tail_table(campaign)

@@ -200,7 +200,7 @@ def measured_by(
         ),
         start_ns=start_ns,
         end_ns=end_ns,
-        # A chunk holds more than one token where the server fell behind.
+        # An estimate where the server fell behind and a chunk holds several: see `served_tokens`.
         output_tokens=round(inside * tokens[whole].sum() / chunks[whole].sum()),
         **about,
     )

@@ -78,11 +78,11 @@ def throughput(campaign: Campaign) -> pd.DataFrame:
 def collector(campaign: Campaign) -> pd.DataFrame:
     """Time lost to collections by all processes, and the longest pause of each."""
     found = gc_time(campaign)
-    lost = found.groupby("arm")["ms_per_1000_steps"].sum()
+    lost = found.groupby("arm")["ms_per_1000_steps"].sum(min_count=1)  # none without steps
     longest = found.groupby(["arm", "role"])["max_ms"].max().fillna(0)
     return pd.DataFrame(
         {
-            "GC per 1,000 steps (ms)": lost.map(fmt.figures),
+            "GC per 1,000 steps (ms)": lost.map(fmt.figures, na_action="ignore"),
             "longest pause (ms)": _by_process(longest),
         }
     )
