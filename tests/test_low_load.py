@@ -75,6 +75,12 @@ def test_it_does_not_speak_of_loads_with_full_collections(tmp_path: Path) -> Non
     assert decided("costs-nothing", campaign)["verdict"] == "not measured"
 
 
+def test_p99_is_judged_where_a_full_collection_came(tmp_path: Path) -> None:
+    young, full = (alternating(tmp_path / str(n), 1.0, generation=n) for n in (0, 2))
+    assert decided("p99-falls", young)["verdict"] == "not measured"
+    assert decided("p99-falls", full)["verdict"] == "no effect"
+
+
 def test_a_drift_widens_the_ratio_of_all_periods_and_not_that_of_pairs(tmp_path: Path) -> None:
     campaign = alternating(tmp_path, 1.02, drift=0.1)
     whole = effect(campaign, "no-freeze", "freeze", 0.5)

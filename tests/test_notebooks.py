@@ -215,6 +215,15 @@ def test_default_is_what_suits_of_gpus_repeated_of_most_runs_the_newest(tmp_path
     ]
 
 
+def test_a_campaign_that_compares_the_freeze_alone_leads_a_larger_one(tmp_path: Path) -> None:
+    story(tmp_path / "data" / "pair", replicates=3, length_s=4)
+    for number in range(9):
+        policy = {"experiment__policy": "thresholds", "experiment__concurrency": 1024}
+        run(tmp_path / "data" / "many", f"{number}", **policy)
+    found = notebook.campaigns(asked(), suits=lambda _: True, root=tmp_path)
+    assert [campaign.path.name for campaign in found] == ["pair", "many"]
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The experiments that a notebook measures, instead of measuring them."""

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from repro import dataset, fmt
+from repro.analysis.arms import pairs
 from repro.dataset import Campaign
 from repro.dataset.stored import documents
 from repro.experiment.fields import ConfigError, as_text
@@ -200,12 +201,13 @@ def _absolute(source: str, root: Path) -> Path:
     return path if path.exists() else root / path
 
 
-def _weight(campaign: Campaign) -> tuple[bool, bool, int, str]:
+def _weight(campaign: Campaign) -> tuple[bool, bool, bool, int, str]:
     runs = campaign.runs
     engines = runs["run"].astype(str).str.split("/").str[0]  # periods of a cross-over share one
     repeated = bool(engines.groupby(runs["arm"]).nunique().min() >= REPEATED)
     on_gpu = bool(runs["gpu_name"].notna().any())
-    return on_gpu, repeated, engines.nunique(), str(max(runs["started_at"]))
+    freeze_alone = bool(pairs(campaign))  # the package's own question
+    return on_gpu, repeated, freeze_alone, engines.nunique(), str(max(runs["started_at"]))
 
 
 def _as_asked(experiment: Mapping[str, Any]) -> Values:
