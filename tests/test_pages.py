@@ -18,6 +18,7 @@ from recordings import serving
 from repro import claims, cli, dataset, fmt
 from repro.claims import evaluate
 from repro.claims.comparison import compare, measured, most_alike
+from repro.dataset.pack import pack
 from repro.report import style, summary
 from repro.report.page import html_page
 
@@ -121,6 +122,17 @@ def test_runs_are_links_to_their_folders(pages: dict[str, Path]) -> None:
     assert "../runs/mine/no-freeze-mp-0" in folders
     assert "../data/recorded" in folders, "the one that went through HTTP is less alike"
     assert all((pages["page"].parent / folder).is_dir() for folder in folders)
+
+
+def test_runs_that_are_packed_link_to_the_folder_that_has_them(tmp_path: Path) -> None:
+    own = story(tmp_path / "c", length_s=12)
+    packed = pack([own], tmp_path / "packed")
+    for folder, expected in ((own, "c/freeze-mp-0"), (packed, "packed")):
+        text = summary.claims_tables(evaluate([dataset.load(folder)]), folder, tmp_path / "p.html")
+        targets = {part.partition('"')[0] for part in text.split('href="')[1:]}
+        assert expected in targets
+        local = {target for target in targets if "://" not in target}
+        assert all((tmp_path / target).is_dir() for target in local)
 
 
 def test_the_answer_has_the_numbers(tmp_path: Path) -> None:

@@ -181,9 +181,12 @@ def _text(text: str) -> str:
 
 
 def _runs(runs: str, source: Path, out: Path) -> str:
-    """Links to the folders of runs; a long list is folded."""
+    """Links to the folders of runs, or to that in which they are packed; a long list is folded."""
     names = [run.partition("/")[2].partition("/")[0] for run in runs.split(", ") if run]
-    links = "<br>".join(_link(name, source / name, out) for name in dict.fromkeys(names))
+    own = {name: source / name for name in names}
+    links = "<br>".join(
+        _link(name, folder if folder.is_dir() else source, out) for name, folder in own.items()
+    )
     if len(names) <= LONGEST_LIST:
         return links
     return f"<details><summary>{len(names)} runs</summary>{links}</details>"
