@@ -5,7 +5,8 @@
 
 Sittings: `engine` and `http` (every policy), `handler` (the API server's output handler, stock and
 raised thresholds), `low` (few requests in flight), `memory` (20 minutes per policy). Arms are
-interleaved; a later call goes on where a budget ended. Every other option is one of `repro run`.
+interleaved; a later call goes on where a budget ended. Every other option is one of `repro run`. Of
+a packed campaign, as in `data/`, it prints the tables alone.
 
 Only `memory` is long enough for `periodic-collect`: its collections come every 600 s. In a shorter
 window it is a policy without collections. `periodic-freeze` freezes once in 90 s.
@@ -19,6 +20,7 @@ from typing import Any
 
 from repro import dataset, fmt, policy
 from repro.cli import add_run_options
+from repro.dataset.stored import is_packed
 from repro.experiment.campaign import CampaignError, run_campaign
 from repro.experiment.config import Experiment
 from repro.experiment.grid import PARAMETERS, grid
@@ -77,7 +79,8 @@ def main() -> int:
         return 1
     campaign = dataset.load(root)
     tables = [fmt.markdown_table(of(campaign)) for of in (side_by_side, over_baseline)]
-    (root / "policies.md").write_text("\n\n".join(tables) + "\n")
+    if not is_packed(root):
+        (root / "policies.md").write_text("\n\n".join(tables) + "\n")
     print(*tables, sep="\n\n")
     return 0
 
