@@ -1,4 +1,4 @@
-"""What the freeze costs where no full collection comes: neighbouring periods of one engine."""
+"""The cost of the freeze where no full collection comes, from neighbouring periods."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import MS, SECOND, START, run
+from builders import MS, SECOND, START, run, steady
 from campaigns import decided
 
 from repro import dataset
+from repro.analysis.arms import pairs
 from repro.analysis.tails import effect, paired_effect
 from repro.dataset import Campaign
 
@@ -73,6 +74,18 @@ def test_the_verdict(factor: float, noise: float, expected: str, tmp_path: Path)
 def test_it_does_not_speak_of_loads_with_full_collections(tmp_path: Path) -> None:
     campaign = alternating(tmp_path, 1.0, generation=2)
     assert decided("costs-nothing", campaign)["verdict"] == "not measured"
+
+
+def test_fresh_engines_beside_are_no_periods(tmp_path: Path) -> None:
+    alternating(tmp_path, 1.0)
+    for policy in ("freeze", "no-freeze"):
+        about = {"experiment__policy": policy, "experiment__concurrency": 8}
+        run(tmp_path, policy, steady(), **about)
+    campaign = dataset.load(tmp_path)
+    assert len(pairs(campaign)) == 2
+    found = decided("costs-nothing", campaign)
+    assert found["verdict"] == "reproduced"
+    assert "other cases" not in found["reason"]
 
 
 def test_p99_is_judged_where_a_full_collection_came(tmp_path: Path) -> None:

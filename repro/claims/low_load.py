@@ -1,4 +1,4 @@
-"""What the freeze costs where it cannot help: few requests, so no full collections."""
+"""The cost of the freeze where it cannot help: few requests, so no full collections."""
 
 from __future__ import annotations
 
@@ -28,22 +28,19 @@ QUANTILE = 0.5
 )
 def costs_nothing(campaign: Campaign) -> list[Outcome]:
     """The ratio of median ITL in neighbouring periods of each load without full collections."""
-    if not campaign.runs["switch_s"].any():
-        return []
+    switching = set(campaign.runs.loc[campaign.runs["switch_s"] > 0, "arm"])
     full = full_collections(campaign)
     stopped = set(full.loc[full["role"] == "worker", "run"])
     return [
         _compared(campaign, pair)
         for pair in pairs(campaign)
-        if not stopped & set(runs_of(campaign, pair))
+        if pair.treated in switching and not stopped & set(runs_of(campaign, pair))
     ]
 
 
 def _compared(campaign: Campaign, pair: Pair) -> Outcome:
-    ratio, runs = (
-        paired_effect(campaign, pair.baseline, pair.treated, QUANTILE),
-        runs_of(campaign, pair),
-    )
+    ratio = paired_effect(campaign, pair.baseline, pair.treated, QUANTILE)
+    runs = runs_of(campaign, pair)
     name = f"{fmt.quantile(QUANTILE)} ITL"
     if not ratio.supported:
         return too_few(ratio, name, runs, "pairs of periods")

@@ -1,4 +1,4 @@
-"""What a run was and how it ended: its `run.json`, checked key by key."""
+"""A run's `run.json`, read and checked key by key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from repro.dataset.schema import LATER, REQUIRED, SCHEMA_VERSION
 from repro.experiment.config import Experiment
 from repro.experiment.fields import parameters
 
-REMEDY = "restore the file, or delete the run, if it has a directory, and measure it again"
+REMEDY = "restore the file, or delete the run's directory, if it has one, and measure it again"
 NULLABLE = {"tpot_ns", *(name for names in LATER.values() for name in names)}
 """A request of one token has no time per output token; what older runs lack is empty there.
 Every other cell holds a value."""

@@ -206,7 +206,8 @@ class ClosedLoop:
             self.ledger.tokens += received
 
     def _alternate(self) -> None:
-        """Both policies in turn, in mirrored pairs against drift; the last is left frozen."""
+        """Both policies in turn, in mirrored pairs: a drift then hits both alike."""
+        # The last period is frozen and left so: the shutdown is that of a frozen worker.
         pairs = round(self.experiment.duration_s / (2 * self.experiment.switch_s))
         for left in range(pairs, 0, -1):
             for freeze in (False, True) if left % 2 else (True, False):
