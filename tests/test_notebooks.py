@@ -173,7 +173,7 @@ def test_names_of_later_cells_are_no_parameters() -> None:
     assert vars(check(namespace)) == {"source": "", "policies": ("freeze",)}
 
 
-def shown(source: Path) -> SimpleNamespace:
+def of(source: Path) -> SimpleNamespace:
     return SimpleNamespace(source=str(source))
 
 
@@ -208,7 +208,7 @@ def test_report_refuses_what_was_not_executed(tmp_path: Path) -> None:
 
 def test_a_figure_that_does_not_apply_says_so_in_the_notebook(tmp_path: Path) -> None:
     run(tmp_path / "c", "a", window__start_ns=START, window__end_ns=END)
-    (campaign,) = notebook.campaigns(shown(tmp_path / "c"), suits=bool, root=tmp_path)
+    (campaign,) = notebook.campaigns(of(tmp_path / "c"), suits=bool, root=tmp_path)
     assert "of c: no gap between tokens" in notebook.figure("itl_tail", campaign).data
 
 
@@ -217,7 +217,7 @@ def test_a_section_without_anything_to_show_is_not_shown(
 ) -> None:
     shown: list[Any] = []
     monkeypatch.setattr(notebook, "display", lambda *parts: shown.extend(parts))
-    (campaign,) = notebook.campaigns(shown(story(tmp_path / "c", length_s=2)), suits=bool)
+    (campaign,) = notebook.campaigns(of(story(tmp_path / "c", length_s=2)), suits=bool)
     notebook.section("Silences", "About.", "silence", pd.DataFrame(), "", of=campaign)
     assert not shown
     notebook.section("Tail", "About.", "itl_tail", "A sentence.", of=campaign)
