@@ -52,8 +52,8 @@ DECIDED_BY = {
     "little-is-left": ("cpu-crossover", ""),
     "beyond-freeze": ("cpu-policies", "policies_compared"),
     "better-policy": ("h100-http-busy", "policies_compared"),
-    "handler-holds": ("cpu-http-busy", "silence"),
-    "whole-steps": ("cpu-http-busy", "silence"),
+    "handler-holds": ("h100-http-busy", "silence"),
+    "whole-steps": ("h100-http-busy", "silence"),
 }
 """Claim -> the campaigns whose commands to repeat, and the first one's figure of the claim."""
 

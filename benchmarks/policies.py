@@ -24,6 +24,7 @@ from repro.dataset.stored import is_packed
 from repro.experiment.campaign import CampaignError, run_campaign
 from repro.experiment.config import Experiment
 from repro.experiment.grid import PARAMETERS, grid
+from repro.report.figures.output_bound import COSTS, rank_correlations
 from repro.report.tables.policies import over_baseline, side_by_side
 
 ALONE = ("stock", "no-freeze", "freeze", policy.ALTERNATE)
@@ -82,6 +83,10 @@ def main() -> int:
     if not is_packed(root):
         (root / "policies.md").write_text("\n\n".join(tables) + "\n")
     print(*tables, sep="\n\n")
+    if given["sitting"] == "handler":
+        print("\nRank correlation of P99 ITL:")
+        for name, found in rank_correlations(campaign).items():
+            print(f"  {COSTS[str(name)]}: {found:.2f}")
     return 0
 
 

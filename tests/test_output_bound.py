@@ -13,6 +13,7 @@ from test_figures import assert_laid_out
 
 from repro import dataset
 from repro.report.figures import FIGURES, NotApplicable
+from repro.report.figures.output_bound import rank_correlations
 
 RAISED = "freeze-thresholds"
 ARMS = {
@@ -61,6 +62,12 @@ def test_the_message_is_gain_and_cost_under_the_same_policies(tmp_path: Path) ->
     )
     assert "median TTFT ×2.00 (" in message
     assert_laid_out(drawn)
+
+
+def test_ranks_go_with_the_costs_or_against_them(tmp_path: Path) -> None:
+    found = rank_correlations(dataset.load(served(tmp_path / "c")))
+    assert found["ttft"] == pytest.approx(-1), "the shorter P99, the longer TTFT"
+    assert list(found.index) == ["tokens", "ttft", "end_to_end"]
 
 
 @pytest.mark.parametrize("requests", [True, False])

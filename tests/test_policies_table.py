@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from builders import END, MS, SECOND, START, run, steady
+from test_silences import served
 
 from benchmarks import policies
 from repro.dataset import load
@@ -78,6 +79,16 @@ def test_through_http_no_gap_stands_without_the_time_of_the_answer(tmp_path: Pat
     compared = over_baseline(load(tmp_path)).set_index("arm").loc["rare-full"]
     assert compared["TTFT P50"] == "×3.50 (3.50 to 3.50)"
     assert compared["end to end P99"] == "×2.00 (2.00 to 2.00)"
+
+
+def test_through_http_chunks_hold_tokens_and_silences_have_causes(tmp_path: Path) -> None:
+    served(tmp_path / "c", collecting_ns=SECOND)
+    (row,) = side_by_side(load(tmp_path / "c")).to_dict("records")
+    assert row["silent (s)"] == "3.00"
+    assert row["of it held; collecting"] == "66.7%; 33.3%"
+    run(tmp_path / "d", "quiet", steady(), experiment__client="serve")
+    (row,) = side_by_side(load(tmp_path / "d")).to_dict("records")
+    assert row["silent (s)"] == "–"
 
 
 def test_each_arm_is_compared_with_the_plain_one_of_its_load(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from repro.analysis.gc_cost import full_collections
 from repro.analysis.tails import paired_effect
 from repro.claims.registry import claim
 from repro.claims.tail import runs_of
-from repro.claims.verdict import Outcome, sameness, sample_of, too_few
+from repro.claims.verdict import Outcome, same, sameness, sample_of, too_few
 from repro.dataset import Campaign, in_window
 
 SAME_MEDIAN = (0.99, 1.01)
@@ -25,6 +25,7 @@ QUANTILE = 0.5
     "beside period of one engine; contradicted: outside",
     needs="a cross-over in which no worker makes a full collection",
     source="a public case at 64 ranks saw the median of small batches rise by a fifth",
+    over_all=same(SAME_MEDIAN),
 )
 def costs_nothing(campaign: Campaign) -> list[Outcome]:
     """The ratio of median ITL in neighbouring periods of each load without full collections."""

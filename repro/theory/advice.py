@@ -44,7 +44,7 @@ OTHERS = (
     "for seconds in its output handler. With raised thresholds, VLLM_V1_OUTPUT_PROC_CHUNK_SIZE of "
     "max_num_seqs or more ends these silences; gaps then hold several tokens."
 )
-"""Seen in `data/h100-http`, `cpu-http`, `cpu-http-busy` and `cpu-policies`; how often is not
+"""Seen in `data/h100-http`, `h200-http-periodic` and `cpu-policies`; how often is not
 predicted here."""
 
 

@@ -64,6 +64,11 @@ def output_bound(campaign: Campaign) -> Figure:
     return drawn
 
 
+def rank_correlations(campaign: Campaign) -> pd.Series:
+    """Spearman's, of an arm's P99 ITL with each of `COSTS`, over the points of the figure."""
+    return _measured(campaign)[["itl", *COSTS]].rank().corr().loc["itl", list(COSTS)]
+
+
 def _measured(campaign: Campaign) -> pd.DataFrame:
     """One row per arm through HTTP with a P99 ITL, vLLM's own handler first.
 

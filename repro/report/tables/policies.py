@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from repro import fmt
 from repro.analysis.arms import labels
 from repro.analysis.gc_cost import gc_time
+from repro.analysis.silences import silences
 from repro.analysis.tails import Metric, effect, tail_table
-from repro.dataset import Campaign
-from repro.dataset.schema import NS_PER_MS
+from repro.dataset import Campaign, in_window
+from repro.dataset.schema import NS_PER_MS, NS_PER_S
 from repro.stats.ratios import ratio_of_runs
 from repro.theory.cpython_rule import FULL
 
 GAPS = {0.5: "P50", 0.99: "P99", 0.999: "P99.9", 1.0: "longest"}
 MIB = 2**20
+CAUSES = ("held", "collecting")  # columns of `silences`
 
 
 def side_by_side(campaign: Campaign) -> pd.DataFrame:
     """Every measure of every arm. Latencies have 95% intervals, tokens/s one value per run."""
     parts = [latencies(campaign, "itl", {f"{name} ITL (ms)": q for q, name in GAPS.items()})]
-    if (campaign.runs["client"] == "serve").any() and len(campaign.requests):
+    through_http = (campaign.runs["client"] == "serve").any()
+    if through_http and len(campaign.requests):
         parts.append(latencies(campaign, "ttft", {"TTFT P50 (s)": 0.5}, ms=1e3))
         whole = {"end to end P50 (s)": 0.5, "end to end P99 (s)": 0.99}
         parts.append(latencies(campaign, "end_to_end", whole, ms=1e3))
+    if through_http:
+        parts += [chunks(campaign), silent(campaign)]
     parts += [throughput(campaign), collector(campaign), memory(campaign)]
     parts += [garbage(campaign), shutdown(campaign)]
     table = pd.concat(parts, axis=1).reindex(labels(campaign)).fillna("–")
@@ -73,6 +79,29 @@ def throughput(campaign: Campaign) -> pd.DataFrame:
     """Tokens per second of each run."""
     rates = campaign.runs.groupby("arm")["tokens_per_s"]
     return pd.DataFrame({"tokens/s": rates.agg(lambda rate: "; ".join(map(fmt.count, rate)))})
+
+
+def chunks(campaign: Campaign) -> pd.DataFrame:
+    """Tokens that reach an HTTP client together: mean of an arm over its windows."""
+    runs = campaign.runs
+    seconds = (runs["window_end_ns"] - runs["window_start_ns"]) / NS_PER_S
+    gaps = in_window(campaign, campaign.itl).groupby("run", observed=True)["count"].sum()
+    of_run = runs.assign(tokens=runs["tokens_per_s"] * seconds, gaps=runs["run"].map(gaps))
+    of_arm = of_run.groupby("arm")[["tokens", "gaps"]].sum()
+    return pd.DataFrame({"tokens per chunk": (of_arm["tokens"] / of_arm["gaps"]).map(fmt.figures)})
+
+
+def silent(campaign: Campaign) -> pd.DataFrame:
+    """Time in silences of a second and more, and the shares held and collecting."""
+    found = silences(campaign)
+    found = found.assign(s=(found["end_ns"] - found["start_ns"]) / NS_PER_S)
+    rows = {}
+    for arm, own in found.groupby("arm"):
+        shares = (fmt.percent(np.average(own[cause], weights=own["s"])) for cause in CAUSES)
+        rows[arm] = [fmt.figures(own["s"].sum()), "; ".join(shares)]
+    return pd.DataFrame.from_dict(
+        rows, orient="index", columns=["silent (s)", f"of it {'; '.join(CAUSES)}"]
+    )
 
 
 def collector(campaign: Campaign) -> pd.DataFrame:
