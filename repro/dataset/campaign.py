@@ -267,17 +267,18 @@ def _settings(documents: list[dict[str, Any]]) -> list[str]:
             labels = longer
     policies = [document["experiment"]["policy"] for document in documents]
     return [
-        " ".join(_shared(policy).get(part, part) for part in label if part not in UNSAID)
+        " ".join(_short(part, policy) for part in label if part not in UNSAID)
         for label, policy in zip(labels, policies, strict=True)
     ]
 
 
-def _shared(policy: str) -> dict[str, str]:
-    """Shorter words where other processes have the worker's policy."""
-    return {
+def _short(part: str, policy: str) -> str:
+    """Shorter words where other processes have the worker's policy, or the engine core has none."""
+    same = {
         OTHERS.format(policy, policy): "all",
         OTHERS.format(policy, "stock"): "worker and engine",
     }
+    return same.get(part, part.removeprefix("engine stock, "))
 
 
 def _say(document: dict[str, Any], keys: str, form: str) -> str:

@@ -92,16 +92,21 @@ def _draw(axes: Axes, table: pd.DataFrame, name: str, colours: list[str]) -> Non
 
 
 def _message(campaign: Campaign, table: pd.DataFrame, plain: pd.Series) -> str:
-    """The arm with the lowest P99, compared with the best arm that freezes at most."""
+    """The arm with the lowest P99, compared with the best arm that freezes at most.
+
+    Where that is the lowest itself, the highest of the others.
+    """
     tail = table["p99_ms"].dropna()
-    best = str(tail.idxmin())
-    said = f"P99 ITL is lowest with {best}: {fmt.ms(tail[best])}"
-    reference = tail[plain[tail.index]]
-    if reference.empty or best in reference.index:
+    reference, others = tail[plain[tail.index]], tail[~plain[tail.index]]
+    extreme, shown = "lowest", str(tail.idxmin())
+    if shown in reference.index and len(others):
+        extreme, shown = "highest", str(others.idxmax())
+    said = f"P99 ITL is {extreme} with {shown}: {fmt.ms(tail[shown])}"
+    if reference.empty or shown in reference.index:
         return said
     base = str(reference.idxmin())
-    if campaign.runs["arm"].value_counts()[[base, best]].min() < 2:
+    if campaign.runs["arm"].value_counts()[[base, shown]].min() < 2:
         return f"{said}; one run of it or of {base} does not decide"
-    ratio = effect(campaign, base, best, 0.99)
+    ratio = effect(campaign, base, shown, 0.99)
     unclear = "" if ratio.clear else ", no clear difference"
     return f"{said}, {fmt.ratio(ratio)} of {base}{unclear}"
