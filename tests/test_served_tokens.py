@@ -35,9 +35,10 @@ HTTP = {
         ({"requests": REQUESTS}, {}, 90),
         ({"steps": STEPS, "requests": REQUESTS}, {"experiment__speculative": "ngram"}, 90),
         ({}, {}, 512),
+        ({"requests": REQUESTS}, {"summary__counted": True}, 512),
         ({"steps": STEPS, "requests": REQUESTS}, {"experiment__client": "engine"}, 512),
     ],
-    ids=["steps", "each rank has the step", "requests", "proposed", "recorded", "no HTTP"],
+    ids=["steps", "each rank has the step", "requests", "proposed", "recorded", "thinned", "no HTTP"],
 )
 def test_tokens_of_the_window(
     tables: dict[str, Any], changes: dict[str, Any], tokens: int, tmp_path: Path

@@ -16,10 +16,11 @@ def counted(document: Document, tables: Tables) -> Document:
     A chunk holds several tokens where the server is behind, so that the client's number is an
     estimate. The engine's is exact but for answers under way at the window's ends: of the tokens
     that steps were given, those of prompts are the share that the lengths asked for say. Where
-    steps were left out or hold proposed tokens too, answers that ended in the window count.
+    steps were left out or hold proposed tokens too, answers that ended in the window count. A
+    `summary` that says `counted` has this number: its steps and most of its requests were left out.
     """
     experiment, window = document["experiment"], document["window"]
-    if experiment["client"] != "serve":
+    if experiment["client"] != "serve" or document["summary"].get("counted"):
         return document
     given = _tokens(tables["steps"], "start_ns", "tokens", window)
     given /= experiment["tensor_parallel_size"]  # each of these ranks has the step
