@@ -38,7 +38,7 @@ HTTP = {
         ({"requests": REQUESTS}, {"summary__counted": True}, 512),
         ({"steps": STEPS, "requests": REQUESTS}, {"experiment__client": "engine"}, 512),
     ],
-    ids=["steps", "each rank has the step", "requests", "proposed", "recorded", "thinned", "no HTTP"],
+    ids=["steps", "each rank", "requests", "proposed", "recorded", "thinned", "no HTTP"],
 )
 def test_tokens_of_the_window(
     tables: dict[str, Any], changes: dict[str, Any], tokens: int, tmp_path: Path
