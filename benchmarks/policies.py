@@ -80,13 +80,12 @@ def main() -> int:
         return 1
     campaign = dataset.load(root)
     tables = [fmt.markdown_table(of(campaign)) for of in (side_by_side, over_baseline)]
+    if given["sitting"] == "handler":
+        ranks = rank_correlations(campaign).round(2).rename(COSTS)
+        tables.append(fmt.markdown_table(ranks.rename("rank correlation of P99 ITL").reset_index()))
     if not is_packed(root):
         (root / "policies.md").write_text("\n\n".join(tables) + "\n")
     print(*tables, sep="\n\n")
-    if given["sitting"] == "handler":
-        print("\nRank correlation of P99 ITL:")
-        for name, found in rank_correlations(campaign).items():
-            print(f"  {COSTS[str(name)]}: {found:.2f}")
     return 0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.artifact import (
+    DECIDED_BY,
     PAGE,
     campaign_commands,
     commands,
@@ -32,6 +33,11 @@ CAMPAIGNS = sorted(filter(is_campaign, DATA.iterdir()))
 def test_the_page_is_current() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert page == with_generated(page, ROOT), "run python -m benchmarks.artifact"
+
+
+def test_claims_rest_on_campaigns_that_exist() -> None:
+    named = {name for chosen, _ in DECIDED_BY.values() for name in chosen.split()}
+    assert named <= {campaign.name for campaign in CAMPAIGNS}
 
 
 def test_links_of_the_page_lead_somewhere() -> None:

@@ -134,6 +134,16 @@ def test_an_arm_is_named_by_the_policies_of_all_its_processes(policies: Campaign
     assert labels == arms.labels(policies)
 
 
+def test_the_message_is_of_the_worst_where_the_freeze_alone_is_best(tmp_path: Path) -> None:
+    for frontend, full_ms in (("stock", 20.0), ("no-freeze", 400.0)):
+        about = {"experiment__policy": "freeze", "experiment__frontend_policy": frontend}
+        for replicate in (0, 1):
+            arm(tmp_path, f"{frontend}{replicate}", full_ms=full_ms, **about)
+    (title,) = FIGURES["policies_compared"](dataset.load(tmp_path)).texts
+    assert title.get_text().startswith("P99 ITL is highest with front end no-freeze: freeze: ")
+    assert " of freeze" in title.get_text().replace("\n", " ")
+
+
 @pytest.mark.parametrize("name", ["cpu-every-policy", "h200-every-policy"])
 def test_every_serving_policy_is_compared_in_one_campaign(name: str) -> None:
     campaign = dataset.load(Path(__file__).parents[1] / "data" / name)

@@ -86,9 +86,12 @@ def test_through_http_chunks_hold_tokens_and_silences_have_causes(tmp_path: Path
     (row,) = side_by_side(load(tmp_path / "c")).to_dict("records")
     assert row["silent (s)"] == "3.00"
     assert row["of it held; collecting"] == "66.7%; 33.3%"
+    served(tmp_path / "e", quiet_ns=900 * MS)
+    (row,) = side_by_side(load(tmp_path / "e")).to_dict("records")
+    assert (row["silent (s)"], row["of it held; collecting"]) == ("0", "–")
     run(tmp_path / "d", "quiet", steady(), experiment__client="serve")
     (row,) = side_by_side(load(tmp_path / "d")).to_dict("records")
-    assert row["silent (s)"] == "–"
+    assert row["silent (s)"] == "–", "no run recorded holds"
 
 
 def test_each_arm_is_compared_with_the_plain_one_of_its_load(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def served(
     busy = np.arange(START, QUIET + SECOND, 10 * MS)
     steps = np.concatenate([busy, after])
     made: dict[str, Any] = {
-        "itl": {"t_ns": t_ns, "itl_ns": 10 * MS, "count": 4},
+        "itl": {"t_ns": t_ns, "itl_ns": np.diff(t_ns, prepend=START - 10 * MS), "count": 4},
         "steps": {
             "start_ns": steps,
             "duration_ns": 10 * MS,
@@ -88,6 +88,12 @@ def test_a_silence_is_put_down_to_those_in_the_way(tmp_path: Path) -> None:
 def test_what_is_no_silence(changes: dict[str, Any], tmp_path: Path) -> None:
     """Too short, not through HTTP, or not over within the window."""
     assert silences(dataset.load(served(tmp_path / "c", **changes))).empty
+
+
+def test_arrivals_stored_coarsely_are_no_silence(tmp_path: Path) -> None:
+    campaign = dataset.load(served(tmp_path / "c"))
+    campaign.itl["itl_ns"] = 10 * MS
+    assert silences(campaign).empty, "every gap that ends there is short"
 
 
 def test_runs_that_did_not_look_say_nothing(tmp_path: Path) -> None:

@@ -37,8 +37,10 @@ def silences(campaign: Campaign) -> pd.DataFrame:
         held, collecting = (
             of_rows(table[table["run"] == run.run]) for table in (campaign.holds, pauses)
         )
-        arrivals = np.unique(itl.loc[itl["run"] == run.run, "t_ns"])
-        quiet = np.flatnonzero(np.diff(arrivals) >= LEAST_NS)
+        # A silence also shows in the gaps that end it: times of arrival may be stored coarser.
+        gaps = itl[itl["run"] == run.run].groupby("t_ns")["itl_ns"].max()
+        arrivals, closing = gaps.index.to_numpy(), gaps.to_numpy()[1:]
+        quiet = np.flatnonzero((np.diff(arrivals) >= LEAST_NS) & (closing >= LEAST_NS))
         start, end = arrivals[quiet], arrivals[quiet + 1]
         length = end - start
         rows.append(

@@ -92,10 +92,13 @@ def chunks(campaign: Campaign) -> pd.DataFrame:
 
 
 def silent(campaign: Campaign) -> pd.DataFrame:
-    """Time in silences of a second and more, and the shares held and collecting."""
+    """Time in silences of a second and more, and the shares held and collecting.
+
+    No arm has a row where the campaign recorded no holds: nobody looked.
+    """
     found = silences(campaign)
     found = found.assign(s=(found["end_ns"] - found["start_ns"]) / NS_PER_S)
-    rows = {}
+    rows = {} if campaign.holds.empty else {arm: ["0", "–"] for arm in campaign.runs["arm"]}
     for arm, own in found.groupby("arm"):
         shares = (fmt.percent(np.average(own[cause], weights=own["s"])) for cause in CAUSES)
         rows[arm] = [fmt.figures(own["s"].sum()), "; ".join(shares)]
