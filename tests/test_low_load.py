@@ -12,6 +12,7 @@ from campaigns import decided
 from repro import dataset
 from repro.analysis.arms import pairs
 from repro.analysis.tails import effect, paired_effect
+from repro.claims import CLAIMS, decide
 from repro.dataset import Campaign
 
 PAIRS = 12
@@ -69,6 +70,15 @@ def test_the_verdict(factor: float, noise: float, expected: str, tmp_path: Path)
     found = decided("costs-nothing", campaign)
     assert found["verdict"] == expected
     assert "collects for more than 0.05" in found["reason"]
+
+
+def test_the_mean_over_loads_decides_where_none_of_them_does(tmp_path: Path) -> None:
+    loads = [alternating(tmp_path / str(n), 1.0, noise=0.018) for n in range(6)]
+    (claim,) = (each for each in CLAIMS if each.id == "costs-nothing")
+    assert decide(claim, loads[:1])["verdict"] == "undecided"
+    found = decide(claim, loads)
+    assert found["verdict"] == "reproduced"
+    assert found["number"].startswith("mean of 6 cases ×1.00 (")
 
 
 def test_it_does_not_speak_of_loads_with_full_collections(tmp_path: Path) -> None:
