@@ -20,8 +20,8 @@ import psutil
 from repro.experiment.clients.server import HOST
 
 PAUSE_S = 0.1
-PROBE_S = 1.0
-"""Other ports of the engine accept a connection and never answer."""
+PROBE_S = 5.0
+"""A server on a busy machine may take seconds."""
 
 TIMEOUT_S = 30.0
 PROMPT = [1] * 16
@@ -55,12 +55,13 @@ class Abuser(threading.Thread):
 
 
 def server_port() -> int | None:
-    """The port that a process below this one listens on for HTTP; None if there is none yet."""
+    """The port of the API server below this process, once it is ready; None before."""
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            for one in process.net_connections("tcp4"):
-                if one.status == psutil.CONN_LISTEN and answers(one.laddr.port):
-                    return int(one.laddr.port)
+            command = process.cmdline()
+            if "--port" in command:
+                port = int(command[command.index("--port") + 1])
+                return port if answers(port) else None
     return None
 
 
