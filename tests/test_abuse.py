@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -67,6 +69,16 @@ def test_half_a_request_keeps_back_the_other_half(port: int) -> None:
     abuse.act("not JSON", port)  # one after the other
     promised, came = next(s for s in Handler.seen if s[0] != s[1])
     assert 0 < came < promised
+
+
+def test_a_server_is_found_by_the_port_in_its_command(port: int) -> None:
+    assert abuse.server_port() is None
+    idle = [sys.executable, "-c", "input()", "--port", str(port)]
+    with subprocess.Popen(idle, stdin=subprocess.PIPE) as server:
+        try:
+            assert abuse.server_port() == port
+        finally:
+            server.kill()
 
 
 def test_only_a_server_that_is_ready_answers(port: int) -> None:

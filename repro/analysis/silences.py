@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from repro.dataset import Campaign, in_window
+from repro.dataset.schema import NS_PER_S
 from repro.stats.spans import of_rows, overlap
 
 LEAST_NS = 1_000_000_000
@@ -56,3 +57,10 @@ def silences(campaign: Campaign) -> pd.DataFrame:
             )
         )
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS)
+
+
+def in_total(found: pd.DataFrame) -> tuple[float, float, float]:
+    """Length of some silences in s, and the shares of it held and collecting; at least one row."""
+    length_s = (found["end_ns"] - found["start_ns"]) / NS_PER_S
+    held, collecting = (np.average(found[name], weights=length_s) for name in COLUMNS[-2:])
+    return float(length_s.sum()), float(held), float(collecting)

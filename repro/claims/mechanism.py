@@ -10,7 +10,7 @@ from repro import fmt
 from repro.analysis.arms import VLLM_HANDLER, output_handler
 from repro.analysis.mechanism import PROCESS_POLICIES, garbage_left
 from repro.analysis.release_comparison import freezes_itself
-from repro.analysis.silences import silences
+from repro.analysis.silences import in_total, silences
 from repro.analysis.tails import effect
 from repro.analysis.trigger import OFF, WITHIN, trigger_table
 from repro.claims.registry import claim
@@ -27,7 +27,6 @@ from repro.claims.verdict import (
     sample_of,
 )
 from repro.dataset import Campaign, under_load
-from repro.dataset.schema import NS_PER_S
 from repro.stats.ratios import ratio_of_runs
 
 LITTLE_BYTES = 1 << 20
@@ -160,14 +159,11 @@ def the_handler_holds_the_loop(campaign: Campaign) -> list[Outcome]:
     found = found[found["arm"].isin(_through_http(campaign)["arm"])]
     if found.empty:
         return []
-    length_s = (found["end_ns"] - found["start_ns"]) / NS_PER_S
-    held, collecting = (
-        float((found[name] * length_s).sum() / length_s.sum()) for name in ("held", "collecting")
-    )
+    length_s, held, collecting = in_total(found)
     return [
         decided(
             held > HALF and held > 2 * collecting,
-            number=f"{len(found)} silences, {fmt.figures(length_s.sum())} s in total, "
+            number=f"{len(found)} silences, {fmt.figures(length_s)} s in total, "
             f"{fmt.percent(held)} of it under a hold",
             reason=f"{fmt.percent(collecting)} of it under a collection of the API server",
             runs=tuple(found["run"].unique()),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from repro import fmt
 from repro.analysis.arms import labels
 from repro.analysis.gc_cost import gc_time
-from repro.analysis.silences import silences
+from repro.analysis.silences import in_total, silences
 from repro.analysis.tails import Metric, effect, tail_table
 from repro.dataset import Campaign, in_window
 from repro.dataset.schema import NS_PER_MS, NS_PER_S
@@ -17,7 +16,6 @@ from repro.theory.cpython_rule import FULL
 
 GAPS = {0.5: "P50", 0.99: "P99", 0.999: "P99.9", 1.0: "longest"}
 MIB = 2**20
-CAUSES = ("held", "collecting")  # columns of `silences`
 
 
 def side_by_side(campaign: Campaign) -> pd.DataFrame:
@@ -96,15 +94,12 @@ def silent(campaign: Campaign) -> pd.DataFrame:
 
     No arm has a row where the campaign recorded no holds: nobody looked.
     """
-    found = silences(campaign)
-    found = found.assign(s=(found["end_ns"] - found["start_ns"]) / NS_PER_S)
     rows = {} if campaign.holds.empty else {arm: ["0", "–"] for arm in campaign.runs["arm"]}
-    for arm, own in found.groupby("arm"):
-        shares = (fmt.percent(np.average(own[cause], weights=own["s"])) for cause in CAUSES)
-        rows[arm] = [fmt.figures(own["s"].sum()), "; ".join(shares)]
-    return pd.DataFrame.from_dict(
-        rows, orient="index", columns=["silent (s)", f"of it {'; '.join(CAUSES)}"]
-    )
+    for arm, own in silences(campaign).groupby("arm"):
+        length_s, *shares = in_total(own)
+        rows[arm] = [fmt.figures(length_s), "; ".join(map(fmt.percent, shares))]
+    columns = ["silent (s)", "of it held; collecting"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def collector(campaign: Campaign) -> pd.DataFrame:
