@@ -147,12 +147,14 @@ class Engine:
 
     def __init__(self, *, thaws_by_itself: bool = False) -> None:
         self.calls: list[bool] = []
+        self.asked: list[str] = []
         self.model_config = SimpleNamespace(get_vocab_size=lambda: 512)
         self.counted: list[str] = []
         self.thaws_by_itself = thaws_by_itself
 
     def collective_rpc(self, method: str, args: tuple[Any]) -> list[Any]:
-        if method == rpc.SWITCH_RPC:
+        self.asked.append(method)
+        if method in (rpc.SWITCH_RPC, rpc.FLIP_RPC):
             self.calls.append(*args)
             return [FROZEN if args[0] else THAWED]
         assert method == rpc.CENSUS_RPC

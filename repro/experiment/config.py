@@ -185,7 +185,7 @@ class Experiment:
         if not self.switch_s > 0 or self.duration_s % (2 * self.switch_s):
             raise ConfigError(
                 f"switch_s {self.switch_s}: duration_s {self.duration_s} must be an even number of "
-                "periods of that length; several full collections must fit into one"
+                "periods of that length; where full collections come, several must fit into one"
             )
 
     def _check_ranks(self) -> None:

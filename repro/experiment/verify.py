@@ -90,6 +90,19 @@ def switched(freeze: bool, heaps: Sequence[tuple[int, int]]) -> None:
         )
 
 
+def flipped(freeze: bool, heaps: Sequence[dict[str, Any]], evading: Sequence[int]) -> None:
+    """The same of a switch that counts what it did not reach: of each heap, a part at most.
+
+    `heaps` are the counts of the same workers at the window's start.
+    """
+    sizes = [heap["frozen"] + heap["tracked"] for heap in heaps]
+    pairs = [
+        (size - few, few) if freeze else (few, size - few)
+        for size, few in zip(sizes, evading, strict=True)
+    ]
+    switched(freeze, pairs)
+
+
 def _check_heap(
     serving: policy.ServingPolicy, worker: dict[str, Any], *, own_process: bool
 ) -> None:

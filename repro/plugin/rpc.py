@@ -6,6 +6,9 @@ CENSUS_RPC = "repro_census"
 SWITCH_RPC = "repro_switch"
 """Freeze the heap or thaw it: a cross-over."""
 
+FLIP_RPC = "repro_flip"
+"""The same for short periods: nothing is collected."""
+
 RECAPTURE_RPC = "repro_recapture"
 """Discard the CUDA graphs and capture them again under a policy."""
 

@@ -20,7 +20,7 @@ from repro.plugin.census import census, count_on_the_way, count_with_the_workers
 from repro.plugin.fault_handling import stepping_aside
 from repro.plugin.hook_points import global_rank, holder, replaced, require
 from repro.plugin.recorder import Recorder, count_garbage
-from repro.plugin.rpc import CENSUS_RPC, END_RPC, SWITCH_RPC
+from repro.plugin.rpc import CENSUS_RPC, END_RPC, FLIP_RPC, SWITCH_RPC
 from repro.plugin.step_hooks import act_after_launch, record_steps
 from repro.policy import CapturePolicy, ServingPolicy
 
@@ -60,6 +60,7 @@ def hook_worker(
     if recorder is not None:
         setattr(worker, CENSUS_RPC, functools.partial(census, recorder, worker))
         setattr(worker, SWITCH_RPC, switch)
+        setattr(worker, FLIP_RPC, flip)
 
 
 def wrap_warm_up(worker: Any, serving: ServingPolicy, recorder: Recorder | None) -> None:
@@ -159,6 +160,18 @@ def switch(freeze: bool) -> tuple[int, int]:
     else:
         gc.collect()
     return gc.get_freeze_count(), len(gc.get_objects())
+
+
+def flip(freeze: bool) -> int:
+    """Freeze this worker's heap or thaw it, without a collection; returns how many objects evade.
+
+    Counting what was moved would take far longer than moving it, and cost each way differently.
+    """
+    if freeze:
+        gc.freeze()
+        return len(gc.get_objects())
+    gc.unfreeze()
+    return gc.get_freeze_count()
 
 
 def wrap_shutdown(worker: Any, serving: ServingPolicy, recorder: Recorder | None) -> None:

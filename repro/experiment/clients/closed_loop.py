@@ -16,10 +16,15 @@ from repro.experiment import verify
 from repro.experiment.clients import Report
 from repro.experiment.config import Experiment
 from repro.experiment.measured import Measured, requests_table
-from repro.plugin.rpc import CENSUS_RPC, SWITCH_RPC
+from repro.plugin.rpc import CENSUS_RPC, FLIP_RPC, SWITCH_RPC
 
 SETTLING_STEPS = 3
 """After a switch and a count: the step in flight, the one they delayed, and one to spare."""
+
+SHORT_S = 1.0
+"""Shorter periods than this are for loads without full collections. Between them the worker's heap
+is frozen and thawed without a collection, and no heap is counted: both would take longer than a
+period, and leave the caches empty."""
 
 STRUCTURE = "(w[1-4][0-9]*)*\ue000"
 """Structured output: most of the words that `repro.experiment.clients.prompts` makes, not all. An
@@ -182,6 +187,7 @@ class ClosedLoop:
         self.report = report
         self.requests = Requests(experiment, engine.model_config.get_vocab_size())
         self.ledger = Ledger()
+        self.heaps: list[dict[str, Any]] = []  # the workers', as last counted
 
     def run(self) -> Ledger:
         """Drive the ramp and the measured window; requests in flight at its end are left."""
@@ -208,27 +214,42 @@ class ClosedLoop:
     def _alternate(self) -> None:
         """Both policies in turn, in mirrored pairs: a drift then hits both alike."""
         # The last period is frozen and left so: the shutdown is that of a frozen worker.
+        short = self.experiment.switch_s < SHORT_S
+        if short:
+            self._switch(True)
         pairs = round(self.experiment.duration_s / (2 * self.experiment.switch_s))
         for left in range(pairs, 0, -1):
             for freeze in (False, True) if left % 2 else (True, False):
-                self._period(freeze)
+                if short:
+                    self._flip(freeze)
+                    self._period(freeze)
+                else:
+                    self._switch(freeze)
+                    self._period(freeze)
+                    self._count("window-end", freeze)
+        if short:
+            self._count("window-end", True)
 
-    def _period(self, freeze: bool) -> None:
-        """Measure under one policy, with the heaps counted before and after."""
+    def _switch(self, freeze: bool) -> None:
         verify.switched(freeze, self.engine.collective_rpc(SWITCH_RPC, args=(freeze,)))
         self._count("window-start", freeze)
+
+    def _flip(self, freeze: bool) -> None:
+        verify.flipped(freeze, self.heaps, self.engine.collective_rpc(FLIP_RPC, args=(freeze,)))
+
+    def _period(self, freeze: bool) -> None:
+        """Measure under one policy."""
         for _ in range(SETTLING_STEPS):
             self._note(self.engine.step(), time.monotonic_ns())
         began = time.monotonic_ns()
         self._measure_for(self.experiment.switch_s)
         name = "freeze" if freeze else "no-freeze"
         self.ledger.periods.append((name, began, time.monotonic_ns()))
-        self._count("window-end", freeze)
 
     def _count(self, point: str, freeze: bool) -> None:
         """Count the heap of every process, and check that the switch still holds."""
-        workers = self.engine.collective_rpc(CENSUS_RPC, args=(point,))
-        verify.switched(freeze, [(worker["frozen"], worker["tracked"]) for worker in workers])
+        self.heaps = self.engine.collective_rpc(CENSUS_RPC, args=(point,))
+        verify.switched(freeze, [(worker["frozen"], worker["tracked"]) for worker in self.heaps])
 
     def _steps(self, phase: str, go_on: Callable[[], bool]) -> Iterator[int]:
         """Step the engine while `go_on`; yields the tokens of each step."""
