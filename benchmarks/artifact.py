@@ -38,7 +38,7 @@ DECIDED_BY = {
     "capture-memory": ("h100-capture", ""),
     "no-collection-per-graph": ("h100-capture", "capture_time"),
     "engine-frozen": ("cpu-two-cores", ""),
-    "frontend-frozen": ("h100-http", ""),
+    "frontend-frozen": ("h200-http-periodic", ""),
     "worker-not-frozen": ("cpu-two-cores", ""),
     "not-scanned": ("cpu-two-cores", ""),
     "no-collection": ("cpu-two-cores", ""),

@@ -21,7 +21,9 @@ from repro.analysis.tails import effect, step_intervals, tail_table
 from repro.analysis.trigger import _left, trigger_table
 from repro.claims import evaluate
 from repro.dataset.run import read_document
+from repro.dataset.tables import read_table
 from repro.experiment import verify
+from repro.experiment.clients import closed_loop
 from repro.experiment.clients.closed_loop import ClosedLoop
 from repro.experiment.config import ConfigError, Experiment
 from repro.experiment.grid import PARAMETERS, grid
@@ -145,7 +147,8 @@ FROZEN, THAWED = (900_000, 0), (375, 899_625)
 class Engine:
     """Stands for vLLM in a test of the order of calls alone."""
 
-    def __init__(self, *, thaws_by_itself: bool = False) -> None:
+    def __init__(self, *, thaws_by_itself: bool = False, flips_nothing: bool = False) -> None:
+        self.flips_nothing = flips_nothing
         self.calls: list[bool] = []
         self.asked: list[str] = []
         self.model_config = SimpleNamespace(get_vocab_size=lambda: 512)
@@ -154,7 +157,10 @@ class Engine:
 
     def collective_rpc(self, method: str, args: tuple[Any]) -> list[Any]:
         self.asked.append(method)
-        if method in (rpc.SWITCH_RPC, rpc.FLIP_RPC):
+        if method == rpc.FLIP_RPC:
+            self.calls.append(*args)
+            return [899_000 if self.flips_nothing and not args[0] else 400]
+        if method == rpc.SWITCH_RPC:
             self.calls.append(*args)
             return [FROZEN if args[0] else THAWED]
         assert method == rpc.CENSUS_RPC
@@ -166,13 +172,20 @@ class Engine:
         return []
 
 
-def alternating(engine: Engine) -> ClosedLoop:
-    experiment = Experiment(policy="alternate", duration_s=1.5, switch_s=0.125)
+def alternating(engine: Engine, switch_s: float = 0.125) -> ClosedLoop:
+    experiment = Experiment(policy="alternate", duration_s=12 * switch_s, switch_s=switch_s)
     loop = ClosedLoop(engine, experiment, lambda phase, seconds: None)
     loop._alternate()
     return loop
 
 
+@pytest.fixture
+def long_periods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `alternating` asks for counts as long."""
+    monkeypatch.setattr(closed_loop, "SHORT_S", 0.1)
+
+
+@pytest.mark.usefixtures("long_periods")
 def test_both_policies_come_equally_often_and_as_early_and_the_heap_is_left_frozen() -> None:
     engine = Engine()
     loop = alternating(engine)
@@ -182,13 +195,41 @@ def test_both_policies_come_equally_often_and_as_early_and_the_heap_is_left_froz
     names = [name for name, *_ in loop.ledger.periods]
     assert [name == "freeze" for name in names] == engine.calls
     assert engine.counted == ["window-start", "window-end"] * 12
+    assert rpc.FLIP_RPC not in engine.asked
     starts = [start for _, start, _ in loop.ledger.periods]
     ends = [end for *_, end in loop.ledger.periods]
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
 
 
+def test_short_periods_are_counted_at_both_ends_alone_and_nothing_is_collected_between() -> None:
+    engine = Engine()
+    loop = alternating(engine)
+    first, *others = engine.asked
+    assert first == rpc.SWITCH_RPC and rpc.SWITCH_RPC not in others
+    assert engine.asked.count(rpc.FLIP_RPC) == 12
+    assert engine.counted == ["window-start", "window-end"]
+    assert others[-1] == rpc.CENSUS_RPC, "the policy of the last period is checked at its end"
+    assert [name == "freeze" for name, *_ in loop.ledger.periods] == engine.calls[1:]
+    assert engine.calls[1:] == [True, False, False, True] * 3
+
+
+def test_a_flip_that_did_not_reach_the_heap_is_no_data() -> None:
+    with pytest.raises(NotAsRequested, match="after a thaw"):
+        alternating(Engine(flips_nothing=True))
+    heap = [{"frozen": 900_000, "tracked": 300}]
+    verify.flipped(True, heap, [20])
+    with pytest.raises(NotAsRequested, match="after a freeze"):
+        verify.flipped(True, heap, [880_000])
+
+
+@pytest.mark.usefixtures("long_periods")
 def test_a_heap_that_another_thaws_within_a_period_is_no_data() -> None:
     with pytest.raises(NotAsRequested, match="objects frozen"):
+        alternating(Engine(thaws_by_itself=True))
+
+
+def test_a_heap_that_is_thawed_at_the_end_of_short_periods_is_no_data() -> None:
+    with pytest.raises(NotAsRequested, match="after a freeze"):
         alternating(Engine(thaws_by_itself=True))
 
 
@@ -214,6 +255,20 @@ def test_a_switch_collects_everything_and_then_freezes_or_does_not() -> None:
         assert frozen < 1_000 and tracked > 10_000
         assert gc.get_stats()[2]["collections"] == before + 1
     finally:
+        gc.unfreeze()
+
+
+def test_a_flip_moves_the_whole_heap_and_collects_nothing() -> None:
+    before = [generation["collections"] for generation in gc.get_stats()]
+    gc.disable()
+    try:
+        assert worker_hooks.flip(True) < 1_000
+        assert gc.get_freeze_count() > 10_000
+        assert worker_hooks.flip(False) < 1_000
+        assert len(gc.get_objects()) > 10_000
+        assert [generation["collections"] for generation in gc.get_stats()] == before
+    finally:
+        gc.enable()
         gc.unfreeze()
 
 
@@ -253,3 +308,17 @@ def test_a_cross_over_switches_the_worker_and_reads_back_as_periods(tmp_path: Pa
     judged = ["engine-frozen", "worker-not-frozen", "not-scanned", "unfreeze-restores"]
     verdicts = evaluate([periods], [*judged, "little-is-left"])
     assert verdicts["verdict"].tolist() == ["reproduced"] * 5, verdicts[["id", "reason"]]
+
+
+@pytest.mark.engine
+def test_short_periods_switch_a_real_worker_and_collect_nothing(tmp_path: Path) -> None:
+    folder = measure(tmp_path, policy="alternate", switch_s=0.25, concurrency=8, duration_s=2.0)
+    found = read_document(folder)
+    assert found["status"] == "ok", (found.get("reason"), found.get("log_tail"))
+    periods = dataset.load(tmp_path)
+    assert periods.runs["policy"].value_counts().to_dict() == {"freeze": 4, "no-freeze": 4}
+    pauses = read_table(folder, "pauses").to_pandas()
+    first, last = periods.runs["window_start_ns"].min(), periods.runs["window_end_ns"].max()
+    own = pauses[(pauses["role"] == "worker") & pauses["start_ns"].between(first, last)]
+    assert not (own["generation"] == 2).any()
+    assert periods.census["run"].nunique() == 2, "counted at both ends of the window"

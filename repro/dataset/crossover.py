@@ -8,8 +8,10 @@ ratio of two arms' resident memory shows about half of an effect.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -53,50 +55,56 @@ def _periods(document: Document, tables: Tables) -> list[tuple[Document, Tables]
     periods = tables["periods"].to_pylist()
     if periods and (wall_s := document.get("wall_s")):  # each bears its part of the engine's time
         document = {**document, "wall_s": wall_s / len(periods)}
+    rows = {name: table.slice(0, 0) for name, table in tables.items()}
     counted = _heaps(tables["census"], document["window"], periods)
+    timed = {name: _within(tables[name], column, periods) for name, column in TIMED.items()}
     return [
-        _period(document, {**tables, "census": census}, number=number, **period)
+        _period(
+            document,
+            rows | {name: parts[number] for name, parts in timed.items()} | {"census": census},
+            number=number,
+            **period,
+        )
         for number, (period, census) in enumerate(zip(periods, counted, strict=True))
     ]
+
+
+def _within(table: pa.Table, column: str, periods: list[Document]) -> list[pa.Table]:
+    """The rows of each period; periods follow one another."""
+    ordered = table.sort_by(column)
+    time = ordered[column].to_numpy()
+    first, end = (
+        np.searchsorted(time, [period[side] for period in periods])
+        for side in ("start_ns", "end_ns")
+    )
+    return [ordered.slice(a, b - a) for a, b in zip(first, end, strict=True)]
 
 
 def _heaps(census: pa.Table, window: Document, periods: list[Document]) -> list[pa.Table]:
     """The counts of each period: at its start, at its end and, of the last one, at shutdown.
 
-    Recordings of older versions have no count within the window: their periods get none.
+    Recordings of older versions have no count within the window: their periods get none. Of short
+    periods the first has the count at its start, the last that at its end.
     """
-    time, point = census["t_ns"], census["point"]
+    time, point = census["t_ns"].to_numpy(), np.array(census["point"].to_pylist())
     ends = [window["start_ns"], *(period["end_ns"] for period in periods)]
     starts = [*(period["start_ns"] for period in periods), NEVER]
-    if not any(window["start_ns"] <= ns < window["end_ns"] for ns in time.to_pylist()):
-        census, time, point = census.slice(0, 0), time.slice(0, 0), point.slice(0, 0)
-
-    def between(end_ns: int, start_ns: int) -> pa.ChunkedArray:
-        return pc.and_(pc.greater_equal(time, end_ns), pc.less(time, start_ns))
-
-    first, last = pc.equal(point, "window-start"), pc.equal(point, "window-end")
+    inside = (time >= window["start_ns"]) & (time < window["end_ns"])
+    if not inside.any():
+        return [census.slice(0, 0)] * len(periods)
+    before = [(time >= end) & (time < start) for end, start in zip(ends, starts, strict=True)]
     return [
         census.filter(
-            pc.or_(
-                pc.and_not(between(ends[number], starts[number]), last),
-                pc.and_not(between(ends[number + 1], starts[number + 1]), first),
-            )
+            pa.array((earlier & (point != "window-end")) | (later & (point != "window-start")))
         )
-        for number in range(len(periods))
+        for earlier, later in pairwise(before)
     ]
 
 
 def _period(
     document: Document, tables: Tables, *, number: int, policy: str, start_ns: int, end_ns: int
 ) -> tuple[Document, Tables]:
-    rows = {name: table.slice(0, 0) for name, table in tables.items()} | {
-        "census": tables["census"]
-    }
-    for name, column in TIMED.items():
-        time = tables[name][column]
-        inside = pc.and_(pc.greater_equal(time, start_ns), pc.less(time, end_ns))
-        rows[name] = tables[name].filter(inside)
-    tokens = pc.sum(rows["itl"]["count"]).as_py() or 0
+    tokens = pc.sum(tables["itl"]["count"]).as_py() or 0
     return {
         **document,
         "run_id": f"{document['run_id']}/{number}",
@@ -108,4 +116,4 @@ def _period(
             "output_tokens": tokens,  # but each request's first
             "tokens_per_s": tokens / ((end_ns - start_ns) / 1e9),
         },
-    }, rows
+    }, tables

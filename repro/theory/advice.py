@@ -45,8 +45,8 @@ OTHERS = (
     "output handler. With raised thresholds, VLLM_V1_OUTPUT_PROC_CHUNK_SIZE of max_num_seqs or "
     "more ends these silences; gaps then hold several tokens."
 )
-"""Seen in `data/h100-http`, `h200-http-periodic`, `h200-offline` and `cpu-policies`; how often is
-not predicted here."""
+"""Seen in `data/h200-http-every-policy`, `h200-offline` and `cpu-policies`; how often is not
+predicted here."""
 
 
 @dataclass(frozen=True, kw_only=True)

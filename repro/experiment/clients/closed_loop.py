@@ -215,26 +215,25 @@ class ClosedLoop:
         """Both policies in turn, in mirrored pairs: a drift then hits both alike."""
         # The last period is frozen and left so: the shutdown is that of a frozen worker.
         short = self.experiment.switch_s < SHORT_S
+        pairs = round(self.experiment.duration_s / (2 * self.experiment.switch_s))
         if short:
             self._switch(True)
-        pairs = round(self.experiment.duration_s / (2 * self.experiment.switch_s))
         for left in range(pairs, 0, -1):
             for freeze in (False, True) if left % 2 else (True, False):
-                if short:
-                    self._flip(freeze)
-                    self._period(freeze)
-                else:
-                    self._switch(freeze)
-                    self._period(freeze)
+                (self._flip if short else self._switch)(freeze)
+                self._period(freeze)
+                if not short:
                     self._count("window-end", freeze)
         if short:
             self._count("window-end", True)
 
     def _switch(self, freeze: bool) -> None:
+        """Before a long period, or before the first of many short ones: collect, then count."""
         verify.switched(freeze, self.engine.collective_rpc(SWITCH_RPC, args=(freeze,)))
         self._count("window-start", freeze)
 
     def _flip(self, freeze: bool) -> None:
+        """Before a short period."""
         verify.flipped(freeze, self.heaps, self.engine.collective_rpc(FLIP_RPC, args=(freeze,)))
 
     def _period(self, freeze: bool) -> None:
