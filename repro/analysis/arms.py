@@ -48,7 +48,13 @@ def arms(campaign: Campaign) -> list[Arm]:
         Arm(label=str(label), policy=name, setting=setting, runs=tuple(runs))
         for (label, name, setting), runs in campaign.runs.groupby(ABOUT)["run"]
     ]
-    return sorted(found, key=lambda arm: (natural(arm.setting), POLICY_ORDER.index(arm.policy)))
+    return sorted(
+        found,
+        key=lambda arm: (
+            natural(arm.label.removesuffix(arm.policy)),
+            POLICY_ORDER.index(arm.policy),
+        ),
+    )
 
 
 def labels(campaign: Campaign) -> list[str]:

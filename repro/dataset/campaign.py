@@ -225,9 +225,12 @@ def _runs(documents: list[dict[str, Any]]) -> pd.DataFrame:
     runs["machine"] = [name or cpu for name, cpu in zip(names, runs["cpu_model"], strict=True)]
     runs["answer_tokens"] = [sum(asked) / 2 for asked in runs["answer_tokens"]]  # shortest, longest
     runs["runner"] = [_runner(document) for document in documents]
-    runs["setting"] = _settings(documents)
-    both = zip(runs["setting"], runs["policy"], strict=True)
-    runs["arm"] = [f"{setting} {policy}".strip() for setting, policy in both]
+    settings = _settings(documents)
+    runs["setting"] = [" ".join(parts) for parts in settings]
+    runs["arm"] = [
+        " ".join([*(_short(part, policy) for part in parts), policy])
+        for parts, policy in zip(settings, runs["policy"], strict=True)
+    ]
     for column, keys in (("comparable", COMPARABLE), ("load", LOAD)):
         runs[column] = [
             " | ".join(_say(document, key, form) for key, form in keys.items())
@@ -255,8 +258,8 @@ def _runner(document: dict[str, Any]) -> str:
     return str(evidence[0].get("runner", ""))
 
 
-def _settings(documents: list[dict[str, Any]]) -> list[str]:
-    """Columns that split the runs into arms besides the worker's policy."""
+def _settings(documents: list[dict[str, Any]]) -> list[list[str]]:
+    """What splits the runs into arms besides the worker's policy, in words."""
     labels: list[tuple[str, ...]] = [() for _ in documents]
     for key, form in ARM.items():
         longer = [
@@ -265,11 +268,7 @@ def _settings(documents: list[dict[str, Any]]) -> list[str]:
         ]
         if len(set(longer)) > len(set(labels)):
             labels = longer
-    policies = [document["experiment"]["policy"] for document in documents]
-    return [
-        " ".join(_short(part, policy) for part in label if part not in UNSAID)
-        for label, policy in zip(labels, policies, strict=True)
-    ]
+    return [[part for part in label if part not in UNSAID] for label in labels]
 
 
 def _short(part: str, policy: str) -> str:
