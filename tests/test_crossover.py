@@ -55,7 +55,8 @@ def crossover(root: Path, census: dict[str, Any] | None = None, **changes: Any) 
         root,
         "a",
         {
-            "itl": {"t_ns": time - 1, "itl_ns": gap, "count": 8},
+            # Latest first: no order of rows is promised.
+            "itl": {"t_ns": time[::-1] - 1, "itl_ns": gap[::-1], "count": 8},
             "steps": {"start_ns": time - 1, "step": np.arange(len(time))},
             "pauses": {"start_ns": starts + 10 * SECOND + 500 * MS, "generation": [2] * 4},
             "periods": {"policy": list(ORDER), "start_ns": starts, "end_ns": starts + 10 * SECOND},
