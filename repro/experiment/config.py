@@ -104,7 +104,11 @@ class Experiment:
     recaptures: int = parameter(0, "per capture policy, in one process", at_least=0)
     recapture_policies: tuple[str, ...] = parameter((), "of the recaptures", choices=CAPTURE)
     switch_s: float = parameter(
-        0.0, "period of policy alternate", unit="s", at_least=0, label="every {:g} s"
+        0.0,
+        "period of policy alternate; none under 1 s begins with a collection",
+        unit="s",
+        at_least=0,
+        label="every {:g} s",
     )
     output_chunk: int = parameter(
         0, "per turn of the API server; 0: vLLM's", unit="outputs", at_least=0, label="chunk {}"
