@@ -91,7 +91,7 @@ def switched(freeze: bool, heaps: Sequence[tuple[int, int]]) -> None:
 
 
 def flipped(freeze: bool, heaps: Sequence[dict[str, Any]], evading: Sequence[int]) -> None:
-    """The same of a switch that counts what it did not reach: of each heap, a part at most.
+    """Check a switch that says how many objects of each heap evaded it: the smaller part.
 
     `heaps` are the counts of the same workers at the window's start.
     """
