@@ -173,8 +173,8 @@ class Engine:
         return []
 
 
-def alternating(engine: Engine, switch_s: float = 0.125) -> ClosedLoop:
-    experiment = Experiment(policy="alternate", duration_s=12 * switch_s, switch_s=switch_s)
+def alternating(engine: Engine) -> ClosedLoop:
+    experiment = Experiment(policy="alternate", duration_s=1.5, switch_s=0.125)
     loop = ClosedLoop(engine, experiment, lambda phase, seconds: None)
     loop._alternate()
     return loop
@@ -182,7 +182,7 @@ def alternating(engine: Engine, switch_s: float = 0.125) -> ClosedLoop:
 
 @pytest.fixture
 def long_periods(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `alternating` asks for counts as long."""
+    """Periods as `alternating` asks for count as long."""
     monkeypatch.setattr(closed_loop, "SHORT_S", 0.1)
 
 

@@ -27,7 +27,7 @@ POLICY_ORDER = ["no-freeze", *(name for name in policy.SERVING if name != "no-fr
 class Arm:
     """Runs of one policy under one setting."""
 
-    label: str  # for display and as a key, never to be taken apart
+    label: str  # for display and as a key; none but `arms` looks into it
     policy: str  # of the worker
     setting: str  # what else differs within the campaign; often empty
     runs: tuple[str, ...]
@@ -43,7 +43,7 @@ class Pair:
 
 
 def arms(campaign: Campaign) -> list[Arm]:
-    """All arms in the one order of every table and figure: by setting, then by policy."""
+    """All arms in the one order of tables and figures: by label without policy, then by policy."""
     found = [
         Arm(label=str(label), policy=name, setting=setting, runs=tuple(runs))
         for (label, name, setting), runs in campaign.runs.groupby(ABOUT)["run"]

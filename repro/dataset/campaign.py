@@ -259,7 +259,7 @@ def _runner(document: dict[str, Any]) -> str:
 
 
 def _settings(documents: list[dict[str, Any]]) -> list[list[str]]:
-    """What splits the runs into arms besides the worker's policy, in words."""
+    """Words, of each run, for all that splits runs into arms besides the worker's policy."""
     labels: list[tuple[str, ...]] = [() for _ in documents]
     for key, form in ARM.items():
         longer = [
