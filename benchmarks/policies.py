@@ -43,6 +43,8 @@ HANDLERS: tuple[dict[str, Any], ...] = (
     {"output_chunk": 4096},  # whole steps
 )
 
+FEW_IN_FLIGHT: dict[str, Any] = {"concurrency": (1, 8, 64), "output_tokens": (128, 384)}
+
 SITTINGS: dict[str, list[dict[str, Any]]] = {
     "engine": [{"policies": IN_ENGINE, "duration_s": 90}],
     "http": [{"policies": EVERYWHERE, "client": "serve", "duration_s": 120}],
@@ -51,8 +53,8 @@ SITTINGS: dict[str, list[dict[str, Any]]] = {
         for handler in HANDLERS
     ],
     "low": [
-        {"policies": ("no-freeze", "freeze", "rare-full"), "concurrency": (1, 8, 64)}
-        | {"duration_s": 30}
+        FEW_IN_FLIGHT | {"policies": (policy.ALTERNATE,), "switch_s": 0.25, "duration_s": 240},
+        FEW_IN_FLIGHT | {"policies": ("no-freeze", "rare-full"), "duration_s": 60},
     ],
     "memory": [{"policies": IN_ENGINE, "duration_s": 1200, "replicates": 1}],
 }

@@ -73,7 +73,7 @@ def test_the_verdict(factor: float, noise: float, expected: str, tmp_path: Path)
 
 
 def test_the_mean_over_loads_decides_where_none_of_them_does(tmp_path: Path) -> None:
-    loads = [alternating(tmp_path / str(n), 1.0, noise=0.018) for n in range(6)]
+    loads = [alternating(tmp_path / str(n), 1.0, noise=0.014) for n in range(6)]
     (claim,) = (each for each in CLAIMS if each.id == "costs-nothing")
     assert decide(claim, loads[:1])["verdict"] == "undecided"
     found = decide(claim, loads)

@@ -44,12 +44,13 @@ def test_the_table_has_what_each_process_lost_kept_and_did_at_its_end(tmp_path: 
         "rss_bytes": [1 << 20, 3 << 20, 2 << 20, 3 << 20, 3 << 20],
         "garbage": [None, None, None, 5, 70],
     }
-    run(tmp_path, "a", tables)
+    run(tmp_path, "a", tables, experiment__concurrency=10, summary__tokens_per_s=200.0)
     (row,) = side_by_side(load(tmp_path)).to_dict("records")
     assert row["arm"] == "freeze"
     assert row["longest pause (ms)"] == "–; –; 30.0"
     assert row["resident (MiB)"] == "–; 2.00; 3.00"
     assert row["gained under load (MiB)"] == "–; –; 2.00", "the engine core was counted once"
+    assert row["in full steps"] == "200"
     assert row["garbage since the freeze"] == "–; –; 5.00"
     assert row["garbage kept by it"] == "–; –; 70.0"
     assert row["full collections at shutdown (ms)"] == "–; 0; 40.0"
@@ -92,6 +93,25 @@ def test_through_http_chunks_hold_tokens_and_silences_have_causes(tmp_path: Path
     run(tmp_path / "d", "quiet", steady(), experiment__client="serve")
     (row,) = side_by_side(load(tmp_path / "d")).to_dict("records")
     assert row["silent (s)"] == "–", "no run recorded holds"
+
+
+def test_of_many_periods_the_table_has_the_median(tmp_path: Path) -> None:
+    starts = [START + 2 * SECOND * n for n in range(24)]
+    about = {"policy": ["freeze", "no-freeze"] * 12, "start_ns": starts}
+    ends = [start + SECOND for start in starts]
+    window = {"window__start_ns": START, "window__end_ns": ends[-1]}
+    tables = steady() | {"periods": about | {"end_ns": ends}}
+    run(tmp_path, "a", tables, experiment__policy="alternate", experiment__switch_s=2.0, **window)
+    table = side_by_side(load(tmp_path)).set_index("arm")
+    assert table["tokens/s"].str.endswith(", median of 12").all()
+
+
+def test_arms_of_two_machines_are_not_compared(tmp_path: Path) -> None:
+    for policy, cores in (("stock", 4), ("freeze", 4), ("freeze", 8), ("stock", 16)):
+        about = {"experiment__policy": policy, "machine__cpu_count": cores}
+        run(tmp_path, f"{policy}-{cores}", steady(), **about)
+    table = over_baseline(load(tmp_path)).set_index("arm")
+    assert table["over"].to_dict() == {"4 CPUs freeze": "4 CPUs stock"}
 
 
 def test_each_arm_is_compared_with_the_plain_one_of_its_load(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from repro.report.tables.itl_tails import clearest_first
 from repro.stats.bootstrap import (
     GRID,
     interval,
+    mid_quantile,
     resampled_quantiles,
     steps_needed,
     weighted_quantiles,
@@ -64,6 +65,22 @@ def campaign_of(tmp_path: Path, gaps: dict[str, list[np.ndarray]], **changes: ob
 
 
 # --- quantiles ------------------------------------------------------------------------------
+
+
+def test_a_quantile_of_rounded_values_differs_by_less_than_the_clocks_step() -> None:
+    true = np.random.default_rng(0).normal(100.0, 1.0, 20_000)
+    for shift in (0.0, 0.1, 0.2):
+        rounded, count = np.unique(np.round(true + shift), return_counts=True)
+        exact = np.quantile(true + shift, 0.5)
+        found = mid_quantile(rounded, count.astype("float64"), 0.5)
+        assert found == pytest.approx(exact, abs=0.03)
+        assert weighted_quantiles(rounded, count.astype("float64"), (0.5,))[0] == 100.0
+
+
+def test_rows_of_one_value_count_together() -> None:
+    values, counts = np.array([3.0, 1.0, 3.0, 2.0]), np.array([1.0, 1.0, 2.0, 4.0])
+    assert mid_quantile(values, counts, 0.5) == pytest.approx(2.0 + 1.0 / 3.5)
+    assert mid_quantile(values, counts, 0.0) == 1.0
 
 
 @given(

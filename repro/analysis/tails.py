@@ -12,12 +12,13 @@ from repro.dataset.schema import NS_PER_MS
 from repro.stats.bootstrap import (
     Floats,
     interval,
+    mid_quantile,
     resampled_quantiles,
     steps_needed,
     weighted_quantiles,
 )
 from repro.stats.estimate import Estimate, supported, unsupported
-from repro.stats.ratios import ratio_of_pairs
+from repro.stats.pairs import centre_of_pairs
 
 Metric = Literal["itl", "ttft", "end_to_end", "step_interval"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -191,21 +192,24 @@ def paired_effect(
     Returns
     -------
     Estimate
-        Of the mean over pairs, in logarithms; `steps` and `needs` count pairs of periods.
+        Of the centre over pairs; `steps` and `needs` count pairs of periods.
     """
     runs = campaign.runs[campaign.runs["arm"].isin([baseline_arm, treated_arm])]
     rows = sample(campaign)
     found = {
-        run: _quantiles(of_run, (quantile,))[0]
+        run: mid_quantile(
+            of_run["value_ns"].to_numpy("float64"), of_run["count"].to_numpy("float64"), quantile
+        )
         for run, of_run in rows[rows["run"].isin(runs["run"])].groupby("run", observed=True)
     }
     engine_period = runs["run"].str.rpartition("/")
-    pair = engine_period[0] + "/" + (engine_period[2].astype(int) // 2).astype(str)
-    table = runs.assign(pair=pair, value=runs["run"].map(found)).pivot_table(
-        index="pair", columns="arm", values="value", observed=True
+    pair = engine_period[2].astype(int) // 2
+    table = runs.assign(engine=engine_period[0], pair=pair, value=runs["run"].map(found))
+    table = table.pivot_table(
+        index=["engine", "pair"], columns="arm", values="value", observed=True
     )
     both = table.reindex(columns=[baseline_arm, treated_arm]).dropna()
-    return ratio_of_pairs(both[baseline_arm], both[treated_arm])
+    return centre_of_pairs(both[baseline_arm], both[treated_arm])
 
 
 def _rows_of_arm(campaign: Campaign, rows: pd.DataFrame, arm: str) -> pd.DataFrame:

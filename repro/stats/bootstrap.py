@@ -52,6 +52,23 @@ def weighted_quantiles(values: Floats, counts: Floats, quantiles: tuple[float, .
     return found
 
 
+def mid_quantile(values: Floats, counts: Floats, quantile: float) -> float:
+    """Quantile of each of (n,) values repeated `count` times, which a clock has rounded.
+
+    A value stands for all between it and its neighbours: interpolated so, two samples that share
+    most of their rounded values still differ by less than one step of the clock.
+
+    References
+    ----------
+    Ma, Y., Genton, M. G. and Parzen, E. (2011). Asymptotic properties of sample quantiles of
+    discrete distributions. Annals of the Institute of Statistical Mathematics 63.
+    """
+    distinct, which = np.unique(values, return_inverse=True)
+    repeated = np.bincount(which, counts)
+    below = np.cumsum(repeated) - repeated / 2
+    return float(np.interp(quantile, below / repeated.sum(), distinct))
+
+
 def resampled_quantiles(
     values: Floats,
     counts: Floats,

@@ -16,6 +16,7 @@ from repro.theory.cpython_rule import FULL
 
 GAPS = {0.5: "P50", 0.99: "P99", 0.999: "P99.9", 1.0: "longest"}
 MIB = 2**20
+FEW = 9
 
 
 def side_by_side(campaign: Campaign) -> pd.DataFrame:
@@ -35,7 +36,7 @@ def side_by_side(campaign: Campaign) -> pd.DataFrame:
 
 
 def over_baseline(campaign: Campaign) -> pd.DataFrame:
-    """Ratios of every arm to the plain one under the same load, with 95% intervals.
+    """Ratios of every arm to the plain one on the same machine and load, with 95% intervals.
 
     Plain is the first arm whose worker is `stock` or `no-freeze`, its other processes `stock`.
     """
@@ -44,8 +45,9 @@ def over_baseline(campaign: Campaign) -> pd.DataFrame:
     plain &= (arms[["engine_policy", "frontend_policy"]] == "stock").all(axis=1)
     rates = campaign.runs.groupby("arm")["tokens_per_s"].apply(list)
     rows = []
-    for arm, load in arms["load"].items():
-        base = next(iter(arms.index[plain & (arms["load"] == load)]), arm)
+    same = arms["comparable"] + arms["load"]
+    for arm, setting in same.items():
+        base = next(iter(arms.index[plain & (same == setting)]), arm)
         if base == arm:
             continue
         found = {f"{name} ITL": effect(campaign, base, arm, q) for q, name in GAPS.items()}
@@ -74,9 +76,15 @@ def latencies(
 
 
 def throughput(campaign: Campaign) -> pd.DataFrame:
-    """Tokens per second of each run."""
+    """Tokens per second of each run, or the median over the many periods of a cross-over."""
     rates = campaign.runs.groupby("arm")["tokens_per_s"]
-    return pd.DataFrame({"tokens/s": rates.agg(lambda rate: "; ".join(map(fmt.count, rate)))})
+    return pd.DataFrame({"tokens/s": rates.agg(_few)})
+
+
+def _few(rates: pd.Series) -> str:
+    if len(rates) > FEW:
+        return f"{fmt.count(rates.median())}, median of {len(rates):,}"
+    return "; ".join(map(fmt.count, rates))
 
 
 def chunks(campaign: Campaign) -> pd.DataFrame:
@@ -118,7 +126,8 @@ def collector(campaign: Campaign) -> pd.DataFrame:
 def memory(campaign: Campaign) -> pd.DataFrame:
     """Resident memory of each process at the window's end, and the gain since before load.
 
-    Means over runs and ranks. The gain includes the ramp, so it is not a rate of growth.
+    Means over runs and ranks. The gain includes the ramp, so it is not a rate of growth. A full
+    step gives every request in flight a token.
     """
     key = ["run", "role", "rank", "pid"]
     start, end = (
@@ -128,7 +137,11 @@ def memory(campaign: Campaign) -> pd.DataFrame:
     found = _by_arm(campaign, pd.DataFrame({"end": end, "gain": end - start}).reset_index())
     mean = found.groupby(["arm", "role"], observed=True)[["end", "gain"]].mean() / MIB
     names = {"resident (MiB)": "end", "gained under load (MiB)": "gain"}
-    return pd.DataFrame({name: _by_process(mean[column]) for name, column in names.items()})
+    table = pd.DataFrame({name: _by_process(mean[column]) for name, column in names.items()})
+    runs = campaign.runs
+    seconds = (runs["window_end_ns"] - runs["window_start_ns"]) / NS_PER_S
+    steps = runs["tokens_per_s"] * seconds / (runs["concurrency"] * runs["data_parallel_size"])
+    return table.assign(**{"in full steps": steps.groupby(runs["arm"]).mean().map(fmt.count)})
 
 
 def garbage(campaign: Campaign) -> pd.DataFrame:
