@@ -43,7 +43,9 @@ def centre_of_pairs(baseline: Sequence[float], treated: Sequence[float]) -> Esti
     pairs = len(change)
     if pairs < NEEDS_PAIRS:
         return unsupported(needs=NEEDS_PAIRS, steps=pairs)
-    averages = np.sort((change[:, None] + change)[np.triu_indices(pairs)] / 2)
+    averages = (
+        np.sort(np.concatenate([change[first:] + change[first] for first in range(pairs)])) / 2
+    )
     spread = np.sqrt(pairs * (pairs + 1) * (2 * pairs + 1) / 24 * _repetition(change))
     outside = max(0, int(len(averages) / 2 - NORMAL * spread))
     ends = averages[[outside, -1 - outside]]
