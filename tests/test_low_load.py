@@ -19,7 +19,13 @@ PAIRS = 12
 
 
 def alternating(
-    root: Path, factor: float, *, noise: float = 0.0, generation: int = 0, drift: float = 0.0
+    root: Path,
+    factor: float,
+    *,
+    noise: float = 0.0,
+    generation: int = 0,
+    drift: float = 0.0,
+    engine: str = "a",
 ) -> Campaign:
     """Periods of 2 s in mirrored pairs, gaps of 5 ms, frozen ones `factor` as long.
 
@@ -50,7 +56,7 @@ def alternating(
     }
     run(
         root,
-        "a",
+        engine,
         tables,
         experiment__policy="alternate",
         experiment__switch_s=2.0,
@@ -112,3 +118,11 @@ def test_a_drift_widens_the_ratio_of_all_periods_and_not_that_of_pairs(tmp_path:
     assert paired.steps == PAIRS
     assert paired.low == pytest.approx(1.02, abs=0.001)
     assert paired.high == pytest.approx(1.02, abs=0.001)
+
+
+def test_pairs_of_two_engines_are_not_mixed(tmp_path: Path) -> None:
+    alternating(tmp_path, 1.02)
+    campaign = alternating(tmp_path, 1.04, engine="b")
+    paired = paired_effect(campaign, "no-freeze", "freeze", 0.5)
+    assert paired.steps == 2 * PAIRS
+    assert (paired.low, paired.high) == pytest.approx((1.02, 1.04), abs=0.001)

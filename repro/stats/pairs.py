@@ -43,13 +43,11 @@ def centre_of_pairs(baseline: Sequence[float], treated: Sequence[float]) -> Esti
     pairs = len(change)
     if pairs < NEEDS_PAIRS:
         return unsupported(needs=NEEDS_PAIRS, steps=pairs)
-    averages = (
-        np.sort(np.concatenate([change[first:] + change[first] for first in range(pairs)])) / 2
-    )
+    sums = np.sort(np.concatenate([change[first:] + change[first] for first in range(pairs)]))
     spread = np.sqrt(pairs * (pairs + 1) * (2 * pairs + 1) / 24 * _repetition(change))
-    outside = max(0, int(len(averages) / 2 - NORMAL * spread))
-    ends = averages[[outside, -1 - outside]]
-    value, low, high = np.exp([np.median(averages), *ends])
+    outside = max(0, int(len(sums) / 2 - NORMAL * spread))
+    ends = sums[[outside, -1 - outside]]
+    value, low, high = np.exp(np.array([np.median(sums), *ends]) / 2)
     return supported(value, low, high, needs=NEEDS_PAIRS, steps=pairs)
 
 
