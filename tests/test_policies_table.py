@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from builders import END, MS, SECOND, START, run, steady
+from test_low_load import PAIRS, alternating
 from test_silences import served
 
 from benchmarks import policies
@@ -50,7 +51,7 @@ def test_the_table_has_what_each_process_lost_kept_and_did_at_its_end(tmp_path: 
     assert row["longest pause (ms)"] == "–; –; 30.0"
     assert row["resident (MiB)"] == "–; 2.00; 3.00"
     assert row["gained under load (MiB)"] == "–; –; 2.00", "the engine core was counted once"
-    assert row["in full steps"] == "200"
+    assert row["full steps"] == "200"
     assert row["garbage since the freeze"] == "–; –; 5.00"
     assert row["garbage kept by it"] == "–; –; 70.0"
     assert row["full collections at shutdown (ms)"] == "–; 0; 40.0"
@@ -96,22 +97,29 @@ def test_through_http_chunks_hold_tokens_and_silences_have_causes(tmp_path: Path
 
 
 def test_of_many_periods_the_table_has_the_median(tmp_path: Path) -> None:
-    starts = [START + 2 * SECOND * n for n in range(24)]
-    about = {"policy": ["freeze", "no-freeze"] * 12, "start_ns": starts}
-    ends = [start + SECOND for start in starts]
-    window = {"window__start_ns": START, "window__end_ns": ends[-1]}
-    tables = steady() | {"periods": about | {"end_ns": ends}}
-    run(tmp_path, "a", tables, experiment__policy="alternate", experiment__switch_s=2.0, **window)
-    table = side_by_side(load(tmp_path)).set_index("arm")
-    assert table["tokens/s"].str.endswith(", median of 12").all()
+    table = side_by_side(alternating(tmp_path, 1.02)).set_index("arm")
+    assert table["tokens/s"].str.endswith(f", median of {PAIRS}").all()
+    assert set(table["full steps"]) == {"–"}, "nobody counted the heap"
 
 
-def test_arms_of_two_machines_are_not_compared(tmp_path: Path) -> None:
-    for policy, cores in (("stock", 4), ("freeze", 4), ("freeze", 8), ("stock", 16)):
-        about = {"experiment__policy": policy, "machine__cpu_count": cores}
-        run(tmp_path, f"{policy}-{cores}", steady(), **about)
-    table = over_baseline(load(tmp_path)).set_index("arm")
-    assert table["over"].to_dict() == {"4 CPUs freeze": "4 CPUs stock"}
+def test_periods_are_compared_with_those_beside_them(tmp_path: Path) -> None:
+    """Not with the engine that never freezes, nor, where the machine drifts, with all others."""
+    alternating(tmp_path, 1.02, drift=0.1)
+    about = {"experiment__policy": "no-freeze", "experiment__concurrency": 8}
+    run(tmp_path, "fresh", steady(20 * MS), **about)
+    table = over_baseline(load(tmp_path)).set_index("over")
+    assert table.loc["every 2 s no-freeze", "P50 ITL"] == "×1.02 (1.02 to 1.02)"
+
+
+@pytest.mark.parametrize("differs", ["machine__cpu_count", "versions__vllm"])
+def test_arms_of_two_machines_or_releases_are_not_compared(differs: str, tmp_path: Path) -> None:
+    for number, policy in ((4, "stock"), (4, "freeze"), (8, "freeze"), (16, "stock")):
+        value = number if "cpu" in differs else f"0.{number}.0"
+        about = {"experiment__policy": policy, differs: value}
+        run(tmp_path, f"{policy}-{number}", steady(), **about)
+    (row,) = over_baseline(load(tmp_path)).to_dict("records")
+    assert row["arm"].replace("freeze", "stock") == row["over"]
+    assert "4" in row["arm"]
 
 
 def test_each_arm_is_compared_with_the_plain_one_of_its_load(tmp_path: Path) -> None:

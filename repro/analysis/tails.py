@@ -187,12 +187,15 @@ def effect(
 def paired_effect(
     campaign: Campaign, baseline_arm: str, treated_arm: str, quantile: float = 0.5
 ) -> Estimate:
-    """The same ratio for ITL in neighbouring periods of cross-overs: a drift hits both of a pair.
+    """The ratio of ITL quantiles in neighbouring periods of cross-overs: a drift hits both of them.
+
+    Each period gives one quantile, from its own gaps alone, and the ratio is the Hodges-Lehmann
+    centre over the pairs of all engines.
 
     Returns
     -------
     Estimate
-        Of the centre over pairs; `steps` and `needs` count pairs of periods.
+        `steps` and `needs` count pairs of periods.
     """
     runs = campaign.runs[campaign.runs["arm"].isin([baseline_arm, treated_arm])]
     rows = sample(campaign)

@@ -53,10 +53,11 @@ def weighted_quantiles(values: Floats, counts: Floats, quantiles: tuple[float, .
 
 
 def mid_quantile(values: Floats, counts: Floats, quantile: float) -> float:
-    """Quantile of each of (n,) values repeated `count` times, which a clock has rounded.
+    """Mid-distribution quantile of (n,) rounded values, each repeated `count` times.
 
-    A value stands for all between it and its neighbours: interpolated so, two samples that share
-    most of their rounded values still differ by less than one step of the clock.
+    Interpolates between the middles of neighbouring values' ranks, so a shift by less than a step
+    of the rounding still shows. For values that are close together: it fills the gap between two.
+    Counts are whole numbers above 0; the result is in the unit of `values`.
 
     References
     ----------

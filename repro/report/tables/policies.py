@@ -8,7 +8,7 @@ from repro import fmt
 from repro.analysis.arms import labels
 from repro.analysis.gc_cost import gc_time
 from repro.analysis.silences import in_total, silences
-from repro.analysis.tails import Metric, effect, tail_table
+from repro.analysis.tails import Metric, effect, paired_effect, tail_table
 from repro.dataset import Campaign, in_window
 from repro.dataset.schema import NS_PER_MS, NS_PER_S
 from repro.stats.ratios import ratio_of_runs
@@ -16,11 +16,11 @@ from repro.theory.cpython_rule import FULL
 
 GAPS = {0.5: "P50", 0.99: "P99", 0.999: "P99.9", 1.0: "longest"}
 MIB = 2**20
-FEW = 9
+LISTED = 9
 
 
 def side_by_side(campaign: Campaign) -> pd.DataFrame:
-    """Every measure of every arm. Latencies have 95% intervals, tokens/s one value per run."""
+    """Every measure of every arm. Latencies have 95% intervals."""
     parts = [latencies(campaign, "itl", {f"{name} ITL (ms)": q for q, name in GAPS.items()})]
     through_http = (campaign.runs["client"] == "serve").any()
     if through_http and len(campaign.requests):
@@ -31,26 +31,30 @@ def side_by_side(campaign: Campaign) -> pd.DataFrame:
         parts += [chunks(campaign), silent(campaign)]
     parts += [throughput(campaign), collector(campaign), memory(campaign)]
     parts += [garbage(campaign), shutdown(campaign)]
-    table = pd.concat(parts, axis=1).reindex(labels(campaign)).fillna("–")
+    table = pd.concat(parts, axis=1).reindex(labels(campaign)).astype(object).fillna("–")
     return table.rename_axis("arm").reset_index()
 
 
 def over_baseline(campaign: Campaign) -> pd.DataFrame:
-    """Ratios of every arm to the plain one on the same machine and load, with 95% intervals.
+    """Ratios of every arm to the plain one of the same machine, software and load.
 
-    Plain is the first arm whose worker is `stock` or `no-freeze`, its other processes `stock`.
+    Plain is the first arm whose worker is `stock` or `no-freeze`, its other processes `stock`; an
+    arm without one is left out. Intervals are of 95%. Periods of a cross-over are compared with
+    those beside them at P50, else all with all.
     """
     arms = campaign.runs.drop_duplicates("arm").set_index("arm").loc[labels(campaign)]
     plain = arms["policy"].isin(["stock", "no-freeze"])
     plain &= (arms[["engine_policy", "frontend_policy"]] == "stock").all(axis=1)
     rates = campaign.runs.groupby("arm")["tokens_per_s"].apply(list)
     rows = []
-    same = arms["comparable"] + arms["load"]
+    same = arms["comparable"] + " | " + arms["load"] + " | " + arms["switch_s"].astype(str)
     for arm, setting in same.items():
         base = next(iter(arms.index[plain & (same == setting)]), arm)
         if base == arm:
             continue
         found = {f"{name} ITL": effect(campaign, base, arm, q) for q, name in GAPS.items()}
+        if arms.loc[arm, "switch_s"] > 0:
+            found["P50 ITL"] = paired_effect(campaign, base, arm, 0.5)
         if arms.loc[arm, "client"] == "serve":
             found["TTFT P50"] = effect(campaign, base, arm, 0.5, "ttft")
             found["end to end P99"] = effect(campaign, base, arm, 0.99, "end_to_end")
@@ -76,13 +80,13 @@ def latencies(
 
 
 def throughput(campaign: Campaign) -> pd.DataFrame:
-    """Tokens per second of each run, or the median over the many periods of a cross-over."""
+    """Tokens per second of each run, or their median over more than `LISTED` runs or periods."""
     rates = campaign.runs.groupby("arm")["tokens_per_s"]
-    return pd.DataFrame({"tokens/s": rates.agg(_few)})
+    return pd.DataFrame({"tokens/s": rates.agg(_in_words)})
 
 
-def _few(rates: pd.Series) -> str:
-    if len(rates) > FEW:
+def _in_words(rates: pd.Series) -> str:
+    if len(rates) > LISTED:
         return f"{fmt.count(rates.median())}, median of {len(rates):,}"
     return "; ".join(map(fmt.count, rates))
 
@@ -126,8 +130,8 @@ def collector(campaign: Campaign) -> pd.DataFrame:
 def memory(campaign: Campaign) -> pd.DataFrame:
     """Resident memory of each process at the window's end, and the gain since before load.
 
-    Means over runs and ranks. The gain includes the ramp, so it is not a rate of growth. A full
-    step gives every request in flight a token.
+    Means over runs and ranks. The gain includes the ramp, so it is not a rate of growth. Full steps
+    are the tokens of the window per request in flight.
     """
     key = ["run", "role", "rank", "pid"]
     start, end = (
@@ -138,10 +142,12 @@ def memory(campaign: Campaign) -> pd.DataFrame:
     mean = found.groupby(["arm", "role"], observed=True)[["end", "gain"]].mean() / MIB
     names = {"resident (MiB)": "end", "gained under load (MiB)": "gain"}
     table = pd.DataFrame({name: _by_process(mean[column]) for name, column in names.items()})
-    runs = campaign.runs
+    runs = campaign.runs[campaign.runs["run"].isin(found.loc[found["gain"].notna(), "run"])]
     seconds = (runs["window_end_ns"] - runs["window_start_ns"]) / NS_PER_S
     steps = runs["tokens_per_s"] * seconds / (runs["concurrency"] * runs["data_parallel_size"])
-    return table.assign(**{"in full steps": steps.groupby(runs["arm"]).mean().map(fmt.count)})
+    return table.assign(
+        **{"full steps": steps.groupby(runs["arm"]).mean().map(fmt.count).astype(object)}
+    )
 
 
 def garbage(campaign: Campaign) -> pd.DataFrame:
