@@ -83,6 +83,7 @@ def test_an_unfinished_run_is_measured_again(tmp_path: Path, child: Child) -> No
     (experiment,) = grid(policies=["freeze"], replicates=1)
     left = tmp_path / campaign.run_name(experiment, "0.32.0")
     left.mkdir()
+    (tmp_path / campaign.LOCK).touch()  # every campaign leaves one
     (left / "itl.parquet").write_bytes(b"half")
     measure(tmp_path, [experiment])
     assert child.ran == ["freeze"]
@@ -250,3 +251,11 @@ def wait_until_gone(pid: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"process {pid} outlived its campaign")
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path: Path, child: Child) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    with pytest.raises(CampaignError, match=r"holds other files; measure into a new folder"):
+        measure(tmp_path, grid(replicates=1))
+    assert child.ran == []
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]

@@ -71,13 +71,17 @@ def run_campaign(
     repro.experiment.provenance.NoVllm
         If vLLM is not installed.
     CampaignError
-        If another campaign runs in `root`, its runs are packed, the plugin is not installed,
-        graphs are to be captured without a GPU, or memory is short; at the end, if a run failed.
+        If another campaign runs in `root`, its runs are packed, it holds other files, the plugin is
+        not installed, graphs are to be captured without a GPU, or memory is short; at the end, if a
+        run failed.
     """
-    from repro.dataset.stored import is_packed
+    from repro.dataset.stored import is_campaign, is_packed
 
     if is_packed(root):
         raise CampaignError(f"{root}: holds packed runs; measure into another folder, as runs/mine")
+    begun = is_campaign(root) or (root / LOCK).exists()
+    if root.is_dir() and any(root.iterdir()) and not begun:
+        raise CampaignError(f"{root}: holds other files; measure into a new folder, as runs/mine")
     version = provenance.vllm_version()
     check_plugin()
     check_gpu(experiments)

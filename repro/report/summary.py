@@ -135,14 +135,16 @@ def beside(verdicts: pd.DataFrame, twin: Campaign, out: Path) -> str:
     if own.empty:
         return "<p>Your runs decide no claim.</p>"
     rows = compare(own, evaluate([twin], list(own["id"])))
-    counted = f"{(rows['outcome'] == 'agrees').sum()} of {len(rows)}"
+    agree = (rows["outcome"] == "agrees").sum()
+    open_ones = (own["verdict"] == Verdict.UNDECIDED).sum()
     link = _link(twin.path.name, twin.path, out)
     table = rows.map(_text)
     table["outcome"] = [f'<b class="verdict {o.split()[0]}">{o}</b>' for o in rows["outcome"]]
     first = ["outcome", "claim", "yours", "recorded", "tolerance"]
     return (
-        f"<p>Recorded: {link}, the campaign most like "
-        f"yours. Of the claims that your runs can decide, {counted} agree.</p>{_html(table[first])}"
+        f"<p>Recorded: {link}, the campaign most like yours. Your runs speak to "
+        f"{fmt.plural(len(rows), 'claim')}: {agree} agree with the record, and {open_ones} are "
+        f"undecided by your runs alone.</p>{_html(table[first])}"
     )
 
 

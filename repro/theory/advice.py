@@ -39,11 +39,12 @@ TRIED = ("0.22.1", "0.23.0", "0.32.0")
 """vLLM releases with recorded runs in `data/`."""
 
 OTHERS = (
-    "API server and engine core collect more often than workers, and vLLM does not freeze the "
-    "front end of an offline LLM: set REPRO_FRONTEND_POLICY and REPRO_ENGINE_POLICY to "
-    "freeze-thresholds. An API server that is the bottleneck falls silent for seconds in its "
-    "output handler. With raised thresholds, VLLM_V1_OUTPUT_PROC_CHUNK_SIZE of max_num_seqs or "
-    "more ends these silences; gaps then hold several tokens."
+    "API server and engine core collect more often than workers: set REPRO_POLICY, "
+    "REPRO_ENGINE_POLICY and REPRO_FRONTEND_POLICY to threshold-20k. vLLM does not freeze the "
+    "front end of an offline LLM: set REPRO_FRONTEND_POLICY=freeze there. An API server that is "
+    "the bottleneck falls silent for seconds in its output handler. With raised thresholds, "
+    "VLLM_V1_OUTPUT_PROC_CHUNK_SIZE of max_num_seqs or more ends these silences; gaps then hold "
+    "several tokens."
 )
 """Seen in `data/h200-http-every-policy`, `h200-offline` and `cpu-policies`; how often is not
 predicted here."""

@@ -188,6 +188,7 @@ class ClosedLoop:
         self.requests = Requests(experiment, engine.model_config.get_vocab_size())
         self.ledger = Ledger()
         self.heaps: list[dict[str, Any]] = []  # the workers', as last counted
+        self._phases: dict[str, int] = {}  # when each began, in ns
 
     def run(self) -> Ledger:
         """Drive the ramp and the measured window; requests in flight at its end are left."""
@@ -252,7 +253,8 @@ class ClosedLoop:
 
     def _steps(self, phase: str, go_on: Callable[[], bool]) -> Iterator[int]:
         """Step the engine while `go_on`; yields the tokens of each step."""
-        began = next_report = time.monotonic_ns()
+        next_report = time.monotonic_ns()
+        began = self._phases.setdefault(phase, next_report)  # periods continue their phase
         while go_on():
             outputs = self.engine.step()
             now = time.monotonic_ns()
