@@ -217,8 +217,7 @@ def predict(parsed: argparse.Namespace) -> int:
     print(wide_ep.origin(basis), end="\n\n")
     print(fmt.markdown_table(wide_ep.of_one_width(basis, parsed.ranks)), end="\n\n")
     print(f"{wide_ep.burst_sentence(basis, parsed.ranks)}.")
-    predicted = prediction.sentence(basis)
-    print(f"{predicted[0].upper()}{predicted[1:]}.")
+    print(f"{fmt.capitalised(prediction.sentence(basis))}.")
     for line in wide_ep.warnings(basis, parsed.ranks, parsed.concurrency, campaigns):
         print(f"warning: {line}")
     return 0

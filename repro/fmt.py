@@ -91,6 +91,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def capitalised(sentence: str) -> str:
+    """The sentence with a capital first letter, all else as it is."""
+    return sentence[:1].upper() + sentence[1:]
+
+
 def markdown_table(table: pd.DataFrame) -> str:
     """A data frame of texts as a Markdown table without its index; a remark if it is empty."""
     if table.empty:

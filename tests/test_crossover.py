@@ -23,7 +23,7 @@ from repro.claims import evaluate
 from repro.dataset.run import read_document
 from repro.dataset.tables import read_table
 from repro.experiment import verify
-from repro.experiment.clients import closed_loop
+from repro.experiment.clients import Report, closed_loop
 from repro.experiment.clients.closed_loop import ClosedLoop
 from repro.experiment.config import ConfigError, Experiment
 from repro.experiment.grid import PARAMETERS, grid
@@ -173,9 +173,9 @@ class Engine:
         return []
 
 
-def alternating(engine: Engine) -> ClosedLoop:
+def alternating(engine: Engine, report: Report = lambda phase, seconds: None) -> ClosedLoop:
     experiment = Experiment(policy="alternate", duration_s=1.5, switch_s=0.125)
-    loop = ClosedLoop(engine, experiment, lambda phase, seconds: None)
+    loop = ClosedLoop(engine, experiment, report)
     loop._alternate()
     return loop
 
@@ -212,6 +212,13 @@ def test_short_periods_are_counted_at_both_ends_alone_and_nothing_is_collected_b
     assert others[-1] == rpc.CENSUS_RPC, "the policy of the last period is checked at its end"
     assert [name == "freeze" for name, *_ in loop.ledger.periods] == engine.calls[1:]
     assert engine.calls[1:] == [True, False, False, True] * 3
+
+
+def test_the_time_measured_goes_on_from_period_to_period() -> None:
+    said: list[float] = []
+    alternating(Engine(), lambda phase, seconds: said.append(seconds))
+    assert said == sorted(said)
+    assert said[-1] > 1.0, "twelve periods of 0.125 s"
 
 
 def test_a_flip_that_did_not_reach_the_heap_is_no_data() -> None:

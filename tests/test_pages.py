@@ -162,6 +162,16 @@ def test_agreement_of_a_ratio_is_overlap_and_of_the_rest_the_verdict(tmp_path: P
     assert other["The freeze drastically reduces P99 ITL in some cases."] == "differs"
 
 
+def test_claims_that_ones_own_runs_leave_open_are_counted_apart(tmp_path: Path) -> None:
+    campaign = dataset.load(story(tmp_path / "c", length_s=12))
+    own = measured(evaluate([campaign]))
+    undecided = (own["verdict"] == "undecided").sum()
+    assert 0 < undecided < len(own)
+    said = summary.beside(own, campaign, tmp_path)
+    assert f"Your runs speak to {len(own)} claims: " in said
+    assert f"and {undecided} are undecided by your runs alone." in said
+
+
 def test_only_the_same_kind_of_device_is_comparable(tmp_path: Path) -> None:
     gpu = story(tmp_path / "gpu", length_s=12, machine__gpu_name="H100")
     mine = dataset.load(story(tmp_path / "c", length_s=12))

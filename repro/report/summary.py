@@ -136,14 +136,14 @@ def beside(verdicts: pd.DataFrame, twin: Campaign, out: Path) -> str:
         return "<p>Your runs decide no claim.</p>"
     rows = compare(own, evaluate([twin], list(own["id"])))
     agree = (rows["outcome"] == "agrees").sum()
-    open_ones = (own["verdict"] == Verdict.UNDECIDED).sum()
+    undecided = (own["verdict"] == Verdict.UNDECIDED).sum()
     link = _link(twin.path.name, twin.path, out)
     table = rows.map(_text)
     table["outcome"] = [f'<b class="verdict {o.split()[0]}">{o}</b>' for o in rows["outcome"]]
     first = ["outcome", "claim", "yours", "recorded", "tolerance"]
     return (
         f"<p>Recorded: {link}, the campaign most like yours. Your runs speak to "
-        f"{fmt.plural(len(rows), 'claim')}: {agree} agree with the record, and {open_ones} are "
+        f"{fmt.plural(len(rows), 'claim')}: {agree} agree with the record, and {undecided} are "
         f"undecided by your runs alone.</p>{_html(table[first])}"
     )
 

@@ -162,5 +162,4 @@ def _capture_message(times: pd.DataFrame) -> str:
     what = "capture" if times["kind"].iloc[0] == "capture" else "compilation"
     under = f" with {BASELINE}" if times["capture_policy"].nunique() > 1 else ""
     said.append(f"the collector takes {lost} of the {what}{under}")
-    sentence = "; ".join(said)
-    return sentence[0].upper() + sentence[1:]
+    return fmt.capitalised("; ".join(said))

@@ -17,6 +17,7 @@ from repro.theory.cpython_rule import FULL
 GAPS = {0.5: "P50", 0.99: "P99", 0.999: "P99.9", 1.0: "longest"}
 MIB = 2**20
 LISTED = 9
+"""Of more rates than these, a cell of the table has the median."""
 
 
 def side_by_side(campaign: Campaign) -> pd.DataFrame:
