@@ -4,7 +4,7 @@
     python -m benchmarks.policies handler runs/handler --model dense-0.6b --replicates 3
 
 Sittings: `engine` and `http` (every policy), `handler` (the API server's output handler, stock and
-raised thresholds), `low` (few requests in flight), `memory` (20 minutes per policy). Arms are
+`rare-full`), `low` (few requests in flight), `memory` (20 minutes per policy). Arms are
 interleaved; a later call goes on where a budget ended. Every other option is one of `repro run`. Of
 a packed campaign, as in `data/`, it prints the tables alone.
 
@@ -33,13 +33,13 @@ IN_ENGINE = ("no-freeze", "freeze", *(f"{name}/{name}" for name in OTHERS))
 """Worker and engine core. The client is the front end here, and always frozen."""
 
 EVERYWHERE = ("stock", *(f"{name}/{name}/{name}" for name in ("no-freeze", "freeze", *OTHERS)))
-RAISED = "freeze-thresholds/freeze-thresholds/freeze-thresholds"
+RARE_FULL = "rare-full/rare-full/rare-full"
 
 HANDLERS: tuple[dict[str, Any], ...] = (
     {},
     {"output_handler": "fair"},
     *({"output_yield_ms": bound} for bound in (5, 20, 50)),
-    {"output_yield_ms": 20, "output_chunk": 4096},
+    *({"output_yield_ms": bound, "output_chunk": 4096} for bound in (10, 20, 50)),
     {"output_chunk": 4096},  # whole steps
 )
 
@@ -49,7 +49,7 @@ SITTINGS: dict[str, list[dict[str, Any]]] = {
     "engine": [{"policies": IN_ENGINE, "duration_s": 90}],
     "http": [{"policies": EVERYWHERE, "client": "serve", "duration_s": 120}],
     "handler": [
-        {"policies": ("stock", RAISED), "client": "serve", "duration_s": 120, **handler}
+        {"policies": ("stock", RARE_FULL), "client": "serve", "duration_s": 120, **handler}
         for handler in HANDLERS
     ],
     "low": [

@@ -25,9 +25,19 @@ ARMS = {
 """Run -> policy, bound (ms), every gap (ms), every TTFT (s)."""
 
 
-def served(root: Path, names: tuple[str, ...] = tuple(ARMS), *, requests: bool = True) -> Path:
-    """A campaign through HTTP, in which all gaps and all TTFTs of a run are the same."""
-    for name in names:
+def served(
+    root: Path,
+    names: tuple[str, ...] = tuple(ARMS),
+    *,
+    requests: bool = True,
+    rates: dict[str, tuple[float, ...]] | None = None,
+) -> Path:
+    """A campaign through HTTP, in which all gaps and all TTFTs of a run are the same.
+
+    One run per tokens/s of `rates`, of the names in it.
+    """
+    runs = [(name, of_run) for name in names for of_run in enumerate((rates or {}).get(name, (1,)))]
+    for name, (replicate, rate) in runs:
         policy, bound, gap_ms, ttft_s = ARMS[name]
         tables = steady(gap_ms * MS)
         if requests:
@@ -41,7 +51,9 @@ def served(root: Path, names: tuple[str, ...] = tuple(ARMS), *, requests: bool =
             f"experiment__{role}policy": policy for role in ("", "engine_", "frontend_")
         }
         changes = {"experiment__client": "serve", "experiment__output_yield_ms": float(bound)}
-        run(root, name, tables, **roles, **changes)
+        changes |= {"experiment__replicate": replicate, "summary__tokens_per_s": float(rate)}
+        changes |= {"summary__counted": True}
+        run(root, f"{name}{replicate}", tables, **roles, **changes)
     return root
 
 
@@ -62,6 +74,22 @@ def test_the_message_is_gain_and_cost_under_the_same_policies(tmp_path: Path) ->
     )
     assert "median TTFT ×2.00 (" in message
     assert_laid_out(drawn)
+
+
+@pytest.mark.parametrize(
+    ("rates", "named"),
+    [
+        ({"long": (121, 120, 119), "short": (130, 131, 132)}, f"50 ms with {RAISED}: P99 ITL"),
+        ({"long": (111, 100, 119), "short": (130, 131, 132)}, f"5 ms with {RAISED}: P99 ITL"),
+        ({"long": (109, 109, 109), "short": (109, 108, 109)}, "Output handler from"),
+    ],
+)
+def test_an_arm_that_surely_halves_p99_and_adds_a_tenth_is_the_message(
+    rates: dict[str, tuple[float, ...]], named: str, tmp_path: Path
+) -> None:
+    both = {"stock": (100, 100.5, 99.5)} | rates
+    drawn = FIGURES["output_bound"](dataset.load(served(tmp_path / "c", rates=both)))
+    assert drawn.get_suptitle().replace("\n", " ").startswith(named)
 
 
 def test_ranks_go_with_the_costs_or_against_them(tmp_path: Path) -> None:
