@@ -147,13 +147,6 @@ SERVING = _by_name(
         colour="#fbafe4",
     ),
     ServingPolicy(
-        "rare-full-20k",
-        "not frozen, thresholds 20,000 and 100,000: the two before it together",
-        freeze=False,
-        thresholds=(20_000, None, 100_000),
-        colour="#332288",
-    ),
-    ServingPolicy(
         "periodic-freeze",
         "freeze, and again every 60 s; no full collection by itself: Dynamo's",
         freeze=True,

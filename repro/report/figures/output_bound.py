@@ -120,7 +120,7 @@ def _draw(axes: Axes, table: pd.DataFrame, name: str, marker: dict[str, str]) ->
 
 
 def _message(campaign: Campaign, table: pd.DataFrame) -> str:
-    """What the arm that is better in both for certain gains; without one, what a short P99 costs."""
+    """Gains of the arm that surely is better in both; without one, the cost of a short P99."""
     if both := _better_in_both(campaign, table):
         arm, tail, tokens = both
         whose = f"{table.loc[arm, 'handler']} with {table.loc[arm, 'policy']}"
