@@ -31,7 +31,7 @@ MARKERS = "o^sDvP*X"
 """One per output handler, vLLM's first."""
 
 HALF, TENTH_MORE = 0.5, 1.1
-"""What an arm has to reach for certain, over stock: in P99 ITL and in tokens/s."""
+"""Marks over stock, of P99 ITL and of tokens/s: an arm meets one with its whole interval."""
 
 
 @figure
@@ -141,8 +141,10 @@ def _better_in_both(
 ) -> tuple[str, Estimate, Estimate] | None:
     """The arm of the shortest TTFT that surely halves P99 and adds a tenth to tokens/s."""
     plain = table.index[(table["policy"] == "stock") & ~table["other"]]
+    if plain.empty:
+        return None
     rates = campaign.runs.groupby("arm")["tokens_per_s"].apply(list)
-    for arm in table.sort_values("ttft").index if len(plain) else ():
+    for arm in table.sort_values("ttft").index:
         tail = effect(campaign, plain[0], arm)
         tokens = ratio_of_runs(rates[plain[0]], rates[arm])
         if tail.high <= HALF and tokens.supported and tokens.low >= TENTH_MORE:
