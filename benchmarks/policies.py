@@ -4,9 +4,9 @@
     python -m benchmarks.policies handler runs/handler --model dense-0.6b --replicates 3
 
 Sittings: `engine` and `http` (every policy), `handler` (the API server's output handler, stock and
-`rare-full`), `low` (few requests in flight), `memory` (20 minutes per policy). Arms are
-interleaved; a later call goes on where a budget ended. Every other option is one of `repro run`. Of
-a packed campaign, as in `data/`, it prints the tables alone.
+`disable`), `low` (few requests in flight), `memory` (20 minutes per policy). Arms are interleaved;
+a later call goes on where a budget ended. Every other option is one of `repro run`. Of a packed
+campaign, as in `data/`, it prints the tables alone.
 
 Only `memory` is long enough for `periodic-collect`: its collections come every 600 s. In a shorter
 window it is a policy without collections. `periodic-freeze` freezes once in 90 s.
@@ -33,7 +33,7 @@ IN_ENGINE = ("no-freeze", "freeze", *(f"{name}/{name}" for name in OTHERS))
 """Worker and engine core. The client is the front end here, and always frozen."""
 
 EVERYWHERE = ("stock", *(f"{name}/{name}/{name}" for name in ("no-freeze", "freeze", *OTHERS)))
-RARE_FULL = "rare-full/rare-full/rare-full"
+NO_COLLECTION = "disable/disable/disable"
 
 HANDLERS: tuple[dict[str, Any], ...] = (
     {},
@@ -49,7 +49,7 @@ SITTINGS: dict[str, list[dict[str, Any]]] = {
     "engine": [{"policies": IN_ENGINE, "duration_s": 90}],
     "http": [{"policies": EVERYWHERE, "client": "serve", "duration_s": 120}],
     "handler": [
-        {"policies": ("stock", RARE_FULL), "client": "serve", "duration_s": 120, **handler}
+        {"policies": ("stock", NO_COLLECTION), "client": "serve", "duration_s": 120, **handler}
         for handler in HANDLERS
     ],
     "low": [
