@@ -171,7 +171,13 @@ SERVING = _by_name(
         between_steps=True,
         colour="#cc78bc",
     ),
-    ServingPolicy("disable", "not frozen, no collection at all", freeze=False, automatic=False),
+    ServingPolicy(
+        "disable",
+        "not frozen, no collection at all",
+        freeze=False,
+        automatic=False,
+        colour="#5f4b9b",
+    ),
 )
 
 CAPTURE = _by_name(
