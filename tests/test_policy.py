@@ -28,6 +28,11 @@ def test_every_policy_carries_its_own_name() -> None:
         assert all(name == each.name and each.summary for name, each in policies.items())
 
 
+def test_no_two_policies_are_drawn_in_one_colour() -> None:
+    colours = [each.colour for each in policy.SERVING.values()]
+    assert len(set(colours)) == len(colours)
+
+
 def test_the_plugin_imports_only_the_standard_library() -> None:
     """Inside vLLM's processes nothing of ours may bring pandas, numpy or the rest of `repro`."""
     plugin = sorted(module.name for module in pkgutil.iter_modules(repro.plugin.__path__))
