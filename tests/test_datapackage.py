@@ -48,7 +48,7 @@ def test_only_files_that_exist_are_listed(root: Path) -> None:
     resources = {resource["name"]: resource for resource in describe(root)["resources"]}
     assert set(resources) == {"runs", "steps", "itl"}
     assert resources["itl"]["path"] == ["c/itl.parquet"]
-    assert resources["runs"]["path"] == ["c/runs.jsonl"]
+    assert resources["runs"]["path"] == ["c/runs.jsonl.gz"]
 
 
 def test_writing_twice_gives_the_same_bytes(root: Path) -> None:

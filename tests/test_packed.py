@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
 from pathlib import Path
 
@@ -101,9 +102,18 @@ def test_nothing_is_measured_into_a_packed_campaign(packed: Path) -> None:
 
 
 def test_a_line_cut_short_is_named(packed: Path) -> None:
-    text = (packed / RUNS).read_text()
-    (packed / RUNS).write_text(text[: len(text) - 20])
+    text = gzip.decompress((packed / RUNS).read_bytes())
+    (packed / RUNS).write_bytes(gzip.compress(text[: len(text) - 20]))
     assert f"{RUNS}, line 3: cannot be read" in refused(packed)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 10])
+def test_runs_that_are_no_whole_gzip_file_are_named(packed: Path, damage: bytes) -> None:
+    whole = (packed / RUNS).read_bytes()
+    (packed / RUNS).write_bytes(whole[: len(whole) // 2] + damage)
+    assert f"{RUNS}: is no whole gzip file of text" in refused(packed)
+    (packed / RUNS).write_text("{}")
+    assert f"{RUNS}: is no whole gzip file of text" in refused(packed)
 
 
 @pytest.mark.parametrize(

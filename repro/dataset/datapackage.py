@@ -62,6 +62,7 @@ def describe(data_root: str | Path) -> dict[str, Any]:
         "description": "Parameters, machine, versions and outcome of each run.",
         "path": _paths(root, stored.RUNS),
         "format": "jsonl",
+        "compression": "gz",
         "mediatype": "application/jsonl",
     }
     return {

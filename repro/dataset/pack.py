@@ -6,6 +6,7 @@ Small files of a run cost a disk block each and a Parquet head; packed, `data/` 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import sys
 from collections.abc import Sequence
@@ -51,7 +52,8 @@ def pack(sources: Sequence[str | Path], into: str | Path) -> Path:
             write_parquet(folder / f"{name}.parquet", table)
     lines = [json.dumps(r.document, ensure_ascii=False, separators=(",", ":")) for r in found]
     temporary = folder / f"{stored.RUNS}.partial"
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    text = "".join(f"{line}\n" for line in lines)
+    temporary.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same bytes at any time
     return temporary.replace(folder / stored.RUNS).parent
 
 

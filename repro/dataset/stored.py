@@ -6,6 +6,8 @@ runs, whose first column, `run`, says whose row it is. `python -m repro.dataset.
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -15,11 +17,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from repro.dataset.run import REMEDY, DatasetError, checked_document, read_document
+from repro.dataset.run import (
+    REMEDY,
+    DatasetError,
+    checked_document,
+    first_line,
+    read_document,
+)
 from repro.dataset.schema import TABLES
 from repro.dataset.tables import checked, read_parquet, read_table
 
-RUNS = "runs.jsonl"
+RUNS = "runs.jsonl.gz"
 RUN = "run"
 """The column of a packed table that holds its rows' `run_id`."""
 
@@ -80,8 +88,8 @@ def _in_folders(campaign: Path) -> list[Run]:
 
 def _packed(campaign: Path) -> list[Run]:
     path = campaign / RUNS
-    lines = path.read_text(encoding="utf-8").splitlines()
-    found = [checked_document(f"{path}, line {n}", line) for n, line in enumerate(lines, 1)]
+    lines = enumerate(_lines(path), 1)
+    found = [checked_document(f"{path}, line {n}", line) for n, line in lines]
     ids = {document["run_id"] for document in found}
 
     @cache
@@ -92,6 +100,14 @@ def _packed(campaign: Path) -> list[Run]:
         return by_run(name).get(run_id, TABLES[name].empty_table())
 
     return [Run(document, partial(table_of, document["run_id"])) for document in found]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return gzip.decompress(path.read_bytes()).decode().splitlines()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        what = f"{path}: is no whole gzip file of text ({first_line(error)})"
+        raise DatasetError(f"{what}; {REMEDY}") from error
 
 
 def _by_run(path: Path, name: str, ids: set[str]) -> dict[str, pa.Table]:
