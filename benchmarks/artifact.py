@@ -54,12 +54,14 @@ DECIDED_BY = {
     "better-policy": ("h100-http-busy", "policies_compared"),
     "handler-holds": ("h100-http-busy", "silence"),
     "whole-steps": ("h100-http-busy", "silence"),
+    "bounded-steps": ("h200-http-whole-steps cpu-http-bound", "policies_compared"),
 }
 """Claim -> the campaigns whose commands to repeat, and the first one's figure of the claim."""
 
 RATIOS = {
     *("p99-falls", "capture-time", "capture-memory", "memory-minimal", "patch-is-release"),
     *("uni-unchanged", "costs-nothing", "beyond-freeze", "better-policy", "whole-steps"),
+    "bounded-steps",
 }
 """Claims about a ratio with an interval; of the others the verdict is compared."""
 

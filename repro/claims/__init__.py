@@ -23,7 +23,7 @@ from repro.stats.mean_ratio import NEEDS_SETTINGS, mean_ratio
 
 __all__ = ["CLAIMS", "Claim", "Outcome", "Verdict", "decide", "evaluate", "to_markdown"]
 
-FIRST = ("tail", "ranks", "capture", "heap", "release", "low_load", "mechanism")
+FIRST = ("tail", "ranks", "capture", "heap", "release", "low_load", "mechanism", "http")
 """Modules whose claims lead the table, in this order; those of other modules follow."""
 
 _MODULES = dict.fromkeys([*FIRST, *(module.name for module in pkgutil.iter_modules(__path__))])
