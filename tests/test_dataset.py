@@ -124,6 +124,11 @@ def test_a_failed_run_needs_no_measured_keys(campaign: Path) -> None:
             [{}, {"versions__vllm": "0.23.0", "versions__torch": "2.11.0"}],
             ["0.32.0 freeze", "0.23.0 freeze"],
         ),
+        # an output handler is said whole
+        (
+            [{}, {"experiment__output_chunk": 4096, "experiment__output_yield_ms": 20.0}],
+            ["freeze", "chunk 4096 yield 20 freeze"],
+        ),
         # a policy never stands in for the version that went with it
         (
             [{}, {"versions__vllm": "0.22.1", "experiment__policy": "no-freeze"}],

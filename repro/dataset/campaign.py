@@ -80,6 +80,9 @@ ARM = {
 }
 """Switches that split arms besides the worker's policy: keys and words, in a label's order."""
 
+HANDLER = {f"experiment.output_{name}" for name in ("chunk", "handler", "yield_ms")}
+"""Switches of the API server's output handler: where one varies, a label has it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
@@ -266,7 +269,8 @@ def _settings(documents: list[dict[str, Any]]) -> list[list[str]]:
             (*label, _say(document, key, form))
             for label, document in zip(labels, documents, strict=True)
         ]
-        if len(set(longer)) > len(set(labels)):
+        varies = len({label[-1] for label in longer}) > 1
+        if (varies and key in HANDLER) or len(set(longer)) > len(set(labels)):
             labels = longer
     return [[part for part in label if part not in UNSAID] for label in labels]
 
