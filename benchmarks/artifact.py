@@ -61,7 +61,6 @@ DECIDED_BY = {
 RATIOS = {
     *("p99-falls", "capture-time", "capture-memory", "memory-minimal", "patch-is-release"),
     *("uni-unchanged", "costs-nothing", "beyond-freeze", "better-policy", "whole-steps"),
-    "bounded-steps",
 }
 """Claims about a ratio with an interval; of the others the verdict is compared."""
 

@@ -63,6 +63,17 @@ def test_each_goal_missed_alone_contradicts(missed: dict[str, float], tmp_path: 
     assert verdict(tmp_path / "c", **missed) == Verdict.CONTRADICTED
 
 
+def test_a_goal_that_an_interval_leaves_open_is_undecided(tmp_path: Path) -> None:
+    assert verdict(tmp_path / "c", rate=110.0) == Verdict.UNDECIDED
+
+
+def test_stock_under_another_load_is_no_base(tmp_path: Path) -> None:
+    served(tmp_path / "c", "stock", STOCK, experiment__policy="stock")
+    long = {"experiment__output_tokens": [128, 384]}
+    served(tmp_path / "c", "bounded", BETTER, experiment__policy="disable", **BOUND, **long)
+    assert decided("bounded-steps", dataset.load(tmp_path / "c"))["verdict"] == Verdict.NOT_MEASURED
+
+
 def test_one_case_that_meets_them_is_enough(tmp_path: Path) -> None:
     served(tmp_path / "c", "slow", BETTER | {"gap_ms": 12}, experiment__policy="stock", **BOUND)
     assert verdict(tmp_path / "c") == Verdict.REPRODUCED

@@ -1,4 +1,4 @@
-"""What a policy or an output handler has to reach beside an arm to beat: one outcome per arm."""
+"""Goals of one arm over another, and how it fares: one outcome per arm."""
 
 from __future__ import annotations
 
@@ -40,8 +40,14 @@ def above(goal: float) -> Ranges:
     return {Verdict.REPRODUCED: [(goal, math.inf)], Verdict.CONTRADICTED: [(0.0, goal)]}
 
 
-LOWER = {Verdict.REPRODUCED: [(0.0, 1.0)], Verdict.NO_EFFECT: [SAME_TAIL]}
-LOWER |= {Verdict.CONTRADICTED: [(1.0, math.inf)]}
+LOWER = {
+    Verdict.REPRODUCED: [(0.0, 1.0)],
+    Verdict.NO_EFFECT: [SAME_TAIL],
+    Verdict.CONTRADICTED: [(1.0, math.inf)],
+}
+
+ALIKE = ["comparable", "load"]
+"""Columns of `runs` in which the two arms must not differ."""
 
 DECISIVE = (Verdict.CONTRADICTED, Verdict.UNDECIDED)
 """One missed goal contradicts, else one left open leaves the claim open."""
@@ -73,7 +79,7 @@ def against(
     """One outcome for each arm of `others` that has one arm of `base` to compare with."""
     found = []
     for _, other in others.groupby("arm", sort=False):
-        alike = base[base["comparable"] == other["comparable"].iloc[0]]
+        alike = base[(base[ALIKE] == other[ALIKE].iloc[0]).all(axis=1)]
         if alike["arm"].nunique() == 1:
             found.append(_compared(campaign, alike, other, goals))
     return found
@@ -83,13 +89,13 @@ def _compared(campaign: Campaign, base: pd.DataFrame, other: pd.DataFrame, goals
     runs = (*base["run"], *other["run"])
     ratios = {name: _RATIOS[name](campaign, base, other) for name in goals}
     if not all(ratio.supported for ratio in ratios.values()):
-        return not_measured("too few runs or steps", runs)
+        return not_measured("too few runs, steps or requests", runs)
     sample = sample_of(campaign, runs)
     judged = [(ratios[name], ranges) for name, ranges in goals.items() if ranges]
     verdicts = [judge(*each) for each in judged]
     verdict = next((v for v in DECISIVE if v in verdicts), verdicts[0])
-    left_open = [each for each in judged if judge(*each) is Verdict.UNDECIDED]
-    more = [more_needed(*each, sample.size) for each in left_open]
+    by_verdict = zip(judged, verdicts, strict=True)
+    more = [more_needed(*each, sample.size) for each, v in by_verdict if v is Verdict.UNDECIDED]
     tail, ranges = judged[0]
     return Outcome(
         verdict=verdict,

@@ -262,7 +262,10 @@ def _runner(document: dict[str, Any]) -> str:
 
 
 def _settings(documents: list[dict[str, Any]]) -> list[list[str]]:
-    """Words, of each run, for all that splits runs into arms besides the worker's policy."""
+    """Words, of each run, for all that splits runs into arms besides the worker's policy.
+
+    Of an output handler also what varies without splitting them further.
+    """
     labels: list[tuple[str, ...]] = [() for _ in documents]
     for key, form in ARM.items():
         longer = [

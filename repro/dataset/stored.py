@@ -1,7 +1,8 @@
 """A campaign's runs, as they were measured, in a folder each, or packed, as in `data/`.
 
-Packed, `RUNS` has a line per run, with what its `run.json` held, and every table is one file of all
-runs, whose first column, `run`, says whose row it is. `python -m repro.dataset.pack` packs.
+Packed, `RUNS`, a gzip file, has a line per run, with what its `run.json` held, and every table is
+one file of all runs, whose first column, `run`, says whose row it is. `python -m
+repro.dataset.pack` packs.
 """
 
 from __future__ import annotations
@@ -17,13 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from repro.dataset.run import (
-    REMEDY,
-    DatasetError,
-    checked_document,
-    first_line,
-    read_document,
-)
+from repro.dataset.run import REMEDY, DatasetError, checked_document, first_line, read_document
 from repro.dataset.schema import TABLES
 from repro.dataset.tables import checked, read_parquet, read_table
 
@@ -104,7 +99,7 @@ def _packed(campaign: Path) -> list[Run]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return gzip.decompress(path.read_bytes()).decode().splitlines()
+        return gzip.decompress(path.read_bytes()).decode().removesuffix("\n").split("\n")
     except (OSError, EOFError, ValueError, zlib.error) as error:
         what = f"{path}: is no whole gzip file of text ({first_line(error)})"
         raise DatasetError(f"{what}; {REMEDY}") from error
