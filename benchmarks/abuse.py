@@ -13,6 +13,7 @@ import itertools
 import json
 import socket
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import psutil
@@ -31,11 +32,11 @@ KINDS = ("stream given up", "connection lost", "half a request", "not JSON", "re
 class Abuser(threading.Thread):
     """Mistreats the API server; `done` counts outcomes by kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Sequence[str] = KINDS) -> None:
         super().__init__(daemon=True)
         self.stopped = threading.Event()
         self.done: dict[str, collections.Counter[str]] = {
-            kind: collections.Counter() for kind in KINDS
+            kind: collections.Counter() for kind in kinds
         }
 
     def run(self) -> None:
@@ -43,7 +44,7 @@ class Abuser(threading.Thread):
         port = None
         while port is None and not self.stopped.wait(PAUSE_S):
             port = server_port()
-        for kind in itertools.cycle(KINDS):
+        for kind in itertools.cycle(self.done):
             if port is None or self.stopped.wait(PAUSE_S):
                 return
             try:

@@ -5,7 +5,8 @@
     python -m benchmarks.soak runs/soak-http --client serve --policies stock/stock/stock
 
 Through HTTP the server is mistreated meanwhile (`benchmarks.abuse`), as a public one is: does
-garbage stay, and how much of it does a thaw give back? Every other option is one of `repro run`.
+garbage stay, and how much of it does a thaw give back? `--abuse "not JSON"` mistreats it in one
+way alone: which of them leaves the garbage? Every other option is one of `repro run`.
 Resident memory of every process is sampled from outside. Writes `soak.parquet` (the samples) and
 `soak.json` (the verdict with its numbers) beside the run, which is a campaign like any other.
 """
@@ -25,7 +26,7 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from benchmarks.abuse import Abuser
+from benchmarks.abuse import KINDS, Abuser
 from benchmarks.trend import trend
 from repro import dataset, fmt
 from repro.analysis.tails import step_intervals
@@ -73,7 +74,7 @@ class Sampler(threading.Thread):
             self.files.append((now, sum(sizes)))
 
 
-def soak(root: Path, experiment: Experiment) -> dict[str, Any]:
+def soak(root: Path, experiment: Experiment, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
     """Run the experiment, sampled from outside, and judge it.
 
     Parameters
@@ -81,6 +82,8 @@ def soak(root: Path, experiment: Experiment) -> dict[str, Any]:
     root : Path
         A folder that does not exist yet.
     experiment : Experiment
+    kinds : sequence of str
+        Of `abuse.KINDS`, how the server is mistreated through HTTP.
 
     Returns
     -------
@@ -97,7 +100,7 @@ def soak(root: Path, experiment: Experiment) -> dict[str, Any]:
     if root.exists():
         raise ValueError(f"{root} exists: name a new folder, its run cannot be sampled any more")
     sampler = Sampler(root, max(1.0, experiment.duration_s / SAMPLES))
-    abuser = Abuser()
+    abuser = Abuser(kinds)
     watching = [sampler, abuser] if experiment.client == "serve" else [sampler]
     for thread in watching:
         thread.start()
@@ -231,6 +234,8 @@ def said(found: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Soak, print the verdict; exit status 1 if anything grew or drifted."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    about = "ways to mistreat the server through HTTP (default: all)"
+    parser.add_argument("--abuse", nargs="+", choices=KINDS, default=KINDS, help=about)
     add_run_options(parser)
     parser.set_defaults(policies="freeze", replicates="1", duration_s="3600")
     given = vars(parser.parse_args(arguments))
@@ -240,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"{len(experiments)} runs asked for: a soak is one, name one policy")
         if given["budget_s"] is not None:
             raise ValueError("budget_s: a soak is measured whole, set duration_s instead")
-        found = soak(given["root"], experiments[0])
+        found = soak(given["root"], experiments[0], given["abuse"])
     except (ValueError, RuntimeError) as error:
         print(f"soak: {error}", file=sys.stderr)
         return 1

@@ -64,6 +64,21 @@ def test_each_act_says_what_came_of_it(kind: str, outcome: str, port: int) -> No
     assert abuse.act(kind, port) == outcome
 
 
+def test_only_the_kinds_asked_for_are_done(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abuse, "server_port", lambda: port)
+    monkeypatch.setattr(abuse, "PAUSE_S", 0.001)
+    abuser = abuse.Abuser(["not JSON", "connection lost"])
+    abuser.start()
+    while len(Handler.seen) < 10:
+        abuser.join(0.01)
+    abuser.stopped.set()
+    abuser.join()
+    assert {kind: set(outcomes) for kind, outcomes in abuser.done.items()} == {
+        "not JSON": {"400"},
+        "connection lost": {"cut"},
+    }
+
+
 def test_half_a_request_keeps_back_the_other_half(port: int) -> None:
     abuse.act("half a request", port)
     abuse.act("not JSON", port)  # one after the other
