@@ -83,3 +83,8 @@ def test_a_policy_without_a_bound_is_no_case(tmp_path: Path) -> None:
     served(tmp_path / "c", "stock", STOCK, experiment__policy="stock")
     served(tmp_path / "c", "alone", BETTER, experiment__policy="disable")
     assert decided("bounded-steps", dataset.load(tmp_path / "c"))["verdict"] == Verdict.NOT_MEASURED
+
+
+def test_a_policy_without_a_bound_is_no_base(tmp_path: Path) -> None:
+    served(tmp_path / "c", "alone", BETTER, experiment__policy="disable")
+    assert verdict(tmp_path / "c") == Verdict.REPRODUCED

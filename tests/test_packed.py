@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -57,6 +58,7 @@ def test_packing_again_gives_the_same_bytes(packed: Path) -> None:
     before = {path: path.read_bytes() for path in packed.iterdir()}
     pack([packed], packed)
     assert {path: path.read_bytes() for path in packed.iterdir()} == before
+    assert before[packed / RUNS][4:8] == bytes(4), "gzip's time of packing"
 
 
 def test_runs_are_added_and_none_is_lost(packed: Path, tmp_path: Path) -> None:
@@ -107,12 +109,20 @@ def test_a_line_cut_short_is_named(packed: Path) -> None:
     assert f"{RUNS}, line 3: cannot be read" in refused(packed)
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x00" * 10])
-def test_runs_that_are_no_whole_gzip_file_are_named(packed: Path, damage: bytes) -> None:
-    whole = (packed / RUNS).read_bytes()
-    (packed / RUNS).write_bytes(whole[: len(whole) // 2] + damage)
-    assert f"{RUNS}: is no whole gzip file of text" in refused(packed)
-    (packed / RUNS).write_text("{}")
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:12] + b"\xff" * len(whole[12:]),
+        lambda whole: gzip.decompress(whole),
+        lambda whole: gzip.compress(b"\xff"),
+    ],
+    ids=["cut short", "overwritten", "not compressed", "no text"],
+)
+def test_runs_that_are_no_whole_gzip_file_are_named(
+    packed: Path, damaged: Callable[[bytes], bytes]
+) -> None:
+    (packed / RUNS).write_bytes(damaged((packed / RUNS).read_bytes()))
     assert f"{RUNS}: is no whole gzip file of text" in refused(packed)
 
 

@@ -12,6 +12,16 @@ from repro.dataset import Campaign
 PROCESS_POLICIES = ["policy", "engine_policy", "frontend_policy"]
 
 
+def others_stock(runs: pd.DataFrame) -> pd.Series:
+    """Whether engine core and front end are as vLLM has them, of each run or arm."""
+    return (runs[PROCESS_POLICIES[1:]] == "stock").all(axis=1)
+
+
+def untouched(runs: pd.DataFrame) -> pd.Series:
+    """Whether every process is as vLLM has it, of each run or arm."""
+    return others_stock(runs) & (runs["policy"] == "stock")
+
+
 def collections_by_load(campaign: Campaign) -> pd.DataFrame:
     """Collections of the workers by arm, with the requests in flight.
 

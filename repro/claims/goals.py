@@ -9,7 +9,7 @@ from functools import partial
 import pandas as pd
 
 from repro import fmt
-from repro.analysis.mechanism import PROCESS_POLICIES
+from repro.analysis.mechanism import others_stock
 from repro.analysis.tails import Metric, effect
 from repro.claims.verdict import (
     SAME_TAIL,
@@ -61,11 +61,6 @@ AGAINST_GOALS = {
 
 Goals = Mapping[str, Ranges | None]
 """Name of a ratio, of P99 ITL first -> when it is reached; None: shown, not judged."""
-
-
-def others_stock(runs: pd.DataFrame) -> pd.Series:
-    """Whether engine core and front end are as vLLM has them."""
-    return (runs[PROCESS_POLICIES[1:]] == "stock").all(axis=1)
 
 
 def only_frozen(runs: pd.DataFrame) -> pd.Series:

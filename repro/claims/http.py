@@ -6,7 +6,7 @@ import pandas as pd
 
 from repro import fmt
 from repro.analysis.arms import VLLM_HANDLER, output_handler
-from repro.analysis.mechanism import PROCESS_POLICIES
+from repro.analysis.mechanism import PROCESS_POLICIES, untouched
 from repro.analysis.release_comparison import freezes_itself
 from repro.analysis.silences import in_total, silences
 from repro.claims.goals import (
@@ -59,7 +59,7 @@ ABOVE_ONE = above(1.0)
 def a_policy_beats_stock(campaign: Campaign) -> list[Outcome]:
     """P99 ITL and tokens/s through HTTP at 1,024 in flight, each policy against untouched vLLM."""
     runs = _vllms_handler(_through_http(campaign))
-    stock = (runs[PROCESS_POLICIES] == "stock").all(axis=1)
+    stock = untouched(runs)
     base = stock if stock.any() else only_frozen(runs) & freezes_itself(runs)
     return against(campaign, runs[base], runs[~base], HALF_AND_A_TENTH)
 
@@ -147,8 +147,7 @@ def whole_steps_end_silences(campaign: Campaign) -> list[Outcome]:
 def a_bound_in_time_beats_stock(campaign: Campaign) -> list[Outcome]:
     """Five measures through HTTP, each policy with a handler bounded in time against stock."""
     runs = _through_http(campaign)
-    stock = (runs[PROCESS_POLICIES] == "stock").all(axis=1)
-    base = _vllms_handler(runs[stock])
+    base = _vllms_handler(runs[untouched(runs)])
     return against(campaign, base, runs[runs["output_yield_ms"] > 0], ALL_FIVE)
 
 

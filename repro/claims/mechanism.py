@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from repro import fmt
-from repro.analysis.mechanism import garbage_left
+from repro.analysis.mechanism import garbage_left, others_stock
 from repro.analysis.trigger import OFF, WITHIN, trigger_table
-from repro.claims.goals import LOWER, P99, TOKENS, against, only_frozen, others_stock
+from repro.claims.goals import LOWER, P99, TOKENS, against, only_frozen
 from repro.claims.registry import claim
 from repro.claims.verdict import SAME_TAIL, Outcome, decided
 from repro.dataset import Campaign, under_load

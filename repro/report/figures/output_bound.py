@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from repro import fmt
 from repro.analysis.arms import VLLM_HANDLER, output_handler
-from repro.analysis.mechanism import PROCESS_POLICIES
+from repro.analysis.mechanism import untouched
 from repro.analysis.tails import Metric, effect, tail_table
 from repro.claims.goals import against
 from repro.claims.http import HALF_AND_A_TENTH
@@ -137,8 +137,7 @@ def _message(campaign: Campaign, table: pd.DataFrame) -> str:
 def _better_in_both(campaign: Campaign, table: pd.DataFrame) -> tuple[str, str] | None:
     """The arm of the shortest TTFT that surely halves P99 and adds a tenth to tokens/s."""
     runs = campaign.runs
-    stock = (runs[PROCESS_POLICIES] == "stock").all(axis=1)
-    base = runs[stock & (output_handler(runs) == VLLM_HANDLER)]
+    base = runs[untouched(runs) & (output_handler(runs) == VLLM_HANDLER)]
     for arm in table.sort_values("ttft").index:
         found = against(campaign, base, runs[runs["arm"] == arm], HALF_AND_A_TENTH)
         if found and found[0].verdict is Verdict.REPRODUCED:

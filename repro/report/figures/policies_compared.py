@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 
 from repro import fmt
 from repro.analysis.arms import FREEZE_ALONE, labels
-from repro.analysis.mechanism import PROCESS_POLICIES, policies_table
+from repro.analysis.mechanism import PROCESS_POLICIES, others_stock, policies_table
 from repro.analysis.tails import effect, tail_table
 from repro.dataset import Campaign
 from repro.report.figures.registry import NotApplicable, figure
@@ -36,7 +36,7 @@ def policies_compared(campaign: Campaign) -> Figure:
     """
     runs = campaign.runs.drop_duplicates("arm").set_index("arm").reindex(labels(campaign))
     plain = runs["policy"].isin(FREEZE_ALONE)
-    plain &= (runs[PROCESS_POLICIES[1:]] == "stock").all(axis=1)
+    plain &= others_stock(runs)
     if plain.all():
         raise NotApplicable("no policy beyond the freeze was measured")
     table = policies_table(campaign).reindex(labels(campaign))

@@ -7,6 +7,7 @@ import pandas as pd
 from repro import fmt
 from repro.analysis.arms import labels
 from repro.analysis.gc_cost import gc_time
+from repro.analysis.mechanism import others_stock
 from repro.analysis.silences import in_total, silences
 from repro.analysis.tails import Metric, effect, paired_effect, tail_table
 from repro.dataset import Campaign, in_window
@@ -45,7 +46,7 @@ def over_baseline(campaign: Campaign) -> pd.DataFrame:
     """
     arms = campaign.runs.drop_duplicates("arm").set_index("arm").loc[labels(campaign)]
     plain = arms["policy"].isin(["stock", "no-freeze"])
-    plain &= (arms[["engine_policy", "frontend_policy"]] == "stock").all(axis=1)
+    plain &= others_stock(arms)
     rates = campaign.runs.groupby("arm")["tokens_per_s"].apply(list)
     rows = []
     same = arms["comparable"] + " | " + arms["load"] + " | " + arms["switch_s"].astype(str)
